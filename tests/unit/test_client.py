@@ -1,0 +1,86 @@
+"""The client's command line, and what it calls the server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tcpupperd import __version__, client
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_defaults_name_the_default_server() -> None:
+    options = client.parse_arguments([])
+    assert client.server_name(options) == "localhost:9999"
+    assert (options.unix, options.timeout, options.text) == (None, 10.0, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--host", "example.org", "--port", "7"], "example.org:7"),
+        (["--host", "::1"], "[::1]:9999"),
+        (["--unix", "/run/tcpupperd.sock"], "/run/tcpupperd.sock"),
+        (["--unix", "@tcpupperd"], "@tcpupperd"),
+    ],
+)
+def test_server_is_named_as_the_user_knows_it(arguments: list[str], name: str) -> None:
+    assert client.server_name(client.parse_arguments(arguments)) == name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["a", "b", "--port", "7"], ["--port", "7", "a", "b"], ["--port=7", "--", "a", "b"]],
+)
+def test_text_may_stand_before_or_after_options(arguments: list[str]) -> None:
+    options = client.parse_arguments(arguments)
+    assert (options.port, options.text) == (7, ["a", "b"])
+
+
+def test_text_after_two_dashes_may_look_like_an_option() -> None:
+    assert client.parse_arguments(["--", "--port", "7"]).text == ["--port", "7"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--port", "0"], "'0' is not a port number from 1 to 65535"),
+        (["--port", "65536"], "'65536' is not a port number from 1 to 65535"),
+        (["--port", "http"], "'http' is not a port number from 1 to 65535"),
+        (["--timeout", "0"], "'0' is not a number of seconds"),
+        (["--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["--timeout", "inf"], "'inf' is not a number of seconds"),
+        (["--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["--unix", "/run/x", "--port", "1"], "without --host and --port"),
+        (["--unix", "/run/x", "--host", "x"], "without --host and --port"),
+        (["--hos", "x"], "unrecognized arguments: --hos"),
+    ],
+)
+def test_usage_errors_end_with_status_2(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        client.parse_arguments(arguments)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        client.parse_arguments(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tcpupper {__version__}\n"
+
+
+def test_client_imports_nothing_slow_and_no_other_module_of_the_package() -> None:
+    report = "import sys, tcpupperd.client; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", report], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"asyncio", "dataclasses", "logging", "typing", "tomllib"} & set(loaded)
+    assert {name for name in loaded if name.startswith("tcpupperd")} == {
+        "tcpupperd",
+        "tcpupperd.client",
+    }
