@@ -1,0 +1,1 @@
+"""tcpupperd beside its peers: ``python3 -m benchmarks`` (``--short``: within two minutes)."""

@@ -1,0 +1,94 @@
+"""Build, measure, and write the tables and the figure."""
+
+import argparse
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import figure, measures, report
+from benchmarks.build import BUILD, HERE, build_all
+from benchmarks.load import LATENCIES, RATES
+from benchmarks.rounds import Rounds
+from benchmarks.servers import CPUS, DAEMON, LIMIT, SERVERS, STANDARD, Server
+
+IDLE_CONNECTIONS = 10_000
+"""The daemon's own limit for a worker."""
+
+
+def main() -> int:
+    options = parse_arguments()
+    if len(CPUS) < 2:
+        sys.exit("benchmarks: two CPUs are needed, one for the server and one for the load")
+    allow_many_files()
+    build_all()
+    servers = choose(options.only)
+    rounds, seconds = (2, 0.3) if options.short else (7, 0.7)
+    results = Rounds()
+    results.run(servers, (*RATES, *LATENCIES), rounds, seconds)
+    parts = [report.conditions(rounds, seconds), report.summary(results, servers)]
+    parts += [report.details(results, servers, work) for work in RATES]
+    parts += [report.latencies(results, servers), *once(servers, options.short)]
+    write(BUILD if options.short else HERE / "results", parts, figure.draw(results, servers))
+    print("\n" + "\n".join(parts), *results.failures, sep="\n")
+    return 1 if results.failures else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="within two minutes, less exact")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="SERVER",
+        help="measure this one beside the C server and socketserver; may be repeated",
+    )
+    return parser.parse_args()
+
+
+def allow_many_files() -> None:
+    """The idle connections need two file descriptors each: one here, one in the server."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def choose(only: Sequence[str] | None) -> list[Server]:
+    for server in SERVERS:
+        if server.missing:
+            print(f"{server.name} is not here: no {server.command[0]}")
+    wanted = {*only, LIMIT.name, STANDARD.name} if only else {server.name for server in SERVERS}
+    return [server for server in SERVERS if server.name in wanted and not server.missing]
+
+
+def once(servers: Sequence[Server], short: bool) -> list[str]:
+    """The tables that need no rounds."""
+    holding = [server for server in servers if not server.one_shot]
+    memory = {}
+    for server in holding:
+        print(f"memory: {server.name}", flush=True)
+        memory[server] = measures.memory_of_a_connection(server, IDLE_CONNECTIONS)
+    tables = [report.memory(memory, IDLE_CONNECTIONS)]
+    if DAEMON in servers:
+        tables.append(report.measures(daemon_rows(3 if short else 15)))
+    return tables
+
+
+def daemon_rows(rounds: int) -> list[measures.Row]:
+    print("starting, workers, replacing", flush=True)
+    return [
+        *measures.base_memory(),
+        *measures.starting(rounds),
+        *measures.two_workers(seconds=0.5, rounds=rounds),
+        measures.spreading(workers=2, connections=4000),
+        measures.spreading(workers=4, connections=4000),
+        measures.replacing(rounds),
+    ]
+
+
+def write(directory: Path, parts: Sequence[str], svg: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "results.md").write_text("# Measured\n\n" + "\n".join(parts))
+    (directory / "results.svg").write_text(svg)
+
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""Makes what is compared: the load generator, the C and Go peers, the Python peers' packages.
+
+Everything goes below ``build/benchmarks/``. What cannot be made here is left out and named.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TREE = HERE.parent
+BUILD = TREE / "build" / "benchmarks"
+PEERS = HERE / "peers"
+
+# The daemon runs on Debian's own Python, so its Python peers do too.
+PYTHON = Path("/usr/bin/python3")
+VENV_PYTHON = BUILD / "venv" / "bin" / "python"
+PACKAGES = ("gevent", "twisted", "uvloop")
+
+
+def build_all() -> None:
+    """Raise ``CalledProcessError`` when the C programs cannot be made: nothing goes without."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    _compile(HERE / "load.c", BUILD / "load")
+    _compile(PEERS / "epoll.c", BUILD / "epoll")
+    if shutil.which("go"):
+        _run("go", "build", "-o", BUILD / "goroutines", PEERS / "goroutines.go")
+    try:
+        _install_packages()
+    except subprocess.CalledProcessError as error:
+        print(f"Python peers that need packages are left out: {error}")
+
+
+def _compile(source: Path, program: Path) -> None:
+    _run("gcc", "-O3", "-Wall", "-Wextra", "-Werror", "-o", program, source)
+
+
+def _install_packages() -> None:
+    if not VENV_PYTHON.exists():
+        _run(PYTHON, "-m", "venv", BUILD / "venv")
+    if not versions():
+        print("installing", *PACKAGES, flush=True)
+        _run(VENV_PYTHON, "-m", "pip", "install", "--quiet", *PACKAGES)
+
+
+def versions() -> list[str]:
+    """Name and version of each package of the Python peers; empty while one is missing."""
+    program = (
+        "import sys; from importlib.metadata import version;"
+        "print(*(f'{name} {version(name)}' for name in sys.argv[1:]), sep='\\n')"
+    )
+    if not VENV_PYTHON.exists():
+        return []
+    command = [VENV_PYTHON, "-c", program, *PACKAGES]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.splitlines() if result.returncode == 0 else []
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run([str(argument) for argument in command], check=True)

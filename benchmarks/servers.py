@@ -1,0 +1,143 @@
+"""The servers that are compared: how each is started, pinned to a CPU and stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.build import BUILD, PEERS, PYTHON, TREE, VENV_PYTHON
+
+CPUS = sorted(os.sched_getaffinity(0))
+SERVER_CPU, LOAD_CPU = CPUS[0], CPUS[-1]
+
+START_SECONDS = 10
+STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    command: tuple[str, ...]
+    """With ``{port}`` in the place of the port on 127.0.0.1 that it shall listen on."""
+    one_shot: bool = False
+    """Answers only at end of input (``tr``), so only the connection rate can be measured."""
+
+    @property
+    def missing(self) -> bool:
+        return not Path(self.command[0]).exists()
+
+
+@dataclass(frozen=True)
+class Running:
+    server: Server
+    pid: int
+    port: int
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+def tcpupperd(*options: str) -> tuple[str, ...]:
+    return (str(PYTHON), "-m", "tcpupperd", "--listen", "127.0.0.1:{port}", *options)
+
+
+def _python_peer(script: str, *arguments: str, python: Path = PYTHON) -> tuple[str, ...]:
+    return (str(python), "-I", str(PEERS / script), "{port}", *arguments)
+
+
+DAEMON = Server("tcpupperd", tcpupperd("--workers", "1"))
+LIMIT = Server("C epoll", (str(BUILD / "epoll"), "{port}"))
+STANDARD = Server("socketserver threads", _python_peer("threads.py"))
+
+SERVERS = (
+    LIMIT,
+    DAEMON,
+    Server("uvloop Protocol", _python_peer("asyncio_protocol.py", "uvloop", python=VENV_PYTHON)),
+    Server("Go net", (str(BUILD / "goroutines"), "{port}")),
+    Server("asyncio Protocol", _python_peer("asyncio_protocol.py")),
+    Server("asyncio streams", _python_peer("asyncio_streams.py")),
+    Server("gevent StreamServer", _python_peer("gevent_server.py", python=VENV_PYTHON)),
+    Server("Twisted LineReceiver", _python_peer("twisted_server.py", python=VENV_PYTHON)),
+    STANDARD,
+    Server(
+        "socat forks tr",
+        (
+            "/usr/bin/socat",
+            "TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,backlog=4096",
+            "EXEC:tr a-z A-Z",
+        ),
+        one_shot=True,
+    ),
+    Server(
+        "systemd Accept=yes, tr",
+        (
+            "/usr/bin/systemd-socket-activate",
+            *("--accept", "--inetd", "--listen=127.0.0.1:{port}", "tr", "a-z", "A-Z"),
+        ),
+        one_shot=True,
+    ),
+)
+
+
+@contextmanager
+def started(server: Server, cpus: str = str(SERVER_CPU)) -> Iterator[Running]:
+    """Run ``server`` on ``cpus`` (as taskset(1) lists them); it listens when the body begins."""
+    port = free_port()
+    command = [argument.format(port=port) for argument in server.command]
+    log = BUILD / f"{Path(command[0]).name}-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["/usr/bin/taskset", "--cpu-list", cpus, *command],
+            cwd=TREE,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    running = Running(server, process.pid, port)
+    try:
+        _wait_until_listening(running, process, log)
+        yield running
+    finally:
+        stop(process)
+    log.unlink()
+
+
+def free_port() -> int:
+    """A port below those that the kernel gives to outgoing connections, proc_sys_net(5)."""
+    for port in range(20000, 30000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port from 20000 to 29999")
+
+
+def _wait_until_listening(running: Running, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            running.connect().close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise RuntimeError(f"{running.server.name} does not listen: {log.read_text()}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process, and what it has forked into its session."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
