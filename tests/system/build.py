@@ -1,0 +1,40 @@
+"""The Debian package of the work tree as it is, built on the release it is for."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from container import nspawn
+from roots import TREE, Root
+
+BUILD_TIMEOUT = 600
+
+
+def build_package(release: str, folder: Path) -> Path:
+    """Build in `folder`, without a network, and return the package's file.
+
+    Files that git does not know are left out, as in a fresh clone.
+    """
+    source = folder / "tcpupperd"
+    source.mkdir()
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=TREE, check=True, stdout=subprocess.PIPE)
+    for name in listed.stdout.decode().rstrip("\0").split("\0"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(TREE / name, source / name, follow_symlinks=False)
+    run_offline(release, folder, "cd /mnt/tcpupperd && dpkg-buildpackage --build=binary --no-sign")
+    return next(folder.glob("*.deb"))
+
+
+def run_offline(release: str, folder: Path, script: str) -> str:
+    """Run a shell script with `folder` as /mnt in the release's build root; its output."""
+    result = subprocess.run(
+        nspawn(Root(release, "build"), folder, "--private-network", "--pipe", "sh", "-ec", script),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=BUILD_TIMEOUT,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout

@@ -1,0 +1,96 @@
+"""Debian root file systems to build in and to boot, made once and kept in the user's cache.
+
+A root is never written to after it was made: containers put an overlay on it.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcpupperd"
+RELEASES = ("bookworm", "trixie")
+
+# What apt needs to install the built package without a network: each dependency is downloaded, none installed.
+DEPENDENCIES = ("python3", "python3-daemon", "python3-sdnotify")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A root file system: a Debian release and what it is for."""
+
+    release: str
+    purpose: str
+
+    def path(self) -> Path:
+        """The root's folder, made now if this recipe has not been followed before."""
+        key = hashlib.sha256("\0".join(self.recipe(Path())).encode() + self.inputs()).hexdigest()
+        folder = CACHE / f"{self.release}-{self.purpose}-{key[:12]}"
+        with locked(CACHE / f"{self.release}-{self.purpose}.lock"):
+            if not folder.exists():
+                self.make(folder)
+        return folder
+
+    def make(self, folder: Path) -> None:
+        """Make the root under another name first: a folder that exists is complete."""
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        print(f"making {folder.name} (about a minute)", file=sys.stderr, flush=True)
+        subprocess.run(self.recipe(unfinished), check=True, cwd=TREE, stdin=subprocess.DEVNULL)
+        unfinished.rename(folder)
+
+    def inputs(self) -> bytes:
+        return (TREE / "debian/control").read_bytes() if self.purpose == "build" else b""
+
+    def recipe(self, folder: Path) -> list[str]:
+        """The mmdebstrap(1) command that makes this root in `folder`."""
+        return [
+            *("mmdebstrap", "--quiet", "--variant=minbase", "--skip=cleanup/apt"),
+            *PURPOSES[self.purpose],
+            '--customize-hook=echo 127.0.0.1 localhost >"$1"/etc/hosts',
+            '--customize-hook=echo ::1 localhost >>"$1"/etc/hosts',
+            # systemd makes a new identity at each boot of a root that has none.
+            '--customize-hook=rm -f "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id',
+            *(self.release, str(folder)),
+        ]
+
+
+PURPOSES = {
+    # A machine on which somebody has just cloned the project.
+    "minimal": ["--include=python3,ca-certificates"],
+    # A machine with systemd; "apt install" finds what the package depends on in apt's cache.
+    "booted": [
+        "--include=systemd,systemd-sysv,dbus,libpam-systemd,procps,iproute2,python3",
+        '--customize-hook=chroot "$1" apt-get install --yes --download-only '
+        + " ".join(DEPENDENCIES),
+    ],
+    # A machine with the package's build dependencies.
+    "build": [
+        "--include=build-essential,lintian",
+        '--customize-hook=mkdir -p "$1"/source/debian',
+        "--customize-hook=copy-in debian/control /source/debian",
+        '--customize-hook=chroot "$1" apt-get build-dep --yes /source',
+    ],
+}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`: two test runs never make the same root twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    for release in RELEASES:
+        for purpose in PURPOSES:
+            print(Root(release, purpose).path())
