@@ -51,7 +51,7 @@ def versions() -> list[str]:
     )
     if not VENV_PYTHON.exists():
         return []
-    command = [VENV_PYTHON, "-c", program, *PACKAGES]
+    command = [str(VENV_PYTHON), "-c", program, *PACKAGES]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.splitlines() if result.returncode == 0 else []
 
