@@ -8,12 +8,12 @@ from benchmarks.load import RATES, Work
 from benchmarks.rounds import Rounds
 from benchmarks.servers import DAEMON, LIMIT, Server
 
-NAME_WIDTH, BAR_WIDTH, FIGURE_WIDTH = 170, 420, 720
+NAME_WIDTH, BAR_WIDTH, FIGURE_WIDTH = 170, 380, 740
 BAR_HEIGHT, STEP, PANEL_GAP = 14, 20, 46
 
 # The colours hold on white and on dark pages; a README's picture cannot know which it is on.
 STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #7a828c }
+text { font: 12px system-ui, sans-serif; fill: #6e7781 }
 .title { font-weight: 600; font-size: 13px }
 .ours { fill: #2f81f7 } text.ours { font-weight: 600 }
 .peer { fill: #8c959f }
