@@ -282,7 +282,7 @@ def import_daemon_context() -> Any:
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        import importlib.metadata  # noqa: PLC0415
+        import importlib.metadata
 
         version = importlib.metadata.version("python-daemon")
         if limit > MOST_DESCRIPTORS and int(version.split(".")[0]) < 3:
@@ -290,7 +290,7 @@ def import_daemon_context() -> Any:
                 f"--daemonize: python-daemon {version} cannot cope with a limit of {limit} open "
                 f"files; set it with 'ulimit -Hn {MOST_DESCRIPTORS}' first, or install version 3"
             )
-        from daemon import DaemonContext  # noqa: PLC0415
+        from daemon import DaemonContext
     except ImportError:
         raise BackgroundError(
             "--daemonize: python-daemon is not installed (Debian package python3-daemon)"

@@ -1,0 +1,145 @@
+"""Taking connections from the queues of the listening sockets."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tcpupperd.scoreboard import ACCEPTED, OPEN, SHORTAGES
+
+if TYPE_CHECKING:
+    from tcpupperd.server import UpperServer
+
+log = logging.getLogger(__name__)
+
+#: accept(2) fails with these for want of something that comes back.
+SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+#: Seconds without accepting after a shortage, unless a connection closes earlier.
+SHORTAGE_PAUSE = 0.1
+
+#: Connections taken from a queue in one turn. Few, so that of many that come at once the other
+#: workers get their share.
+ACCEPTS_PER_TURN = 4
+
+#: EPOLLEXCLUSIVE wakes one worker for a connection, and always the first in the listener's wait
+#: queue: nearly all connections would go to one worker. Each goes to the end of the queue after
+#: this many, which spreads them evenly.
+ACCEPTS_BEFORE_REQUEUE = 16
+
+LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
+
+
+class Acceptor:
+    """All listening sockets of a server.
+
+    They are in its poll set only while it has room: a worker that can take no more leaves the
+    connections in the kernel's queue, to the other workers or until it has room again.
+    """
+
+    def __init__(self, server: UpperServer, sockets: Iterable[socket.socket]) -> None:
+        self._server = server
+        self.listeners = [Listener(self, listening) for listening in sockets]
+        self._polled = False
+        self._paused_until = 0.0
+        self._short = False  # of descriptors or memory, since a queue was last seen empty
+
+    def arrange(self) -> None:
+        """Have the listeners polled if there is room, and only then."""
+        wanted = self._room() and self._server.now >= self._paused_until
+        if wanted != self._polled:
+            self._polled = wanted
+            for listener in self.listeners:
+                if wanted:
+                    self._server.add_entry(listener.socket, listener, LISTENING)
+                else:
+                    self._server.remove_entry(listener.socket)
+
+    @property
+    def resumes_at(self) -> float:
+        """When a pause ends that no event will end; 0 if there is none."""
+        return 0.0 if self._polled else self._paused_until
+
+    def resume(self) -> None:
+        """A descriptor has come free."""
+        self._paused_until = 0.0
+
+    def accept(self, listener: Listener) -> None:
+        """Take a few connections from a listener's queue."""
+        for _ in range(ACCEPTS_PER_TURN):
+            if not self._room() or not self._accept_one(listener):
+                return
+
+    def take_queues(self) -> None:
+        """Take all connections that are waiting, whatever the limits say."""
+        for listener in self.listeners:
+            while self._accept_one(listener):
+                pass
+
+    def stop(self) -> None:
+        """Accept no more; closes this process's copies of the listeners."""
+        for listener in self.listeners:
+            if self._polled:
+                self._server.remove_entry(listener.socket)
+            listener.socket.close()
+        self.listeners.clear()
+
+    def _room(self) -> bool:
+        return self._server.counters[OPEN] < self._server.config.max_connections
+
+    def _accept_one(self, listener: Listener) -> bool:
+        try:
+            request, client_address = listener.socket.accept()
+        except BlockingIOError:
+            self._queue_seen_empty()
+            return False
+        except OSError as error:
+            self._failed(error)
+            return False
+        self._server.counters[ACCEPTED] += 1
+        listener.accepted += 1
+        if listener.accepted % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
+            self._server.remove_entry(listener.socket)
+            self._server.add_entry(listener.socket, listener, LISTENING)
+        self._server.welcome(request, client_address)
+        return True
+
+    def _failed(self, error: OSError) -> None:
+        """Pause on a shortage; anything else was the failure of that one connection."""
+        if error.errno not in SHORTAGE:
+            log.debug("a connection failed before it was accepted: %s", error)
+            return
+        self._paused_until = self._server.now + SHORTAGE_PAUSE
+        if not self._short:
+            self._short = True
+            self._server.counters[SHORTAGES] += 1
+            log.warning(
+                "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
+                os.strerror(error.errno),
+                self._server.counters[OPEN],
+            )
+
+    def _queue_seen_empty(self) -> None:
+        if self._short:
+            self._short = False
+            log.warning("accepting again, all that waited are accepted")
+
+
+class Listener:
+    """A listening socket in the poll set."""
+
+    def __init__(self, acceptor: Acceptor, listening: socket.socket) -> None:
+        # A client can be gone between epoll and accept(2), or another worker be faster.
+        listening.setblocking(False)
+        self._acceptor = acceptor
+        self.socket = listening
+        self.accepted = 0
+
+    def handle(self) -> None:
+        """Accept."""
+        self._acceptor.accept(self)

@@ -1,0 +1,152 @@
+"""The command: from arguments to an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from tcpupperd import __version__, background, config, journal
+from tcpupperd.background import Background, BackgroundError
+from tcpupperd.config import SETTINGS, Config, ConfigError, Setting
+from tcpupperd.handover import open_channel
+from tcpupperd.listeners import ListenError, Listeners, passed_in
+from tcpupperd.notify import Notifier
+from tcpupperd.server import UpperServer
+from tcpupperd.supervisor import StartError, Supervisor
+
+log = logging.getLogger(__name__)
+
+#: Exit statuses for the errors that are not ours. 71 and 78 are EX_OSERR and EX_CONFIG of
+#: sysexits.h; argparse exits with 2.
+STATUS = {ConfigError: 78, ListenError: 71, BackgroundError: 1, StartError: 1}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns its exit status."""
+    background.open_standard_streams()
+    arguments = parse(argv)
+    journal.set_up("info", os.environ)
+    try:
+        load = partial(config.load, arguments.config, given_settings(arguments))
+        settings = load()
+        journal.set_level(settings.log_level)
+        if arguments.check:
+            print("tcpupperd: the configuration is good")
+        else:
+            serve(arguments, settings, load)
+    except tuple(STATUS) as error:
+        log.critical("%s", error)
+        return STATUS[type(error)]
+    except Exception:
+        log.critical("bug, please report it", exc_info=True)
+        return 1
+    return 0
+
+
+def serve(arguments: argparse.Namespace, settings: Config, load: Callable[[], Config]) -> None:
+    """Serve until told to stop."""
+    passed = passed_in(os.environ)
+    notifier = Notifier(os.environ)
+    if passed.connected:
+        serve_connected(passed.connected, settings, notifier)
+        return
+    store = notifier.listening and os.environ.get("FDSTORE", "0") != "0"
+    with ExitStack() as stack:
+        stage = None
+        if arguments.daemonize:
+            background.refuse_under_service_manager(os.environ)
+            stage = stack.enter_context(
+                Background(arguments.pid_file, arguments.user, arguments.group)
+            )
+        listeners = stack.enter_context(Listeners(passed.listening))
+        listeners.bind(settings.listen)
+        channel = open_channel(passed.stored, notifier, store=store)
+        supervisor = Supervisor(settings, load, listeners, notifier, channel)
+        if stage:
+            run_in_background(
+                stage, supervisor, [*listeners.sockets(), channel.give, channel.take]
+            )
+        else:
+            supervisor.run()
+
+
+def run_in_background(
+    stage: Background, supervisor: Supervisor, preserve: list[socket.socket]
+) -> None:
+    """Detach from the terminal and serve; whoever started us learns how the start went."""
+    stage.detach(preserve)
+    journal.to_syslog()
+    try:
+        supervisor.run(started=stage.ready)
+    except StartError as error:
+        stage.failed(STATUS[StartError], str(error))
+        raise
+
+
+def serve_connected(connected: list[socket.socket], settings: Config, notifier: Notifier) -> None:
+    """Serve connections that were passed in (Accept=yes of systemd.socket(5)) to their end."""
+    with UpperServer(config=settings) as server:
+        signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
+        for request in connected:
+            server.welcome(request, request.getpeername())
+        notifier.ready()
+        server.serve_forever()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; exits with status 2 if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="tcpupperd",
+        description="Answers every line of text that comes over TCP upper-cased.",
+        epilog="See tcpupperd(8) and tcpupperd.toml(5).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="read settings from a TOML file")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--daemonize", action="store_true", help="go to the background")
+    for option, metavar, text in (
+        ("--pid-file", "FILE", "where to write the process number"),
+        ("--user", "NAME", "whom to run as"),
+        ("--group", "NAME", "the group to run as; the user's own if not given"),
+    ):
+        parser.add_argument(option, metavar=metavar, help=f"with --daemonize: {text}")
+    settings = parser.add_argument_group("settings, which win over the file's")
+    for setting in SETTINGS:
+        add_setting(settings, setting)
+    arguments = parser.parse_args(argv)
+    if not arguments.daemonize and (arguments.pid_file or arguments.user or arguments.group):
+        parser.error("--pid-file, --user and --group go with --daemonize")
+    return arguments
+
+
+def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
+    """The option of a setting; one that takes a list can be given several times."""
+
+    def value(text: str) -> Any:
+        try:
+            return config.from_text(setting, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    group.add_argument(
+        setting.option,
+        action="extend" if setting.is_list else "store",
+        type=value,
+        default=argparse.SUPPRESS,
+        metavar=setting.metavar,
+        help=f"{setting.help} (default: {setting.default_text})",
+    )
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stand on the command line."""
+    given = vars(arguments)
+    return {setting.name: given[setting.name] for setting in SETTINGS if setting.name in given}

@@ -1,0 +1,195 @@
+"""One connection: a stream handler that is driven by readiness instead of by a thread."""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+import socket
+import socketserver
+from typing import TYPE_CHECKING
+
+from tcpupperd.protocol import ChunkProtocol, LineProtocol
+from tcpupperd.scoreboard import (
+    BYTES,
+    IDLE_TIMEOUT,
+    LINE_TIMEOUT,
+    LINES,
+    WRITE_TIMEOUT,
+)
+
+if TYPE_CHECKING:
+    from tcpupperd.server import UpperServer
+
+log = logging.getLogger(__name__)
+
+#: Bytes received at a time. One connection gets no more in a turn, so a client that sends
+#: without pause cannot keep the others waiting.
+RECEIVE_SIZE = 65536
+
+#: Seconds that a client gets to end its side when the server has ended its own.
+LINGER_TIME = 2.0
+
+#: Chunks answered at the most before a connection is ended from this side. A client that never
+#: stops sending would otherwise put the end off for ever.
+LAST_CHUNKS = 64
+
+
+class UpperHandler(socketserver.StreamRequestHandler):
+    """Answers one client.
+
+    Where the handlers of `socketserver` run from beginning to end in `__init__`, this one is set
+    up there, and the server calls `handle` whenever the socket is ready and `finish` at the end.
+    What it waits for follows from its state: to send while anything is `unsent`, else to receive.
+    So a client that does not read is not read from.
+    """
+
+    # Ten thousand idle connections are meant to cost little: no __dict__ each.
+    __slots__ = (
+        "active",
+        "client_address",
+        "eof",
+        "line_began",
+        "lingers_until",
+        "protocol",
+        "request",
+        "server",
+        "source",
+        "tick",
+        "unsent",
+    )
+
+    protocol: LineProtocol | ChunkProtocol
+    server: UpperServer
+
+    def __init__(
+        self, request: socket.socket, client_address: object, server: UpperServer
+    ) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.setup()
+
+    def setup(self) -> None:
+        """Make the socket ready for `handle`."""
+        self.request.setblocking(False)
+        self.protocol = self.server.new_protocol()
+        self.unsent: memoryview | bytes = b""
+        self.eof = False  # the client has ended its side
+        self.active = self.server.now  # when bytes last moved, either way
+        self.line_began = 0.0  # when the first byte of an unfinished line came, or 0
+        self.lingers_until = 0.0  # set when our side is ended and the client's is not
+        self.source = ""  # whom the server counts it for, if it does
+        self.tick = 0  # of the server's deadlines
+
+    def handle(self) -> None:
+        """One turn: send what is left, or else receive once and answer at once.
+
+        Raises BlockingIOError if the socket was not ready after all, and any other OSError if
+        the connection has failed.
+        """
+        if self.unsent:
+            self._send(self.unsent)
+            if self.server.draining and not self.unsent:
+                self.drain()
+        else:
+            self._receive()
+
+    def finish(self) -> None:
+        """Close the socket."""
+        self.request.close()
+
+    def end(self) -> None:
+        """Answer nothing more; flush, end our side and wait a little for the client's end."""
+        self.protocol.finish()
+        if not self.unsent:
+            self._flushed()
+
+    def drain(self) -> None:
+        """Answer what has arrived, then end the connection from this side."""
+        for _ in range(LAST_CHUNKS):
+            if self.unsent or self.protocol.finished:
+                return
+            try:
+                self._receive()
+            except BlockingIOError:
+                break
+        self.end()
+
+    def deadline(self) -> tuple[float, int | None]:
+        """When this connection is to be given up, and the counter that says why."""
+        config = self.server.config
+        if self.lingers_until:
+            return self.lingers_until, None
+        if self.unsent:
+            return self.active + (config.write_timeout or math.inf), WRITE_TIMEOUT
+        idle = self.active + (config.idle_timeout or math.inf)
+        line = self.line_began + (config.line_timeout or math.inf) if self.line_began else math.inf
+        return (line, LINE_TIMEOUT) if line < idle else (idle, IDLE_TIMEOUT)
+
+    @property
+    def interest(self) -> int:
+        """The epoll events to wait for."""
+        return select.EPOLLOUT if self.unsent else select.EPOLLIN
+
+    @property
+    def name(self) -> str:
+        """The client as messages call it."""
+        address = self.client_address
+        if not isinstance(address, tuple):
+            return "local client"
+        host, port = address[0].removeprefix("::ffff:"), address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _receive(self) -> None:
+        data = self.request.recv(RECEIVE_SIZE)
+        protocol, server = self.protocol, self.server
+        before = protocol.lines
+        if data:
+            answer = protocol.receive(data)
+        else:
+            self.eof = True
+            answer = protocol.receive_eof()
+        self.active = server.now
+        answered = protocol.lines - before
+        server.counters[LINES] += answered
+        if not protocol.mid_line:
+            self.line_began = 0.0
+        elif answered or not self.line_began:
+            self.line_began = server.now
+        if server.debug:
+            log.debug("%s: received %d bytes, answering %d", self.name, len(data), len(answer))
+        if answer:
+            self._send(answer)
+        elif protocol.finished:
+            self._flushed()
+
+    def _send(self, data: bytes | memoryview) -> None:
+        """Send at once, and keep only what the kernel did not take."""
+        waited = self.unsent
+        try:
+            sent = self.request.send(data)
+        except BlockingIOError:
+            sent = 0
+        self.server.counters[BYTES] += sent
+        if sent:
+            self.active = self.server.now
+        self.unsent = b"" if sent == len(data) else memoryview(data)[sent:]
+        if bool(waited) != bool(self.unsent):
+            self.server.watch(self)
+        if self.protocol.finished and not self.unsent:
+            self._flushed()
+
+    def _flushed(self) -> None:
+        """All that will ever be answered is sent: close, if the client's side has ended too.
+
+        If it has not, end ours and let the client read everything up to our end of file. To
+        close with input unread would make the kernel reset the connection and throw away
+        answers still on their way.
+        """
+        if self.eof:
+            self.server.close_connection(self)
+        elif not self.lingers_until:
+            self.request.shutdown(socket.SHUT_WR)
+            self.lingers_until = self.server.now + LINGER_TIME
+            self.server.schedule(self)

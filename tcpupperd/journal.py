@@ -1,0 +1,112 @@
+"""Where log messages go: to the journal with their priority, to a terminal, or to syslog.
+
+Whoever reads them, a message never holds up the daemon: what cannot be written at once is
+dropped, and the number of dropped messages is told when writing works again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import stat
+from collections.abc import Mapping
+
+#: Levels of syslog(3), which sd-daemon(3) writes before a line as <N>.
+PRIORITIES = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+
+#: Bytes of a line at the most: PIPE_BUF of pipe(7). Up to this a write to a pipe that poll(2)
+#: calls writable does not wait.
+LINE_MAX = 4096
+
+
+def set_up(level: str, environ: Mapping[str, str]) -> None:
+    """Log messages of `level` ("info", ...) and above to standard error."""
+    handler = StreamHandler(2, prefixed=is_journal(2, environ))
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.raiseExceptions = False
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change the level."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def to_syslog() -> None:
+    """Log to syslog from now on; standard error is about to go."""
+    from logging.handlers import SysLogHandler  # only --daemonize has no better place
+
+    address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
+    handler = SysLogHandler(address, facility=SysLogHandler.LOG_DAEMON)
+    handler.ident = "tcpupperd: "
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], force=True, level=logging.getLogger().level)
+
+
+def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
+    """Whether a descriptor leads to the journal: JOURNAL_STREAM of systemd.exec(5) names it.
+
+    That the variable exists is not enough; it is inherited where the stream was redirected.
+    """
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class StreamHandler(logging.Handler):
+    """Writes messages to a descriptor, each line with its priority if `prefixed`."""
+
+    def __init__(self, fd: int, *, prefixed: bool) -> None:
+        super().__init__()
+        self._fd = fd
+        self._prefixed = prefixed
+        self._socket = socket.socket(fileno=os.dup(fd)) if _is_socket(fd) else None
+        self._dropped = 0
+        layout = "%(message)s" if prefixed else "%(asctime)s %(levelname)s %(message)s"
+        self.setFormatter(logging.Formatter(layout))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message, or count it as dropped."""
+        try:
+            text = self.format(record)
+        except Exception:
+            text = f"bug: a message that cannot be formatted: {record.msg!r} {record.args!r}"
+        if self._dropped and self._write(f"{self._dropped} messages were dropped", 4):
+            self._dropped = 0
+        if not self._write(text, PRIORITIES.get(record.levelno, 6)):
+            self._dropped += 1
+
+    def _write(self, text: str, priority: int) -> bool:
+        # Line by line: the journal takes each as a message of its own, also of a traceback.
+        prefix = f"<{priority}>" if self._prefixed else ""
+        lines = [(prefix + line).encode(errors="backslashreplace") for line in text.splitlines()]
+        return all(self._write_now(line[: LINE_MAX - 1] + b"\n") for line in lines)
+
+    def _write_now(self, data: bytes) -> bool:
+        try:
+            if self._socket:
+                return self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
+            # O_NONBLOCK would do it too, but it belongs to the open file, which the shell that
+            # started this process uses as well.
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            return bool(poll.poll(0)) and os.write(self._fd, data) == len(data)
+        except OSError:
+            return False
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False

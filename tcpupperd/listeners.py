@@ -1,0 +1,318 @@
+"""Listening sockets: passed in by a service manager, or bound here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterable, MutableMapping
+from typing import Any, NamedTuple, Self
+
+log = logging.getLogger(__name__)
+
+#: Connections that the kernel keeps until they are accepted; net.core.somaxconn caps it. With
+#: less, a burst of clients waits for seconds: the kernel drops what does not fit, and the clients
+#: try again after 1, 2, 4 ... seconds.
+BACKLOG = 4096
+
+#: The first descriptor that is passed in: SD_LISTEN_FDS_START of sd_listen_fds(3).
+LISTEN_FDS_START = 3
+
+#: Bytes of a Unix socket's path: sun_path of unix(7), less the NUL.
+PATH_MAX = 107
+
+_FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
+
+
+class ListenError(Exception):
+    """No socket to listen on can be had; the message names it, the reason and a remedy."""
+
+
+class Address(NamedTuple):
+    """Where to listen: a host ("" is any) and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""  # begins with a NUL if it is abstract
+
+
+class Passed(NamedTuple):
+    """The sockets that a service manager passed in."""
+
+    listening: list[socket.socket]
+    connected: list[socket.socket]  # from a socket unit with Accept=yes
+    stored: dict[str, socket.socket]  # what an earlier run gave to the service manager, by name
+
+
+def parse_address(text: str) -> Address:
+    """An address as ListenStream= of systemd.socket(5) has it; ValueError if it is none."""
+    if text.startswith(("/", "@")):
+        if len(os.fsencode(text)) > PATH_MAX or "\0" in text or len(text) == 1:
+            raise ValueError(f'"{text}": a socket path has 1 to {PATH_MAX} bytes and no NUL')
+        return Address(path="\0" + text[1:] if text.startswith("@") else text)
+    found = re.fullmatch(r"(?:(?:\[([^][]+)\]|([^][:@/\s]+)):)?([0-9]{1,5})", text, re.ASCII)
+    if not found or int(found[3]) > 65535:
+        raise ValueError(f'"{text}": {_FORMS} (0 to 65535)')
+    return Address(host=found[1] or found[2] or "", port=int(found[3]))
+
+
+def listen(text: str) -> list[socket.socket]:
+    """Sockets that listen on an address: one, or as many as a host name has addresses.
+
+    Of several, those are left out that this host cannot have, as ::1 where IPv6 is switched off.
+    """
+    address = parse_address(text)
+    try:
+        if address.path:
+            return [_listen_unix(address.path)]
+        if not address.host:
+            return [_listen_everywhere(address.port)]
+        return _listen_all(text, _resolve(address))
+    except OSError as error:
+        raise ListenError(_explain(text, address, error)) from None
+
+
+def listen_on(server_address: Any) -> socket.socket:
+    """A socket that listens on an address as `socketserver` has it: (host, port), or a path."""
+    if isinstance(server_address, (str, bytes)):
+        return _listen_unix(os.fsdecode(server_address))
+    host, port = server_address[:2]
+    if not host:
+        return _listen_everywhere(port)
+    family, where = _resolve(Address(host, port))[0]
+    return socket.create_server(where, family=family, backlog=BACKLOG)
+
+
+def describe(listening: socket.socket) -> str:
+    """A listening socket's address as `parse_address` takes it."""
+    address = listening.getsockname()
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return os.fsdecode(address).replace("\0", "@", 1)
+
+
+def close(listening: Iterable[socket.socket]) -> None:
+    """Close sockets that were bound here; a Unix socket's path goes too."""
+    for one in listening:
+        path = one.getsockname() if one.family == socket.AF_UNIX else ""
+        one.close()
+        if path and isinstance(path, str):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def passed_in(environ: MutableMapping[str, str]) -> Passed:
+    """The sockets passed in by the rules of sd_listen_fds(3), which are: for this process only,
+    descriptors from 3 on, names by position. The variables are removed from `environ`.
+
+    Raises ListenError if they are malformed, or a descriptor is not what this daemon can use.
+    """
+    variables = {
+        name: environ.pop(name)
+        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+        if name in environ
+    }
+    passed = Passed([], [], {})
+    if not _meant_for_us(variables):
+        return passed
+    count = _number(variables, "LISTEN_FDS")
+    names = variables["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in variables else []
+    if names and len(names) != count:
+        raise ListenError(f"LISTEN_FDNAMES has {len(names)} names for LISTEN_FDS={count} sockets")
+    for index in range(count):
+        _sort_in(LISTEN_FDS_START + index, names[index] if names else "unknown", passed)
+    return passed
+
+
+def _meant_for_us(variables: dict[str, str]) -> bool:
+    if "LISTEN_PID" not in variables or _number(variables, "LISTEN_PID") != os.getpid():
+        return False
+    identity = variables.get("LISTEN_PIDFDID")
+    # A process id can be used again, the inode of a pidfd (systemd 259, Linux 6.9) cannot.
+    return identity is None or _pidfd_inode() in (None, _number(variables, "LISTEN_PIDFDID"))
+
+
+def _pidfd_inode() -> int | None:
+    """The inode of our own pidfd, or None where the kernel has no pidfs that gives it one."""
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+    except OSError:
+        return None
+    try:
+        pidfs = os.readlink(f"/proc/self/fd/{pidfd}").startswith("pidfd:")
+        return os.fstat(pidfd).st_ino if pidfs else None
+    except OSError:
+        return None
+    finally:
+        os.close(pidfd)
+
+
+def _number(variables: dict[str, str], name: str) -> int:
+    text = variables.get(name, "")
+    if re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) and int(text) > 0:
+        return int(text)
+    raise ListenError(f'{name}="{text}" is not a number above 0; a service manager sets it')
+
+
+def _sort_in(fd: int, name: str, passed: Passed) -> None:
+    what = f'descriptor {fd} ("{name}"), which was passed in,'
+    try:
+        os.set_inheritable(fd, False)
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ListenError(f"{what} is not a socket; use ListenStream=")
+        one = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ListenError(f"{what} cannot be used: {error.strerror}") from None
+    if one.type == socket.SOCK_SEQPACKET:
+        passed.stored[name] = one
+    elif one.type != socket.SOCK_STREAM:
+        raise ListenError(f"{what} is a {one.type.name} socket; use ListenStream=")
+    elif one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        passed.listening.append(one)
+    elif _is_connected(one):
+        passed.connected.append(one)
+    else:
+        raise ListenError(f"{what} neither listens nor is connected; use ListenStream=")
+
+
+def _is_connected(one: socket.socket) -> bool:
+    try:
+        one.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return list(dict.fromkeys((family, where) for family, _, _, _, where in found))
+
+
+def _listen_all(
+    text: str, addresses: list[tuple[socket.AddressFamily, Any]]
+) -> list[socket.socket]:
+    """Listen on all of the addresses that this host has; one at least."""
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, where in addresses:
+        try:
+            bound.append(socket.create_server(where, family=family, backlog=BACKLOG))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                close(bound)
+                raise
+            missing = error
+            log.info("%s: not on %s: %s", text, where[0], error.strerror)
+    if missing and not bound:
+        raise missing
+    return bound
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    """A socket for all addresses, IPv6 and IPv4, or IPv4 only where there is no IPv6."""
+    try:
+        return socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+        )
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise
+    return socket.create_server(("", port), backlog=BACKLOG)
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """A Unix socket that everyone may connect to who can reach its directory, as with systemd."""
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        try:
+            one.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+                raise
+            os.unlink(path)
+            one.bind(path)
+        if not path.startswith("\0"):
+            os.chmod(path, 0o666)
+        one.listen(BACKLOG)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _is_stale(path: str) -> bool:
+    """Whether a socket file is left from a program that is gone."""
+    if path.startswith("\0") or not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: "another program listens there (ss -lp shows it): stop it or choose another",
+    errno.EADDRNOTAVAIL: "this host has no such address",
+    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE, a path a writable directory",
+    errno.EAFNOSUPPORT: "not allowed or not supported here; in the sandbox of the service only"
+    " sockets that systemd passes in can be used: set the address in tcpupperd.socket",
+}
+
+
+def _explain(text: str, address: Address, error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f'cannot listen on {text}: "{address.host}" cannot be resolved: {error.strerror}'
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"cannot listen on {text}: {error.strerror}" + (f"; {remedy}" if remedy else "")
+
+
+class Listeners:
+    """The listening sockets of the daemon: those passed in, or else those bound here."""
+
+    def __init__(self, passed: list[socket.socket]) -> None:
+        self._passed = passed
+        self._bound: dict[str, list[socket.socket]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.keep(())
+
+    @property
+    def passed(self) -> bool:
+        """Whether somebody else holds the sockets too."""
+        return bool(self._passed)
+
+    def bind(self, addresses: Iterable[str]) -> None:
+        """Listen on these addresses too; on none of them that is new, if one raises ListenError.
+        Sockets passed in are never added to."""
+        if self._passed:
+            return
+        new: dict[str, list[socket.socket]] = {}
+        try:
+            for text in addresses:
+                if text not in self._bound and text not in new:
+                    new[text] = listen(text)
+        except ListenError:
+            close(one for sockets in new.values() for one in sockets)
+            raise
+        self._bound |= new
+
+    def keep(self, addresses: Iterable[str]) -> None:
+        """Listen on no others than these any more."""
+        for text in self._bound.keys() - set(addresses):
+            close(self._bound.pop(text))
+
+    def sockets(self) -> list[socket.socket]:
+        """All of them."""
+        return self._passed or [one for sockets in self._bound.values() for one in sockets]
+
+    def __str__(self) -> str:
+        return ", ".join(describe(one) for one in self.sockets())

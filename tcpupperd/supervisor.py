@@ -1,0 +1,431 @@
+"""The processes: starts, watches, replaces, reloads and stops the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import os
+import signal
+from collections.abc import Callable, Iterable
+from io import FileIO
+from time import monotonic
+from typing import NoReturn
+
+from tcpupperd import journal, worker
+from tcpupperd.config import WORKERS_MAX, Config, ConfigError
+from tcpupperd.handover import Channel
+from tcpupperd.listeners import ListenError, Listeners
+from tcpupperd.notify import Notifier
+from tcpupperd.scoreboard import (
+    ACCEPTED,
+    ACCEPTING,
+    HEARTBEAT,
+    OPEN,
+    STATE,
+    TAKEN,
+    Scoreboard,
+    Slot,
+)
+
+log = logging.getLogger(__name__)
+
+#: Signals that the kernel sends for a fault of the program itself: blocked, they would kill it all
+#: the same, or, sent by somebody (SIGABRT by the service manager's watchdog), not at all.
+FAULTS = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+
+#: Those of job control keep their meaning for who runs the daemon in a terminal.
+JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+
+#: All others wait until the supervisor fetches them: no handler ever runs.
+BLOCKED = signal.valid_signals() - FAULTS - JOB_CONTROL - {signal.SIGKILL, signal.SIGSTOP}
+
+#: Seconds until the next try when a worker died before it served anybody: from the first to the
+#: last, each twice the one before.
+RETRY_FIRST, RETRY_LAST = 0.1, 10.0
+
+#: Seconds that a worker gets on top of drain_timeout before it is killed.
+GRACE = 1.0
+
+#: Exit status of a worker that met a bug: EX_SOFTWARE of sysexits.h.
+EX_SOFTWARE = 70
+
+
+class StartError(Exception):
+    """The first workers cannot start."""
+
+
+class WorkerProcess:
+    """A worker as its supervisor sees it."""
+
+    def __init__(self, pid: int, slot: Slot, control: int, generation: int) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.generation = generation
+        self.started = monotonic()
+        self.kill_at = math.inf
+        self._control: int | None = control
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it has got as far as accepting connections."""
+        return self.slot.numbers[STATE] == ACCEPTING
+
+    @property
+    def served(self) -> bool:
+        """Whether it ever had a connection, or lived long enough to have had one."""
+        had_one = self.slot.numbers[ACCEPTED] or self.slot.numbers[TAKEN]
+        return bool(had_one) or monotonic() - self.started > RETRY_LAST
+
+    @property
+    def retired(self) -> bool:
+        """Whether it has been told to leave."""
+        return self._control is None
+
+    def silent_for(self) -> float:
+        """Seconds since its last sign of life."""
+        return monotonic() - self.slot.numbers[HEARTBEAT] / 1_000_000
+
+    def retire(self, order: bytes, patience: float) -> None:
+        """Tell it to leave, and when it will be killed."""
+        if self._control is None:
+            return
+        self.kill_at = monotonic() + patience
+        with contextlib.suppress(BrokenPipeError):  # it has just died
+            os.write(self._control, order)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close our end of its control channel."""
+        if self._control is not None:
+            os.close(self._control)
+            self._control = None
+
+    def kill(self) -> None:
+        """Kill it; the only force there is, for it handles no signals."""
+        self.kill_at = math.inf
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class Supervisor:
+    """Keeps the workers at their number, and does what signals ask for.
+
+    It waits for signals, and for deadlines that it really has. SIGCHLD says that a worker has
+    ended, or, sent by a worker, that it accepts. What is to be done follows each time from the
+    state of the workers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        load: Callable[[], Config],
+        listeners: Listeners,
+        notifier: Notifier,
+        channel: Channel,
+    ) -> None:
+        self._config = config
+        self._load = load
+        self._listeners = listeners
+        self._notifier = notifier
+        self._channel = channel
+        self._scoreboard = Scoreboard(4 * WORKERS_MAX)
+        self._workers: dict[int, WorkerProcess] = {}
+        self._generation = 0
+        self._before_reload: tuple[Config, int] | None = None  # while a reload is under way
+        self._reload_wanted = False
+        self._trouble = ""  # what the status line adds
+        self._started: Callable[[], None] = lambda: None
+        self._ready = False
+        self._stopping = False
+        self._early_deaths = 0
+        self._retry_at = 0.0
+        self._next_watch = 0.0 if notifier.watchdog_interval else math.inf
+
+    def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop; calls `started` once all workers accept. Raises StartError
+        if the first workers cannot start."""
+        self._started = started
+        block_signals()
+        gc.collect()
+        gc.freeze()  # what is there now stays shared with the workers
+        try:
+            self._manage()
+            while self._workers or not self._stopping:
+                self._heed(self._wait())
+                self._manage()
+        finally:
+            self._kill(self._workers.values())
+
+    def _wait(self) -> int | None:
+        """The next signal, or None when something else is due."""
+        wait = min(self._deadlines()) - monotonic()
+        if wait == math.inf:
+            return signal.sigwaitinfo(BLOCKED).si_signo
+        received = signal.sigtimedwait(BLOCKED, max(0.0, wait))
+        return received.si_signo if received else None
+
+    def _deadlines(self) -> list[float]:
+        retry = self._retry_at if self._missing() else math.inf
+        return [retry, self._next_watch, *(one.kill_at for one in self._workers.values())]
+
+    def _heed(self, signal_number: int | None) -> None:
+        match signal_number:
+            case signal.SIGTERM | signal.SIGINT:
+                self._stop(worker.DRAIN)
+            case signal.SIGUSR2:
+                self._stop(worker.STORE if self._channel.outlives_us else worker.DRAIN)
+            case signal.SIGHUP:
+                self._reload_wanted = True
+            case signal.SIGUSR1:
+                self._log_counters()
+
+    def _manage(self) -> None:
+        """Do all that the state of the workers asks for."""
+        self._reap()
+        self._watch()
+        if self._reload_wanted and self._ready and not self._before_reload and not self._stopping:
+            self._begin_reload()
+        while self._missing() and monotonic() >= self._retry_at:
+            self._start_worker()
+        if not self._stopping and not self._missing() and self._all_accept():
+            self._settled()
+        self._kill(one for one in self._workers.values() if one.kill_at <= monotonic())
+
+    # Workers
+
+    def _current(self) -> list[WorkerProcess]:
+        """The workers that serve under the configuration in force."""
+        return [
+            one
+            for one in self._workers.values()
+            if one.generation == self._generation and not one.retired
+        ]
+
+    def _missing(self) -> int:
+        """How many workers are to be started."""
+        return 0 if self._stopping else self._config.worker_count - len(self._current())
+
+    def _all_accept(self) -> bool:
+        return all(one.accepting for one in self._current())
+
+    def _start_worker(self) -> None:
+        slot = self._scoreboard.claim()
+        slot.numbers[HEARTBEAT] = int(monotonic() * 1_000_000)
+        orders, control = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(orders)
+            os.close(control)
+            self._scoreboard.release(slot)
+            self._died_early(f"a worker cannot be started: {error.strerror}")
+            return
+        if not pid:
+            os.close(control)
+            self._be_worker(slot, orders)
+        os.close(orders)
+        self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
+
+    def _be_worker(self, slot: Slot, orders: int) -> NoReturn:
+        status = EX_SOFTWARE
+        try:
+            for other in self._workers.values():
+                other.let_go()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+            worker.run(
+                worker.Place(
+                    config=self._config,
+                    listeners=self._listeners.sockets(),
+                    listeners_outlive_us=self._listeners.passed,
+                    channel=(self._channel.give, self._channel.take),
+                    channel_outlives_us=self._channel.outlives_us,
+                    control=FileIO(orders),
+                    numbers=slot.numbers,
+                    heartbeat=self._notifier.watchdog_interval / 4,
+                )
+            )
+            status = 0
+        except BaseException:
+            log.exception("bug: worker %d cannot go on", os.getpid())
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> None:
+        """Bury all children that have ended. As process 1 of a container there may be others'."""
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            if pid in self._workers:
+                self._bury(self._workers.pop(pid), os.waitstatus_to_exitcode(status))
+
+    def _bury(self, dead: WorkerProcess, status: int) -> None:
+        accepted, served, retired = dead.accepting, dead.served, dead.retired
+        lost = dead.slot.numbers[OPEN]
+        dead.let_go()
+        self._scoreboard.release(dead.slot)
+        if retired:
+            log.debug("worker %d has left", dead.pid)
+            return
+        how = f"worker {dead.pid} {describe_status(status)}"
+        if not self._ready and not accepted:
+            raise StartError(f"{how} before it could accept connections")
+        if self._before_reload and dead.generation == self._generation and not accepted:
+            self._abandon_reload(f"{how} before it could accept connections")
+        elif served:
+            self._early_deaths, self._retry_at = 0, 0.0
+            log.warning("%s; %d connections ended with it, replacing it", how, lost)
+        else:
+            self._died_early(how)
+
+    def _died_early(self, what: str) -> None:
+        """Try again, ever more slowly; only the first time is worth a warning."""
+        delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
+        self._retry_at = monotonic() + delay
+        level = logging.DEBUG if self._early_deaths else logging.WARNING
+        log.log(level, "%s before it served anybody; trying again, ever more slowly", what)
+        self._early_deaths = min(self._early_deaths + 1, 30)
+        self._tell_status()
+
+    def _kill(self, workers: Iterable[WorkerProcess]) -> None:
+        for one in workers:
+            log.warning("killing worker %d, %d connections", one.pid, one.slot.numbers[OPEN])
+            one.kill()
+
+    # Reload
+
+    def _begin_reload(self) -> None:
+        self._reload_wanted = False
+        self._notifier.reloading()
+        try:
+            config = self._load()
+            self._listeners.bind(config.listen)
+        except (ConfigError, ListenError) as error:
+            self._reload_failed(str(error))
+            return
+        self._before_reload = self._config, self._generation
+        self._config = config
+        self._generation += 1
+        journal.set_level(config.log_level)
+
+    def _abandon_reload(self, why: str) -> None:
+        """Go back to the workers of before."""
+        assert self._before_reload
+        failed = self._current()
+        self._config, self._generation = self._before_reload
+        self._before_reload = None
+        self._retire(failed, worker.GIVE)
+        self._reload_failed(why)
+
+    def _reload_failed(self, why: str) -> None:
+        log.error("reload failed, going on as before: %s", why)
+        self._trouble = "the last reload failed, see the log"
+        self._listeners.keep(self._config.listen)
+        self._notifier.ready()
+        self._tell_status()
+
+    def _settled(self) -> None:
+        """All workers of the configuration in force accept."""
+        if self._ready and not self._before_reload:
+            return
+        log.info(
+            "%s: %d workers, listening on %s",
+            "reloaded" if self._ready else "ready",
+            self._config.worker_count,
+            self._listeners,
+        )
+        self._trouble = ""
+        self._retire((w for w in self._workers.values() if w not in self._current()), worker.GIVE)
+        self._before_reload = None
+        self._listeners.keep(self._config.listen)
+        self._notifier.ready()
+        self._tell_status()
+        if not self._ready:
+            self._ready = True
+            self._started()
+
+    # Stop
+
+    def _stop(self, order: bytes) -> None:
+        if self._stopping:
+            log.warning("told to stop again, stopping at once")
+            self._kill(self._workers.values())
+            return
+        self._stopping = True
+        self._notifier.stopping()
+        self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
+        log.info(
+            "stopping, %s %d connections",
+            "keeping" if order == worker.STORE else "ending",
+            self._scoreboard.totals()["open"],
+        )
+        self._tell_status()
+        self._retire(self._workers.values(), order)
+
+    def _retire(self, workers: Iterable[WorkerProcess], order: bytes) -> None:
+        for one in workers:
+            one.retire(order, self._config.drain_timeout + GRACE)
+
+    # Watching and telling
+
+    def _watch(self) -> None:
+        """Tell the watchdog that we live, and see whether the workers do.
+
+        If we have overslept, as when the whole service was stopped and goes on, the workers get
+        another turn to show themselves.
+        """
+        now, interval = monotonic(), self._notifier.watchdog_interval
+        if now < self._next_watch:
+            return
+        overslept = self._next_watch and now - self._next_watch > interval / 4
+        self._next_watch = now + interval / 2
+        self._notifier.watchdog()
+        self._tell_status()
+        for one in self._workers.values():
+            if not overslept and one.silent_for() > interval:
+                log.error("worker %d shows no sign of life, killing it", one.pid)
+                one.kill()
+
+    def _tell_status(self) -> None:
+        totals = self._scoreboard.totals()
+        parts = [
+            f"{'Stopping' if self._stopping else 'Listening on ' + str(self._listeners)}",
+            f"{len(self._workers)} workers, {totals['open']} connections",
+            f"{totals['lines']} lines answered",
+        ]
+        if self._early_deaths:
+            parts.append(f"a worker cannot start, {self._early_deaths} tries")
+        if self._trouble:
+            parts.append(self._trouble)
+        self._notifier.status("; ".join(parts))
+
+    def _log_counters(self) -> None:
+        totals = self._scoreboard.totals()
+        log.info("counters: %s", " ".join(f"{name}={count}" for name, count in totals.items()))
+        self._tell_status()
+
+
+def block_signals() -> None:
+    """Have all signals wait until they are fetched."""
+    # If whoever started us ignores SIGCHLD, children would vanish before they are waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Fetched, never run; but from its presence systemd can tell that SIGHUP means to reload.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+
+
+def describe_status(status: int) -> str:
+    """What became of a process, from `os.waitstatus_to_exitcode`."""
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
