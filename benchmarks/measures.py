@@ -166,7 +166,7 @@ def two_workers(seconds: float, rounds: int) -> list[Row]:
 
 def spreading(workers: int, connections: int) -> Row:
     with started(daemon(workers), cpus=",".join(map(str, CPUS))) as running:
-        processes = children(running.pid)
+        processes = _workers(running, workers)
         before = [count_sockets(pid) for pid in processes]
         with idle_connections(running, connections):
             after = [count_sockets(pid) for pid in processes]
@@ -184,9 +184,19 @@ def replacing(rounds: int) -> Row:
     with started(daemon(1)) as running:
         for _ in range(rounds):
             with idle_connections(running, 1):  # so that the worker has served, and is there
-                [worker] = children(running.pid)
+                [worker] = _workers(running, 1)
             os.kill(worker, signal.SIGKILL)
             began = time.perf_counter()
             with idle_connections(running, 1):
                 times.append((time.perf_counter() - began) * 1e3)
     return ("from kill -9 of the only worker to the next answer", f"{spread(times)} ms", "")
+
+
+def _workers(running: Running, count: int) -> list[int]:
+    """The worker processes; the listener is there earlier than they are."""
+    deadline = time.monotonic() + 10
+    while len(processes := children(running.pid)) < count:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{running.server.name}: {len(processes)} workers of {count}")
+        time.sleep(0.01)
+    return processes

@@ -45,5 +45,11 @@ def _smaps_rollup(pid: int) -> list[str]:
 
 
 def count_sockets(pid: int) -> int:
-    links = (os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
-    return sum(link.startswith("socket:") for link in links)
+    return sum(map(_is_socket, Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _is_socket(descriptor: Path) -> bool:
+    try:
+        return os.readlink(descriptor).startswith("socket:")
+    except FileNotFoundError:
+        return False  # closed since
