@@ -176,7 +176,8 @@ def read_text(descriptor: int) -> str:
 class Background:
     """The way to the background: what can go wrong first, then ``detach``, then ``ready``.
 
-    As a context manager it removes the pid file in the process that the daemon became.
+    As a context manager it removes the pid file in the process that the daemon became, and tells
+    the launcher of an error that nobody expected.
     """
 
     def __init__(self, pid_file: str | None, user: str | None, group: str | None) -> None:
@@ -195,6 +196,8 @@ class Background:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self.failed(1, f"bug, please report it: {error!r}")
         if self.pid_file is not None:
             self.pid_file.remove()
 

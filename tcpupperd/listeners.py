@@ -189,8 +189,10 @@ def _is_connected(one: socket.socket) -> bool:
 
 
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
+    # As bytes, or getaddrinfo would encode even an ASCII name by IDNA, and import all it takes.
+    host = address.host.encode() if address.host.isascii() else address.host
     found = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     return list(dict.fromkeys((family, where) for family, _, _, _, where in found))
 

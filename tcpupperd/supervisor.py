@@ -155,7 +155,6 @@ class Supervisor:
         if the first workers cannot start."""
         self._started = started
         block_signals()
-        gc.collect()
         gc.freeze()  # what is there now stays shared with the workers
         try:
             self._manage()
