@@ -19,6 +19,7 @@ from benchmarks.processes import children, count_sockets, private_bytes, tree
 from benchmarks.rounds import spread
 from benchmarks.servers import (
     CPUS,
+    ENVIRONMENT,
     SERVER_CPU,
     Running,
     Server,
@@ -98,7 +99,7 @@ def _times_bare(title: str, times: Sequence[float], bare: Sequence[float], aim: 
 
 def _run_bare_interpreter() -> float:
     began = time.perf_counter()
-    subprocess.run([PYTHON, "-c", "pass"], check=True)
+    subprocess.run([PYTHON, "-c", "pass"], check=True, env=ENVIRONMENT)
     return time.perf_counter() - began
 
 
@@ -112,7 +113,7 @@ def _seconds_to_ready() -> float:
         notifications.bind(path)
         notifications.settimeout(10)
         began = time.perf_counter()
-        with _child(command, os.environ | {"NOTIFY_SOCKET": path}):
+        with _child(command, ENVIRONMENT | {"NOTIFY_SOCKET": path}):
             while b"READY=1" not in notifications.recv(4096):
                 pass
             return time.perf_counter() - began
@@ -122,7 +123,7 @@ def _seconds_to_activated_answer() -> float:
     port = free_port()
     command = [ACTIVATE, f"--listen=127.0.0.1:{port}"]
     command += [str(PYTHON), "-m", "tcpupperd", "--workers", "1"]
-    with _child(command, dict(os.environ)) as process:
+    with _child(command, ENVIRONMENT) as process:
         assert process.stderr
         process.stderr.readline()  # "Listening on ...": a connection now starts the daemon
         began = time.perf_counter()

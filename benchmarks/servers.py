@@ -15,6 +15,9 @@ from benchmarks.build import BUILD, PEERS, PYTHON, TREE, VENV_PYTHON
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU, LOAD_CPU = CPUS[0], CPUS[-1]
 
+# Without settings like PYTHONDONTWRITEBYTECODE, which would make each start compile anew.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
 START_SECONDS = 10
 STOP_SECONDS = 15
 
@@ -94,6 +97,7 @@ def started(server: Server, cpus: str = str(SERVER_CPU)) -> Iterator[Running]:
         process = subprocess.Popen(
             ["/usr/bin/taskset", "--cpu-list", cpus, *command],
             cwd=TREE,
+            env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
