@@ -493,3 +493,35 @@ def test_closed_input_does_not_matter_with_text() -> None:
         command = ["sh", "-c", '"$@" <&-', "sh", *CLIENT, *server, "hello"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO\n", b"")
+
+
+# The whole of it
+
+
+@contextlib.contextmanager
+def tcpupperd(path: Path) -> Iterator[list[str]]:
+    """Run the daemon at a Unix socket; yield the client's options for it."""
+    command = [sys.executable, "-m", "tcpupperd", "--listen", str(path), "--workers", "2"]
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+        contextlib.ExitStack() as stack,
+    ):
+        ready.bind(f"{path}.ready")
+        ready.settimeout(DEADLINE)
+        environ = {**os.environ, "NOTIFY_SOCKET": f"{path}.ready"}
+        process = stack.enter_context(
+            subprocess.Popen(command, cwd=ROOT, env=environ, stderr=PIPE)
+        )
+        stack.callback(process.terminate)
+        while b"READY=1" not in ready.recv(4096):
+            pass
+        yield ["--unix", str(path)]
+
+
+def test_client_and_daemon(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 20000 + b"no newline"
+    with tcpupperd(tmp_path / "socket") as server:
+        assert run(*server, "hello").stdout == b"HELLO\n"
+        done = run(*server, stdin=data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == data.upper()
