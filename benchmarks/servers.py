@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from benchmarks.build import BUILD, PEERS, PYTHON, TREE, VENV_PYTHON
 
@@ -92,24 +93,24 @@ def started(server: Server, cpus: str = str(SERVER_CPU)) -> Iterator[Running]:
     """Run ``server`` on ``cpus`` (as taskset(1) lists them); it listens when the body begins."""
     port = free_port()
     command = [argument.format(port=port) for argument in server.command]
-    log = BUILD / f"{Path(command[0]).name}-{port}.log"
-    with log.open("wb") as output:
+    with TemporaryFile() as log:
         process = subprocess.Popen(
             ["/usr/bin/taskset", "--cpu-list", cpus, *command],
             cwd=TREE,
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
-    running = Running(server, process.pid, port)
-    try:
-        _wait_until_listening(running, process, log)
-        yield running
-    finally:
-        stop(process)
-    log.unlink()
+        running = Running(server, process.pid, port)
+        try:
+            if not _listens(running, process):
+                log.seek(0)
+                raise RuntimeError(f"{server.name} does not listen: {log.read().decode()}")
+            yield running
+        finally:
+            stop(process)
 
 
 def free_port() -> int:
@@ -125,15 +126,16 @@ def free_port() -> int:
     raise OSError("no free port from 20000 to 29999")
 
 
-def _wait_until_listening(running: Running, process: subprocess.Popen[bytes], log: Path) -> None:
+def _listens(running: Running, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until it does; false: it has ended, or not begun in time."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
             running.connect().close()
-            return
+            return True
         except ConnectionRefusedError:
             time.sleep(0.01)
-    raise RuntimeError(f"{running.server.name} does not listen: {log.read_text()}")
+    return False
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
