@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(arguments: argparse.Namespace, settings: Config, load: Callable[[], Config]) -> None:
     """Serve until told to stop."""
+    if arguments.daemonize:
+        background.refuse_under_service_manager(os.environ)
     passed = passed_in(os.environ)
     notifier = Notifier(os.environ)
     if passed.connected:
@@ -64,7 +66,6 @@ def serve(arguments: argparse.Namespace, settings: Config, load: Callable[[], Co
     with ExitStack() as stack:
         stage = None
         if arguments.daemonize:
-            background.refuse_under_service_manager(os.environ)
             stage = stack.enter_context(
                 Background(arguments.pid_file, arguments.user, arguments.group)
             )
@@ -114,7 +115,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=partial(argparse.HelpFormatter, width=HELP_WIDTH),
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("--config", metavar="FILE", help="read settings from a TOML file")
+    # Absolute, because a daemon in the background has another working directory.
+    parser.add_argument(
+        "--config", metavar="FILE", type=os.path.abspath, help="read settings from a TOML file"
+    )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--daemonize", action="store_true", help="go to the background")
     for option, metavar, text in (

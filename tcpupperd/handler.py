@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 from tcpupperd.protocol import ChunkProtocol, LineProtocol
 from tcpupperd.scoreboard import (
-    BYTES,
     IDLE_TIMEOUT,
     LINE_TIMEOUT,
-    LINES,
     WRITE_TIMEOUT,
 )
 
@@ -89,11 +87,27 @@ class UpperHandler(socketserver.StreamRequestHandler):
         the connection has failed.
         """
         if self.unsent:
-            self._send(self.unsent)
-            if self.server.draining and not self.unsent:
-                self.drain()
+            self._flush()
+            return
+        server, protocol = self.server, self.protocol
+        data = self.request.recv(RECEIVE_SIZE)
+        before = protocol.lines
+        if data:
+            answer = protocol.receive(data)
         else:
-            self._receive()
+            self.eof = True
+            answer = protocol.receive_eof()
+        self.active = server.now
+        answered = protocol.lines - before
+        server.lines += answered
+        if protocol.mid_line or self.line_began:
+            self._time_line(answered)
+        if server.debug:
+            log.debug("%s: received %d bytes, answering %d", self.name, len(data), len(answer))
+        if answer:
+            self._send(answer)
+        if protocol.finished and not self.unsent:
+            self._flushed()
 
     def finish(self) -> None:
         """Close the socket."""
@@ -111,7 +125,7 @@ class UpperHandler(socketserver.StreamRequestHandler):
             if self.unsent or self.protocol.finished:
                 return
             try:
-                self._receive()
+                self.handle()
             except BlockingIOError:
                 break
         self.end()
@@ -141,44 +155,38 @@ class UpperHandler(socketserver.StreamRequestHandler):
         host, port = address[0].removeprefix("::ffff:"), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def _receive(self) -> None:
-        data = self.request.recv(RECEIVE_SIZE)
-        protocol, server = self.protocol, self.server
-        before = protocol.lines
-        if data:
-            answer = protocol.receive(data)
-        else:
-            self.eof = True
-            answer = protocol.receive_eof()
-        self.active = server.now
-        answered = protocol.lines - before
-        server.counters[LINES] += answered
-        if not protocol.mid_line:
+    def _time_line(self, answered: int) -> None:
+        """Note when the line began that has not ended yet."""
+        if not self.protocol.mid_line:
             self.line_began = 0.0
         elif answered or not self.line_began:
-            self.line_began = server.now
-        if server.debug:
-            log.debug("%s: received %d bytes, answering %d", self.name, len(data), len(answer))
-        if answer:
-            self._send(answer)
-        elif protocol.finished:
-            self._flushed()
+            self.line_began = self.active
 
-    def _send(self, data: bytes | memoryview) -> None:
-        """Send at once, and keep only what the kernel did not take."""
-        waited = self.unsent
+    def _send(self, answer: bytes) -> None:
+        """Send at once, and keep only what the kernel does not take."""
         try:
-            sent = self.request.send(data)
+            sent = self.request.send(answer)
         except BlockingIOError:
             sent = 0
-        self.server.counters[BYTES] += sent
-        if sent:
-            self.active = self.server.now
-        self.unsent = b"" if sent == len(data) else memoryview(data)[sent:]
-        if bool(waited) != bool(self.unsent):
+        self.server.bytes += sent
+        if sent < len(answer):
+            self.unsent = memoryview(answer)[sent:]
             self.server.watch(self)
-        if self.protocol.finished and not self.unsent:
+
+    def _flush(self) -> None:
+        """Send more of what is left; receive again when there is nothing left."""
+        sent = self.request.send(self.unsent)
+        self.active = self.server.now
+        self.server.bytes += sent
+        self.unsent = self.unsent[sent:]
+        if self.unsent:
+            return
+        self.unsent = b""  # lets go of the answer
+        self.server.watch(self)
+        if self.protocol.finished:
             self._flushed()
+        elif self.server.draining:
+            self.drain()
 
     def _flushed(self) -> None:
         """All that will ever be answered is sent: close, if the client's side has ended too.

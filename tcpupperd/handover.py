@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import struct
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -34,12 +35,14 @@ GIVE_END, TAKE_END = "handover-give", "handover-take"
 #: Of the message: who speaks, the format's version, how many connections.
 _GREETING = struct.Struct("!10sHH")
 _NAME = b"tcpupperd\0"
+_FD = struct.Struct("i")
 
 #: Of a connection: address family, port, flags, lines answered, seconds since bytes moved, since
 #: an unfinished line began, and until lingering ends; lengths of host, unfinished line and unsent
 #: answer, which follow.
 _RECORD = struct.Struct("!HHBQdddHII")
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
+_TIME_MAX = 1e9  # three decades; deadlines cannot be reckoned with NaN or 1e308
 
 
 class HandoverError(Exception):
@@ -121,9 +124,7 @@ def take(end: socket.socket) -> list[Connection]:
     Raises BlockingIOError if there is none, EOFError if none can ever come, and HandoverError if
     it is not in this version's format.
     """
-    data, files, flags, _ = socket.recv_fds(
-        end, _GREETING.size + 1, BATCH + 1, socket.MSG_CMSG_CLOEXEC
-    )
+    data, files, flags = _receive(end)
     if not data and not files:
         raise EOFError
     try:
@@ -136,6 +137,14 @@ def take(end: socket.socket) -> list[Connection]:
         raise HandoverError(str(error), _as_sockets(files)) from None
     os.close(files[0])
     return found
+
+
+def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
+    """A message, its descriptors and flags; `socket.recv_fds` would ignore MSG_CMSG_CLOEXEC."""
+    room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
+    data, ancillary, flags, _ = end.recvmsg(_GREETING.size + 1, room, socket.MSG_CMSG_CLOEXEC)
+    files = [fd for *_, packed in ancillary for (fd,) in _FD.iter_unpack(packed)]
+    return data, files, flags
 
 
 def _check_greeting(data: bytes, files: int, flags: int) -> None:
@@ -172,6 +181,8 @@ def _unpack_all(state: bytes, files: list[int]) -> list[Connection]:
         found.append((family, fields))
     if offset != len(state):
         raise ValueError(f"{len(state) - offset} bytes are left over")
+    if not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in files):
+        raise ValueError("a descriptor is not a socket")
     return [
         Connection(socket.socket(family, socket.SOCK_STREAM, 0, fd), **fields)
         for fd, (family, fields) in zip(files, found, strict=True)
@@ -188,6 +199,8 @@ def _unpack(state: bytes, offset: int) -> tuple[int, dict[str, Any], int]:
     end = unsent_at + unsent_size
     if end > len(state):
         raise ValueError("the state is cut short")
+    if not all(abs(time) < _TIME_MAX for time in times):
+        raise ValueError("a time is out of range")
     host = os.fsdecode(state[held_at - name_size : held_at])
     fields = {
         "client_address": "" if family == socket.AF_UNIX else (host, port),

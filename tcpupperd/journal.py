@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import socket
-import stat
 from collections.abc import Mapping
 
 #: Levels of syslog(3), which sd-daemon(3) writes before a line as <N>.
@@ -22,8 +20,8 @@ PRIORITIES = {
     logging.CRITICAL: 2,
 }
 
-#: Bytes of a line at the most: PIPE_BUF of pipe(7). Up to this a write to a pipe that poll(2)
-#: calls writable does not wait.
+#: Bytes of a line at the most: PIPE_BUF of pipe(7). Up to this a write does not wait that goes to
+#: a pipe that poll(2) calls writable, or to a Unix socket, which then has three quarters free.
 LINE_MAX = 4096
 
 
@@ -70,7 +68,6 @@ class StreamHandler(logging.Handler):
         super().__init__()
         self._fd = fd
         self._prefixed = prefixed
-        self._socket = socket.socket(fileno=os.dup(fd)) if _is_socket(fd) else None
         self._dropped = 0
         layout = "%(message)s" if prefixed else "%(asctime)s %(levelname)s %(message)s"
         self.setFormatter(logging.Formatter(layout))
@@ -94,8 +91,6 @@ class StreamHandler(logging.Handler):
 
     def _write_now(self, data: bytes) -> bool:
         try:
-            if self._socket:
-                return self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
             # O_NONBLOCK would do it too, but it belongs to the open file, which the shell that
             # started this process uses as well.
             poll = select.poll()
@@ -103,10 +98,3 @@ class StreamHandler(logging.Handler):
             return bool(poll.poll(0)) and os.write(self._fd, data) == len(data)
         except OSError:
             return False
-
-
-def _is_socket(fd: int) -> bool:
-    try:
-        return stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except OSError:
-        return False

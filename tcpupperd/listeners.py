@@ -261,7 +261,7 @@ def _is_stale(path: str) -> bool:
 _REMEDIES = {
     errno.EADDRINUSE: "another program listens there (ss -lp shows it): stop it or choose another",
     errno.EADDRNOTAVAIL: "this host has no such address",
-    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE, a path a writable directory",
+    errno.EACCES: "a port below 1024 needs root or CAP_NET_BIND_SERVICE",
     errno.EAFNOSUPPORT: "not allowed or not supported here; in the sandbox of the service only"
     " sockets that systemd passes in can be used: set the address in tcpupperd.socket",
 }
