@@ -26,7 +26,8 @@ def main() -> int:
     rounds, seconds = (2, 0.3) if options.short else (7, 0.7)
     results = Rounds()
     results.run(servers, (*RATES, *LATENCIES), rounds, seconds)
-    parts = [report.conditions(rounds, seconds), report.summary(results, servers)]
+    parts = [report.conditions(rounds, seconds), report.disturbance(results)]
+    parts += [report.summary(results, servers)]
     parts += [report.details(results, servers, work) for work in RATES]
     parts += [report.latencies(results, servers), *once(servers, options.short)]
     write(BUILD if options.short else HERE / "results", parts, figure.draw(results, servers))

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import build
-from benchmarks.load import LATENCIES, LATENCY_ALONE, LATENCY_BESIDE_BULK, RATES, Work
+from benchmarks.load import (
+    LATENCIES,
+    LATENCY_ALONE,
+    LATENCY_BESIDE_BULK,
+    ONE_AT_A_TIME,
+    RATES,
+    Work,
+)
 from benchmarks.measures import Row
 from benchmarks.rounds import Rounds, spread
 from benchmarks.servers import LIMIT, LOAD_CPU, SERVER_CPU, STANDARD, Server
@@ -31,6 +38,17 @@ def conditions(rounds: int, seconds: float) -> str:
         f"Server on CPU {SERVER_CPU}, load generator on CPU {LOAD_CPU}. "
         f"Medians of {rounds} interleaved rounds of {seconds:g} s, lowest..highest in brackets;\n"
         "ratios are taken within a round. Every byte of every answer was checked.\n"
+    )
+
+
+def disturbance(results: Rounds) -> str:
+    """A warning if other programs ran meanwhile: by itself the C server is hardly ever idle."""
+    busy = results.median(LIMIT, ONE_AT_A_TIME, "server_busy")
+    if busy >= 0.8:
+        return ""
+    return (
+        "**Not to be relied on:** other programs were running, "
+        f"the C server had only {busy:.0%} of its CPU.\n"
     )
 
 
