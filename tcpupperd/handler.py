@@ -170,7 +170,9 @@ class UpperHandler(socketserver.StreamRequestHandler):
             sent = 0
         self.server.bytes += sent
         if sent < len(answer):
-            self.unsent = memoryview(answer)[sent:]
+            # A copy of the rest: a view of the whole would keep all of it in memory for as long as
+            # the client does not read.
+            self.unsent = memoryview(answer[sent:])
             self.server.watch(self)
 
     def _flush(self) -> None:
