@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tcpupperd.scoreboard import ACCEPTED, OPEN, SHORTAGES
+from tcpupperd.scoreboard import ACCEPTED, SHORTAGES
 
 if TYPE_CHECKING:
     from tcpupperd.server import UpperServer
@@ -51,14 +51,16 @@ class Acceptor:
 
     def arrange(self) -> None:
         """Have the listeners polled if there is room, and only then."""
-        wanted = self._room() and self._server.now >= self._paused_until
+        server = self._server
+        room = server.open < server.config.max_connections
+        wanted = room and server.now >= self._paused_until
         if wanted != self._polled:
             self._polled = wanted
             for listener in self.listeners:
                 if wanted:
-                    self._server.add_entry(listener.socket, listener, LISTENING)
+                    server.add_entry(listener.socket, listener, LISTENING)
                 else:
-                    self._server.remove_entry(listener.socket)
+                    server.remove_entry(listener.socket)
 
     @property
     def resumes_at(self) -> float:
@@ -71,8 +73,9 @@ class Acceptor:
 
     def accept(self, listener: Listener) -> None:
         """Take a few connections from a listener's queue."""
-        for _ in range(ACCEPTS_PER_TURN):
-            if not self._room() or not self._accept_one(listener):
+        room = self._server.config.max_connections - self._server.open
+        for _ in range(min(room, ACCEPTS_PER_TURN)):
+            if not self._accept_one(listener):
                 return
 
     def take_queues(self) -> None:
@@ -88,9 +91,6 @@ class Acceptor:
                 self._server.remove_entry(listener.socket)
             listener.socket.close()
         self.listeners.clear()
-
-    def _room(self) -> bool:
-        return self._server.counters[OPEN] < self._server.config.max_connections
 
     def _accept_one(self, listener: Listener) -> bool:
         try:
@@ -121,7 +121,7 @@ class Acceptor:
             log.warning(
                 "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
                 os.strerror(error.errno),
-                self._server.counters[OPEN],
+                self._server.open,
             )
 
     def _queue_seen_empty(self) -> None:
@@ -136,6 +136,9 @@ class Listener:
     def __init__(self, acceptor: Acceptor, listening: socket.socket) -> None:
         # A client can be gone between epoll and accept(2), or another worker be faster.
         listening.setblocking(False)
+        if listening.family != socket.AF_UNIX:
+            # Connections inherit it: no answer waits for the acknowledgement of the one before.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self._acceptor = acceptor
         self.socket = listening
         self.accepted = 0

@@ -253,8 +253,7 @@ def from_text(setting: Setting, text: str) -> Any:
 
 def _read_text(path: str) -> str:
     try:
-        # O_NONBLOCK: to open a named pipe must not wait for its writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: is not a regular file; name a TOML file")
             content = file.read(FILE_SIZE_MAX + 1)
@@ -270,6 +269,11 @@ def _read_text(path: str) -> str:
         raise ConfigError(
             f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save as UTF-8"
         ) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """To open a named pipe must not wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _locate_syntax_error(path: str, message: str) -> str:
@@ -299,7 +303,10 @@ def _find_line(path: str, text: str, name: str) -> str:
 
 def _shown(value: Any) -> str:
     """A value as TOML writes it, cut if long."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+    try:
+        text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+    except ValueError:  # Python writes out no more than 4300 digits
+        return "a number of very many digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -312,6 +312,13 @@ class Listeners:
         for text in self._bound.keys() - set(addresses):
             close(self._bound.pop(text))
 
+    def narrow(self, addresses: Iterable[str]) -> None:
+        """In a process that shares the sockets: let go of those on other addresses. They listen
+        on as long as another process has them, so no path goes."""
+        for text in self._bound.keys() - set(addresses):
+            for one in self._bound.pop(text):
+                one.close()
+
     def sockets(self) -> list[socket.socket]:
         """All of them."""
         return self._passed or [one for sockets in self._bound.values() for one in sockets]

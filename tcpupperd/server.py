@@ -79,6 +79,7 @@ class UpperServer(socketserver.BaseServer):
         self.counters = [0] * len(FIELDS) if counters is None else counters
         self.debug = log.isEnabledFor(logging.DEBUG)
         self.now = monotonic()
+        self.open = 0  # connections
         self.lines = 0  # answered
         self.bytes = 0  # sent
         self.draining = False
@@ -179,6 +180,7 @@ class UpperServer(socketserver.BaseServer):
             self._give_up()
         self.acceptor.arrange()
         # Counted in plain attributes first: to add to a shared number takes three times as long.
+        self.counters[OPEN] = self.open
         self.counters[LINES] = self.lines
         self.counters[BYTES] = self.bytes
 
@@ -216,32 +218,39 @@ class UpperServer(socketserver.BaseServer):
     def add_connection(self, handler: UpperHandler) -> None:
         """Serve a connection from now on."""
         self.add_entry(handler.request, handler, handler.interest)
-        self.counters[OPEN] += 1
+        self.open += 1
         if self.config.max_connections_per_source and not handler.protocol.finished:
             handler.source = source_of(handler.client_address)
             self._sources[handler.source] += 1
-        self.schedule(handler)
+        if self._shortest_timeout < math.inf:
+            fd = handler.request.fileno()
+            handler.tick = self._deadlines.add(fd, self.now + self._shortest_timeout)
         if self.debug:
             log.debug("%s: connected", handler.name)
 
     def remove_connection(self, handler: UpperHandler) -> None:
         """Serve it no more; its socket stays open."""
-        self._deadlines.discard(handler.request.fileno(), handler.tick)
-        self.remove_entry(handler.request)
-        self.counters[OPEN] -= 1
+        self._epoll.unregister(handler.request)
+        self._forget(handler.request.fileno(), handler)
+
+    def close_connection(self, handler: UpperHandler) -> None:
+        """Serve it no more and close it; it may be closed already."""
+        fd = handler.request.fileno()
+        if fd in self._entries:
+            self._forget(fd, handler)
+            handler.finish()  # which takes it out of the epoll too
+            self.acceptor.resume()
+            if self.debug:
+                log.debug("%s: closed after %d lines", handler.name, handler.protocol.lines)
+
+    def _forget(self, fd: int, handler: UpperHandler) -> None:
+        del self._entries[fd]
+        self._deadlines.discard(fd, handler.tick)
+        self.open -= 1
         if handler.source:
             self._sources[handler.source] -= 1
             if not self._sources[handler.source]:
                 del self._sources[handler.source]
-
-    def close_connection(self, handler: UpperHandler) -> None:
-        """Serve it no more and close it; it may be closed already."""
-        if handler.request.fileno() in self._entries:
-            self.remove_connection(handler)
-            handler.finish()
-            self.acceptor.resume()
-            if self.debug:
-                log.debug("%s: closed after %d lines", handler.name, handler.protocol.lines)
 
     def watch(self, handler: UpperHandler) -> None:
         """Wait for what the connection now needs."""
@@ -296,7 +305,7 @@ class UpperServer(socketserver.BaseServer):
 
     def more_can_come(self) -> bool:
         """Whether there is anything left that can bring work."""
-        return bool(self.acceptor.listeners or self.counters[OPEN])
+        return bool(self.acceptor.listeners or self.open)
 
     def patience(self) -> float | None:
         """Seconds to wait at the most until something is due; None is for ever."""

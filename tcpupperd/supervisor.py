@@ -219,26 +219,35 @@ class Supervisor:
     def _start_worker(self) -> None:
         slot = self._scoreboard.claim()
         slot.numbers[HEARTBEAT] = int(monotonic() * 1_000_000)
+        try:
+            pid, control = self._fork(slot)
+        except OSError as error:
+            self._scoreboard.release(slot)
+            self._cannot_start(f"a worker cannot be started: {error.strerror}")
+        else:
+            self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
+
+    def _fork(self, slot: Slot) -> tuple[int, int]:
+        """A new worker's process number and our end of its control channel."""
         orders, control = os.pipe()
         try:
             pid = os.fork()
-        except OSError as error:
+        except OSError:
             os.close(orders)
             os.close(control)
-            self._scoreboard.release(slot)
-            self._died_early(f"a worker cannot be started: {error.strerror}")
-            return
+            raise
         if not pid:
             os.close(control)
             self._be_worker(slot, orders)
         os.close(orders)
-        self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
+        return pid, control
 
     def _be_worker(self, slot: Slot, orders: int) -> NoReturn:
         status = EX_SOFTWARE
         try:
             for other in self._workers.values():
                 other.let_go()
+            self._listeners.narrow(self._config.listen)  # a reload may have left one out
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
             worker.run(
                 worker.Place(
@@ -276,22 +285,29 @@ class Supervisor:
             log.debug("worker %d has left", dead.pid)
             return
         how = f"worker {dead.pid} {describe_status(status)}"
-        if not self._ready and not accepted:
-            raise StartError(f"{how} before it could accept connections")
-        if self._before_reload and dead.generation == self._generation and not accepted:
-            self._abandon_reload(f"{how} before it could accept connections")
+        if dead.generation == self._generation and not accepted:
+            self._cannot_start(f"{how} before it could accept connections")
         elif served:
             self._early_deaths, self._retry_at = 0, 0.0
             log.warning("%s; %d connections ended with it, replacing it", how, lost)
         else:
-            self._died_early(how)
+            self._try_later(f"{how} before it served anybody")
 
-    def _died_early(self, what: str) -> None:
+    def _cannot_start(self, why: str) -> None:
+        """A worker of the configuration in force never came to accept."""
+        if not self._ready:
+            raise StartError(why)
+        if self._before_reload:
+            self._abandon_reload(why)
+        else:
+            self._try_later(why)
+
+    def _try_later(self, why: str) -> None:
         """Try again, ever more slowly; only the first time is worth a warning."""
         delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
         self._retry_at = monotonic() + delay
         level = logging.DEBUG if self._early_deaths else logging.WARNING
-        log.log(level, "%s before it served anybody; trying again, ever more slowly", what)
+        log.log(level, "%s; trying again, ever more slowly", why)
         self._early_deaths = min(self._early_deaths + 1, 30)
         self._tell_status()
 
@@ -335,7 +351,9 @@ class Supervisor:
     def _settled(self) -> None:
         """All workers of the configuration in force accept."""
         if self._ready and not self._before_reload:
+            self._tell_status()  # one was replaced, perhaps
             return
+        self._listeners.keep(self._config.listen)
         log.info(
             "%s: %d workers, listening on %s",
             "reloaded" if self._ready else "ready",
@@ -345,7 +363,6 @@ class Supervisor:
         self._trouble = ""
         self._retire((w for w in self._workers.values() if w not in self._current()), worker.GIVE)
         self._before_reload = None
-        self._listeners.keep(self._config.listen)
         self._notifier.ready()
         self._tell_status()
         if not self._ready:
@@ -401,7 +418,7 @@ class Supervisor:
             f"{len(self._workers)} workers, {totals['open']} connections",
             f"{totals['lines']} lines answered",
         ]
-        if self._early_deaths:
+        if self._early_deaths and self._missing():
             parts.append(f"a worker cannot start, {self._early_deaths} tries")
         if self._trouble:
             parts.append(self._trouble)
@@ -426,5 +443,7 @@ def describe_status(status: int) -> str:
     """What became of a process, from `os.waitstatus_to_exitcode`."""
     if status >= 0:
         return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    if status == -signal.SIGKILL:
+        return "was killed by SIGKILL (out of memory?)"
+    # Not signal.Signals: most real-time signals have no name.
+    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

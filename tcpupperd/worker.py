@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tcpupperd import handover
 from tcpupperd.config import Config
 from tcpupperd.handler import UpperHandler
-from tcpupperd.scoreboard import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, OPEN, STATE, TAKEN
+from tcpupperd.scoreboard import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, STATE, TAKEN
 from tcpupperd.server import Call, UpperServer
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,7 @@ class Worker(UpperServer):
         if wait and isinstance(error, BlockingIOError):
             self.add_entry(self._give_end, Call(self._give_on), select.EPOLLOUT)
         else:
-            count = self.counters[OPEN]
-            log.warning("cannot hand over %d connections, ending them: %s", count, error)
+            log.warning("cannot hand over %d connections, ending them: %s", self.open, error)
             self.drain(take_queues=False)
 
     def _give_on(self) -> None:
@@ -135,7 +134,7 @@ class Worker(UpperServer):
 
         Without room for all its descriptors the kernel would close those that are too many.
         """
-        room = self._descriptors - self.counters[OPEN] - RESERVE > handover.BATCH
+        room = self._descriptors - self.open - RESERVE > handover.BATCH
         wanted = room and not self._leaving
         if wanted != self._taking:
             self._taking = wanted
@@ -165,6 +164,7 @@ class Worker(UpperServer):
         handler = self.new_handler(connection.socket, connection.client_address)
         handler.unsent = unpack(handler, connection)
         self.add_connection(handler)
+        self.schedule(handler)
         if handler.protocol.finished and not handler.lingers_until:
             self.attempt(UpperHandler.end, handler)
 
