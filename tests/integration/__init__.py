@@ -1,0 +1,1 @@
+"""Real daemons, sockets and signals, without root."""

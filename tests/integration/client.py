@@ -1,0 +1,113 @@
+"""A client whose every step a test decides."""
+
+import contextlib
+import functools
+import socket
+from collections.abc import Callable
+
+from integration.processes import DEADLINE, until
+
+
+class Client:
+    """A connection to a daemon."""
+
+    def __init__(self, address: str, receive_buffer: int = 0) -> None:
+        """Connect to an address as the daemon writes it."""
+        self.socket = make_socket(address)
+        self.socket.settimeout(DEADLINE)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self._answers = self.socket.makefile("rb")
+        try:
+            self.socket.connect(where(address))
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def port(self) -> int:
+        """Ours."""
+        return int(self.socket.getsockname()[1])
+
+    @property
+    def peer_port(self) -> int:
+        """The daemon's."""
+        return int(self.socket.getpeername()[1])
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        self.socket.sendall(data)
+
+    def ask(self, line: bytes) -> bytes:
+        """Send a line, which lacks its newline, and return the answer without it."""
+        self.send(line + b"\n")
+        answer = self.read_line()
+        assert answer.endswith(b"\n"), answer
+        return answer[:-1]
+
+    def read_line(self) -> bytes:
+        """The next line; less of it at end of file."""
+        return self._answers.readline()
+
+    def read(self, size: int) -> bytes:
+        """So many bytes; less at end of file."""
+        return self._answers.read(size)
+
+    def read_to_end(self) -> bytes:
+        """Everything up to end of file."""
+        return self._answers.read()
+
+    def end(self) -> None:
+        """Send no more: the daemon reads end of file."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def wait_for_end(self) -> None:
+        """Read until the daemon, or the kernel in its place, has ended the connection."""
+        with contextlib.suppress(ConnectionResetError):
+            self.read_to_end()
+
+    def reset(self) -> None:
+        """Close so that the daemon's kernel sees a reset (SO_LINGER of socket(7))."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.close()
+
+    def close(self) -> None:
+        """Close; it may be closed already."""
+        self._answers.close()
+        self.socket.close()
+
+    def clog(self, is_clogged: Callable[[], bool]) -> bytes:
+        """Send lines without reading any until `is_clogged`; returns what was sent."""
+        lines, sent = many_lines(), 0
+
+        def send_more() -> bool:
+            nonlocal sent
+            with contextlib.suppress(BlockingIOError):
+                sent += self.socket.send(lines[sent : sent + 65536])
+            return is_clogged()
+
+        self.socket.setblocking(False)
+        until(send_more)
+        self.socket.settimeout(DEADLINE)
+        return bytes(lines[:sent])
+
+
+@functools.cache
+def many_lines() -> memoryview:
+    """More than the kernel's buffers between two sockets can hold; no two lines are the same."""
+    return memoryview(b"".join(b"line %d of many\n" % number for number in range(1_000_000)))
+
+
+def make_socket(address: str) -> socket.socket:
+    """A socket of an address's family."""
+    if address.startswith(("/", "@")):
+        return socket.socket(socket.AF_UNIX)
+    return socket.socket(socket.AF_INET6 if address.startswith("[") else socket.AF_INET)
+
+
+def where(address: str) -> tuple[str, int] | str:
+    """An address as the daemon writes it, as `socket.connect` takes it."""
+    if address.startswith(("/", "@")):
+        return address.replace("@", "\0", 1)
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,111 @@
+"""The part of a service manager that a daemon talks to."""
+
+import os
+import re
+import socket
+import struct
+import threading
+from typing import NamedTuple, Self
+
+from integration.processes import DEADLINE
+
+#: Of socket(7), not in Python's module before 3.14: the kernel notes when a datagram was sent.
+SO_TIMESTAMPNS = 35
+
+_TIMESPEC = struct.Struct("@ll")
+
+
+class Message(NamedTuple):
+    """A datagram that a daemon sent."""
+
+    text: str
+    when: float  # seconds
+
+    @property
+    def lines(self) -> list[str]:
+        """Its assignments."""
+        return self.text.split("\n")
+
+
+class Manager:
+    """Reads NOTIFY_SOCKET all the time, and keeps what it is given to keep (sd_notify(3))."""
+
+    def __init__(self, address: str, *, store: bool = False) -> None:
+        """Bind a socket at a path, or at "@name"; with `store`, offer to keep descriptors."""
+        self.environment = {"NOTIFY_SOCKET": address} | ({"FDSTORE": "4"} if store else {})
+        self.messages: list[Message] = []
+        self.stored: dict[str, socket.socket] = {}
+        self._seen = 0  # of the messages, by `wait`
+        self._news = threading.Condition()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._socket.bind(address.replace("@", "\0", 1))
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+        for one in self.stored.values():
+            one.close()
+
+    def wait(self, pattern: str, timeout: float = DEADLINE) -> Message:
+        """The next message with a line that matches `pattern` as a whole; the next call looks
+        only at later ones."""
+        with self._news:
+            index = self._news.wait_for(lambda: self._find(pattern), timeout)
+            assert index, f"no {pattern} in {self.messages[self._seen :]}"
+            self._seen = index
+            return self.messages[index - 1]
+
+    def count(self, line: str) -> int:
+        """How many messages with this line have come."""
+        return sum(line in message.lines for message in self.messages)
+
+    @property
+    def status(self) -> str:
+        """The last STATUS= that came."""
+        found = [one.text for one in self.messages if one.text.startswith("STATUS=")]
+        return found[-1].removeprefix("STATUS=") if found else ""
+
+    def _find(self, pattern: str) -> int:
+        """The number (from 1) of the first message not seen that matches, or 0."""
+        for index in range(self._seen, len(self.messages)):
+            if any(re.fullmatch(pattern, line) for line in self.messages[index].lines):
+                return index + 1
+        return 0
+
+    def _read(self) -> None:
+        while True:
+            room = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(4)
+            data, ancillary, _, _ = self._socket.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                return
+            files, when = [], 0.0
+            for _, kind, content in ancillary:
+                if kind == SO_TIMESTAMPNS:
+                    seconds, nanoseconds = _TIMESPEC.unpack(content)
+                    when = seconds + nanoseconds / 1e9
+                elif kind == socket.SCM_RIGHTS:
+                    files.append(struct.unpack("@i", content)[0])
+            message = Message(data.decode(), when)
+            with self._news:
+                self._keep(message.lines, files)
+                self.messages.append(message)
+                self._news.notify_all()
+
+    def _keep(self, lines: list[str], files: list[int]) -> None:
+        """Store or forget descriptors. As systemd does without FDPOLL=0, drop those that hang up:
+        here, all of them, for each would when its daemon is gone."""
+        name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
+        if "FDSTOREREMOVE=1" in lines and name in self.stored:
+            self.stored.pop(name).close()
+        for fd in files:
+            if "FDSTORE=1" in lines and "FDPOLL=0" in lines and name not in self.stored:
+                self.stored[name] = socket.socket(fileno=fd)
+            else:
+                os.close(fd)

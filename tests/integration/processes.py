@@ -1,0 +1,120 @@
+"""What /proc tells of processes (proc(5)), and waiting for it."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Seconds that bound every wait; none is expected to take so long.
+DEADLINE = 30.0
+
+#: Between two looks at what nothing announces.
+INTERVAL = 0.005
+
+PROC = Path("/proc")
+
+
+def until(condition: Callable[[], T | None], timeout: float = DEADLINE) -> T:
+    """The first true value of `condition`; AssertionError after `timeout` seconds without one."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"still {value!r} after {timeout} s"
+        time.sleep(INTERVAL)
+    return value
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, zombies among them; none if it is gone."""
+    try:
+        return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
+    except OSError:
+        return []
+
+
+def state(pid: int) -> str:
+    """The letter that ps(1) shows: "S" sleeps, "T" is stopped, "Z" is a zombie; "" is gone."""
+    try:
+        return _read(pid, "stat").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process still runs, asleep or stopped."""
+    return state(pid) not in ("", "Z")
+
+
+@contextlib.contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """A context in which processes stand still."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: all(state(pid) == "T" for pid in pids))
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def started(pid: int) -> float:
+    """When a process started, in seconds of CLOCK_BOOTTIME."""
+    ticks = int(_read(pid, "stat").rpartition(")")[2].split()[19])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def marked(mark: str) -> list[int]:
+    """The processes whose environment contains `mark` (a zombie has none)."""
+    found = []
+    for entry in PROC.iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """The open descriptors of a process, each with what it leads to, as ls -l shows it."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in (PROC / str(pid) / "fd").iterdir():
+            found[int(entry.name)] = os.readlink(entry)
+    return found
+
+
+def flags(pid: int, fd: int) -> int:
+    """The open flags of a descriptor: O_CLOEXEC, O_NONBLOCK, ..."""
+    return int(_read(pid, f"fdinfo/{fd}").partition("flags:")[2].split()[0], 8)
+
+
+def polled_for(pid: int, fd: int) -> int:
+    """The events that a process waits for on one of its descriptors, in any epoll of its own."""
+    for epoll, target in descriptors(pid).items():
+        if target == "anon_inode:[eventpoll]":
+            entries = _read(pid, f"fdinfo/{epoll}")
+            if found := re.search(rf"^tfd: +{fd} events: +([0-9a-f]+) ", entries, re.MULTILINE):
+                return int(found[1], 16)
+    return 0
+
+
+def socket_inode(local_port: int, remote_port: int) -> int:
+    """The inode of the TCP socket between two ports; 0 while it waits to be accepted."""
+    for table in ("net/tcp", "net/tcp6"):
+        with contextlib.suppress(OSError):
+            for row in (PROC / table).read_text().splitlines()[1:]:
+                fields = row.split()
+                ports = [int(address.rpartition(":")[2], 16) for address in fields[1:3]]
+                if ports == [local_port, remote_port]:
+                    return int(fields[9])
+    return 0
+
+
+def _read(pid: int, name: str) -> str:
+    return (PROC / str(pid) / name).read_text()

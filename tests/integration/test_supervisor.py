@@ -1,0 +1,393 @@
+"""The processes: how they start, are replaced, reload and stop."""
+
+import os
+import signal
+from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime
+
+import pytest
+
+from integration.client import Client, make_socket, where
+from integration.daemon import Daemon
+from integration.processes import descriptors, is_running, started, stopped, until
+
+# Start
+
+
+def test_ready_when_every_worker_accepts() -> None:
+    with Daemon(workers=4) as daemon:
+        assert daemon.manager.messages[0].text == "READY=1"
+        workers = daemon.workers()
+        assert len(workers) == 4
+        for only in workers:  # each of them answers, for it is the only one that can
+            others = [pid for pid in workers if pid != only]
+            with stopped(*others):
+                assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+def test_start_fails_with_its_first_worker() -> None:
+    with Daemon(workers=1) as daemon:
+        enough = len(descriptors(daemon.pid))
+    # One more is enough to start a worker; the worker then lacks one.
+    wrapper = ("prlimit", f"--nofile={enough + 1}")
+    failing = Daemon(workers=1, wrapper=wrapper)
+    status, log = failing.run()
+    assert status == 1
+    assert "ended with status 70 before it could accept connections" in log.splitlines()[-1]
+    assert not failing.manager.count("READY=1")
+
+
+# Workers that die
+
+
+def test_killed_worker_is_replaced_and_ends_only_its_own_connections() -> None:
+    with Daemon() as daemon:
+        places: dict[Client, int] = {}
+        while len(places) < 12 or len(set(places.values())) < 2:
+            assert len(places) < 1000, "one worker gets all connections"
+            client = daemon.connect()
+            assert client.ask(b"before") == b"BEFORE"
+            places[client] = daemon.worker_of(client)
+
+        killed = daemon.workers()[0]
+        for client in places:
+            client.send(b"meanwhile\n")
+        os.kill(killed, signal.SIGKILL)
+        daemon.wait_for_workers(2, without=killed)
+
+        lost = [client for client in places if places[client] == killed]
+        assert f"worker {killed} was killed by SIGKILL" in daemon.log
+        assert f"{len(lost)} connections ended with it" in daemon.log
+        for client in places:
+            if client not in lost:
+                assert client.read_line() == b"MEANWHILE\n"
+                assert client.ask(b"after") == b"AFTER"
+        for client in lost:
+            client.wait_for_end()
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+def test_no_connection_is_refused_while_workers_die() -> None:
+    with Daemon() as daemon:
+        for _ in range(5):
+            victim = daemon.workers()[0]
+            with stopped(*daemon.workers()):  # so that all of these wait in the queue
+                waiting = [daemon.connect() for _ in range(20)]
+                os.kill(victim, signal.SIGKILL)
+            daemon.wait_for_workers(2, without=victim)
+            assert [client.ask(b"hello") for client in waiting] == [b"HELLO"] * 20
+
+
+def test_worker_that_dies_before_it_serves_is_replaced_ever_more_slowly() -> None:
+    deaths = 4
+    with Daemon(workers=1) as daemon:
+        died: list[float] = []
+        born: list[float] = []
+        (worker,) = daemon.workers()
+        for _ in range(deaths):
+            died.append(clock_gettime(CLOCK_BOOTTIME))
+            os.kill(worker, signal.SIGKILL)
+            (worker,) = daemon.wait_for_workers(1, without=worker)
+            born.append(started(worker))
+
+        tick = 1 / os.sysconf("SC_CLK_TCK")
+        for pause, death, birth in zip((0.1, 0.2, 0.4, 0.8), died, born, strict=True):
+            assert birth - death >= pause - tick
+        assert daemon.log.count("before it served anybody") == 1
+        daemon.manager.wait(f"STATUS=.*a worker cannot start, {deaths} tries")
+
+        # The last one lives: nothing is wrong any more, and the status says so.
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        daemon.send_signal(signal.SIGUSR1)
+        until(lambda: "cannot start" not in daemon.manager.status)
+
+
+def test_stuck_worker_is_replaced() -> None:
+    with Daemon(wrapper=("env", "WATCHDOG_USEC=1000000")) as daemon:
+        stuck, other = daemon.workers()
+        os.kill(stuck, signal.SIGSTOP)
+        daemon.wait_for_workers(2, without=stuck)
+        assert f"worker {stuck} shows no sign of life" in daemon.log
+        assert other in daemon.workers()
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+# Reload
+
+
+def test_reload() -> None:
+    with Daemon() as daemon:
+        old, half = daemon.connect(), daemon.connect()
+        assert old.ask(b"one") == b"ONE"
+        half.send(b"hal")
+        until(lambda: daemon.counters()["open"] == 2)
+
+        daemon.configure(framing="none")
+        before = clock_gettime(CLOCK_MONOTONIC) * 1_000_000
+        daemon.send_signal(signal.SIGHUP)
+        reloading = daemon.manager.wait("RELOADING=1")
+        assert before <= int(reloading.lines[1].removeprefix("MONOTONIC_USEC="))
+        daemon.manager.wait("READY=1")
+
+        assert half.read(3) == b"HAL"
+        for client in (half, old, daemon.connect()):
+            client.send(b"two")  # answered though no newline follows
+            assert client.read(3) == b"TWO"
+        assert "reloaded: " in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("max_lines = 3\n", "max_lines: no such setting; did you mean max_line?"),
+        ("max_line =\n", "is not TOML"),
+    ],
+)
+def test_reload_of_a_bad_file_changes_nothing(text: str, why: str) -> None:
+    with Daemon() as daemon:
+        workers = daemon.workers()
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+
+        daemon.configure(text)
+        before = clock_gettime(CLOCK_MONOTONIC) * 1_000_000
+        daemon.send_signal(signal.SIGHUP)
+        reloading = daemon.manager.wait("RELOADING=1")
+        assert before <= int(reloading.lines[1].removeprefix("MONOTONIC_USEC="))
+        daemon.manager.wait("READY=1")
+        daemon.manager.wait("STATUS=.*the last reload failed, see the log")
+
+        assert f"{daemon.config}:" in daemon.log
+        assert why in daemon.log
+        assert daemon.workers() == workers
+        assert client.ask(b"two") == b"TWO"
+
+        daemon.configure()
+        daemon.reload()
+        until(lambda: "failed" not in daemon.manager.status)
+
+
+def test_reload_that_cannot_listen_changes_nothing() -> None:
+    with Daemon() as daemon, make_socket("127.0.0.1:0") as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        daemon.configure(listen=["127.0.0.1:0", "@tcpupperd-test-reload", address])
+        daemon.send_signal(signal.SIGHUP)
+        daemon.manager.wait("RELOADING=1")
+        daemon.manager.wait("READY=1")
+        assert f"cannot listen on {address}: Address already in use" in daemon.log
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        with pytest.raises(ConnectionRefusedError):
+            daemon.connect("@tcpupperd-test-reload")
+
+
+def test_reloads_in_a_row_are_each_answered() -> None:
+    with Daemon() as daemon:
+        client = daemon.connect()
+        for number in range(3):
+            daemon.configure(max_line=1000 + number)
+            daemon.send_signal(signal.SIGHUP)
+            daemon.manager.wait("RELOADING=1")
+            daemon.manager.wait("READY=1")
+            assert client.ask(b"hello") == b"HELLO"
+        for _ in range(20):
+            daemon.send_signal(signal.SIGHUP)
+        until(lambda: daemon.manager.messages[-1].text.startswith("STATUS"))
+        until(lambda: daemon.manager.count("RELOADING=1") + 1 == daemon.manager.count("READY=1"))
+        assert client.ask(b"hello") == b"HELLO"
+
+
+def test_connections_survive_reload_whatever_their_state() -> None:
+    with Daemon() as daemon:
+        half = [daemon.connect() for _ in range(20)]
+        for client in half:
+            client.send(b"line\nhalf a ")
+            assert client.read_line() == b"LINE\n"
+        slow = [daemon.connect(receive_buffer=4096) for _ in range(3)]
+        sent = [daemon.clog(client) for client in slow]
+        for client in slow[1:]:
+            client.end()
+
+        for _ in range(2):
+            daemon.reload()
+
+        for client in half:
+            assert client.ask(b"line") == b"HALF A LINE"
+        slow[0].end()
+        assert [client.read_to_end() for client in slow] == [data.upper() for data in sent]
+
+
+def test_reload_changes_the_number_of_workers() -> None:
+    with Daemon(workers=1) as daemon:
+        clients = [daemon.connect() for _ in range(20)]
+        for count in (3, 1):
+            daemon.reload(workers=count)
+            daemon.wait_for_workers(count)
+            assert [client.ask(b"hello") for client in clients] == [b"HELLO"] * 20
+
+
+def test_reload_changes_the_addresses() -> None:
+    with Daemon(listen=["127.0.0.1:0", "@tcpupperd-test-old"]) as daemon:
+        old = daemon.connect("@tcpupperd-test-old")
+        kept = daemon.addresses[0]
+
+        daemon.reload(listen=["@tcpupperd-test-new", "127.0.0.1:0"])
+        until(lambda: "@tcpupperd-test-new" in daemon.manager.status)
+
+        assert daemon.connect(kept).ask(b"kept") == b"KEPT"
+        assert daemon.connect("@tcpupperd-test-new").ask(b"new") == b"NEW"
+        assert old.ask(b"old") == b"OLD"
+        until(lambda: refused("@tcpupperd-test-old"))
+
+
+def test_worker_killed_during_reload_is_replaced() -> None:
+    with Daemon() as daemon:
+        first = daemon.workers()
+        with stopped(*first):
+            daemon.configure(max_line=100)
+            daemon.send_signal(signal.SIGHUP)
+            new = until(lambda: set(daemon.workers()) - set(first))
+            for pid in new:
+                os.kill(pid, signal.SIGKILL)
+        daemon.manager.wait("RELOADING=1")
+        daemon.manager.wait("READY=1")
+        daemon.wait_for_workers(2)
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+# Stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_stop_answers_what_has_come(number: int) -> None:
+    with Daemon(drain_timeout=60) as daemon:
+        idle, busy = daemon.connect(), daemon.connect()
+        assert idle.ask(b"hello") == b"HELLO"
+        assert busy.ask(b"hello") == b"HELLO"
+        slow = daemon.connect(receive_buffer=4096)
+        sent = daemon.clog(slow)
+        with stopped(*daemon.workers()):
+            busy.send(b"one\ntwo\nthr")
+            queued = daemon.connect()
+            queued.send(b"queued\n")
+            daemon.send_signal(number)
+            daemon.manager.wait("STOPPING=1")
+        assert idle.read_to_end() == b""
+        assert busy.read_to_end() == b"ONE\nTWO\n"
+        assert queued.read_to_end() == b"QUEUED\n"
+        answer = slow.read_to_end()
+        assert len(answer) > 65536
+        assert sent.upper().startswith(answer)
+        for client in daemon.clients:
+            client.close()
+        assert daemon.wait() == 0
+        assert daemon.manager.count("STOPPING=1") == 1
+        daemon.manager.wait("EXTEND_TIMEOUT_USEC=62000000")
+
+
+def test_stop_waits_for_slow_readers_no_longer_than_drain_timeout() -> None:
+    with Daemon(drain_timeout=0.5) as daemon:
+        daemon.clog(daemon.connect(receive_buffer=4096))
+        begun = clock_gettime(CLOCK_MONOTONIC)
+        daemon.stop()
+        assert clock_gettime(CLOCK_MONOTONIC) - begun >= 0.5
+
+
+def test_second_signal_stops_at_once() -> None:
+    with Daemon(drain_timeout=600) as daemon:
+        daemon.clog(daemon.connect(receive_buffer=4096))
+        daemon.send_signal(signal.SIGTERM)
+        daemon.manager.wait("STOPPING=1")
+        daemon.stop()
+        assert "told to stop again" in daemon.log
+
+
+def test_workers_leave_when_their_supervisor_is_killed() -> None:
+    with Daemon(drain_timeout=1) as daemon:
+        workers = daemon.workers()
+        address = daemon.addresses[0]
+        idle = daemon.connect()
+        assert idle.ask(b"hello") == b"HELLO"
+        daemon.clog(daemon.connect(receive_buffer=4096))
+        daemon.send_signal(signal.SIGKILL)
+        assert daemon.wait() == -signal.SIGKILL
+        assert idle.read_to_end() == b""
+        until(lambda: not any(map(is_running, workers)))
+        assert refused(address)
+        assert daemon.log.count("the supervisor is gone, leaving") == len(workers)
+
+
+# Other signals
+
+
+def test_signals_without_a_meaning_are_harmless() -> None:
+    meant = {
+        *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+        *(signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+        # A fault of the program itself.
+        *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV),
+        *(signal.SIGSYS, signal.SIGTRAP),
+    }
+    with Daemon() as daemon:
+        workers = daemon.workers()
+        client = daemon.connect()
+        for number in signal.valid_signals() - meant:
+            daemon.send_signal(number)
+        assert daemon.counters()["accepted"] <= 1  # it still heeds those with a meaning
+        assert client.ask(b"hello") == b"HELLO"
+        assert daemon.workers() == workers
+
+
+def test_workers_heed_no_signals() -> None:
+    with Daemon() as daemon:
+        workers = daemon.workers()
+        clients = [daemon.connect() for _ in range(20)]
+        for pid in workers:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                os.kill(pid, number)
+        assert [client.ask(b"hello") for client in clients] == [b"HELLO"] * 20
+        assert daemon.workers() == workers
+
+
+def test_counters_add_up() -> None:
+    with Daemon(max_line=100) as daemon:
+        clients = [daemon.connect() for _ in range(20)]
+        for client in clients:
+            assert client.ask(b"one") == b"ONE"
+            client.send(b"two\nthree\nhal")
+            assert client.read(10) == b"TWO\nTHREE\n"
+        until(lambda: daemon.counters()["lines"] == 60)
+        counters = daemon.counters()
+        assert counters["open"] == counters["accepted"] == 20
+        assert counters["bytes"] == 20 * 14
+        assert counters["taken"] == counters["given"] == 0
+
+        daemon.reload()
+        until(lambda: daemon.counters()["taken"] == 20)
+        for client in clients[:5]:
+            client.end()
+            assert client.read_to_end() == b"HAL"
+        for client in clients[5:8]:
+            client.reset()
+        until(lambda: daemon.counters()["open"] == 12)
+        counters = daemon.counters()
+        assert counters["given"] == 20
+        assert counters["accepted"] == 20
+        assert counters["lines"] == 65
+        assert counters["bytes"] == 20 * 14 + 5 * 3
+        assert counters["reset"] == 3
+        assert counters["errors"] == counters["damaged"] == 0
+
+        os.kill(daemon.workers()[0], signal.SIGKILL)
+        until(lambda: "replacing it" in daemon.log)
+        assert daemon.counters()["lines"] == 65
+
+
+def refused(address: str) -> bool:
+    """Whether nobody listens there."""
+    with make_socket(address) as one:
+        try:
+            one.connect(where(address))
+        except ConnectionRefusedError:
+            return True
+    return False
