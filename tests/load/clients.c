@@ -5,8 +5,10 @@
  * the wrong connection, or came twice, or not, is a wrong answer. A connection that ends is opened
  * again at its next turn.
  *
- * Each line on standard input asks for a report, one JSON object. At end of input all connections
- * are ended from this side and their last answers awaited; then comes the last report.
+ * Each line on standard input asks for a report, one JSON object. One with an "m" says besides that
+ * the server will end connections: they are to be answered first what they have sent up to now. At
+ * end of input all connections are ended from this side, and after their last answers comes the
+ * last report.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -112,7 +114,7 @@ struct connection {
     int fd;                      /* -1: to be opened at the next turn */
     bool open, half_closed;
     size_t wanted, sent, received;
-    size_t owed;                 /* the answers due when the last report was made, in bytes */
+    size_t owed;                 /* bytes of answers that must come before the connection ends */
     uint64_t waits_since;        /* nanoseconds; 0: nothing is due */
 };
 
@@ -166,6 +168,7 @@ static void leave(struct connection *c)
     in_use--;
     close(c->fd);
     c->fd = -1;
+    c->waits_since = 0;
 }
 
 static void fail(struct connection *c, int error)
@@ -304,13 +307,16 @@ static void handle_events(struct connection *c, uint32_t events)
 
 /* ---- the run ---- */
 
+static void mark_debts(void)
+{
+    for (int i = 0; i < option.connections; i++)
+        all[i].owed = due(&all[i]);
+}
+
 static void report(void)
 {
     for (int i = 0; i < option.connections; i++)
-        if (all[i].fd >= 0) {
-            count_silence(&all[i]);
-            all[i].owed = due(&all[i]);
-        }
+        count_silence(&all[i]);
     printf("{\"open\": %d, \"opened\": %ju, \"bytes\": %ju, \"refused\": %ju, \"reset\": %ju, "
            "\"ended\": %ju, \"wrong\": %ju, \"lost\": %ju, \"silence\": %.6f}\n",
            open_now, opened, bytes, refused, reset, ended, wrong, lost, longest_silence / 1e9);
@@ -324,7 +330,9 @@ static bool answer_requests(void)
     char requests[256];
     ssize_t count = read(STDIN_FILENO, requests, sizeof requests);
     for (ssize_t i = 0; i < count; i++)
-        if (requests[i] == '\n')
+        if (requests[i] == 'm')
+            mark_debts();
+        else if (requests[i] == '\n')
             report();
     return count > 0;
 }
