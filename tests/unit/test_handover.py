@@ -1,0 +1,391 @@
+"""Connections that travel through a channel, and what becomes of damaged ones."""
+
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tcpupperd import handover
+from tcpupperd.handover import BATCH, Channel, Connection, HandoverError, give, open_channel, take
+from tcpupperd.notify import Notifier
+from unit.conftest import open_descriptors
+
+NOBODY = Notifier({})
+
+
+@pytest.fixture
+def channel(no_leak: None) -> Iterator[Channel]:
+    channel = open_channel({}, NOBODY, store=False)
+    yield channel
+    channel.give.close()
+    channel.take.close()
+
+
+def tcp_pairs(count: int, host: str = "127.0.0.1") -> list[tuple[socket.socket, socket.socket]]:
+    """Connections, each with the client's end first."""
+    pairs = []
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        for _ in range(count):
+            client = socket.create_connection(listening.getsockname()[:2], timeout=10)
+            pairs.append((client, listening.accept()[0]))
+    return pairs
+
+
+def close(sockets: Iterable[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
+
+
+def is_served_by(client: socket.socket, server: socket.socket) -> bool:
+    """Whether the two are the ends of one connection."""
+    client.settimeout(10)
+    server.setblocking(True)
+    server.sendall(b"%d" % client.fileno())
+    return client.recv(100) == b"%d" % client.fileno()
+
+
+def state_of(connection: Connection) -> tuple[object, ...]:
+    """All but the socket."""
+    return connection[1:]
+
+
+STATES = [
+    {},
+    {"lines": 2**64 - 1, "idle_for": 12.5},
+    {"held": b"half a li", "mid_line": True, "line_open_for": 3.25, "lines": 7},
+    {"unsent": bytes(range(256)) * 4096, "eof": True},
+    {"held": b"x" * 1_000_000, "unsent": b"Y" * 3_000_000, "mid_line": True},
+    {"finished": True, "lingers_for": 1.5},
+    {"finished": True, "lingers_for": -0.5, "eof": True},
+    {"mid_line": True},
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: " ".join(state) or "fresh")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connection_arrives_as_it_left(
+    channel: Channel, host: str, state: dict[str, object]
+) -> None:
+    ((client, server),) = tcp_pairs(1, host)
+    given = Connection(server, server.getpeername()[:2], **state)  # type: ignore[arg-type]
+    give(channel.give, [given])
+    server.close()
+    (taken,) = take(channel.take)
+    assert state_of(taken) == state_of(given)
+    assert taken.socket.family == server.family
+    assert taken.socket.getpeername() == client.getsockname()
+    assert is_served_by(client, taken.socket)
+    assert not os.get_inheritable(taken.socket.fileno())
+    close([client, taken.socket])
+
+
+def test_local_connection_arrives(channel: Channel) -> None:
+    client, server = socket.socketpair()
+    with client, server:
+        give(channel.give, [Connection(server, b"")])
+        (taken,) = take(channel.take)
+        with taken.socket:
+            assert taken.client_address == ""
+            assert is_served_by(client, taken.socket)
+
+
+def test_host_that_is_not_utf8_arrives(channel: Channel) -> None:
+    client, server = socket.socketpair(socket.AF_UNIX)
+    ((other, tcp),) = tcp_pairs(1)
+    address = ("fe80::1%\udcff", 1)
+    give(channel.give, [Connection(tcp, address)])
+    (taken,) = take(channel.take)
+    assert taken.client_address == address
+    close([client, server, other, tcp, taken.socket])
+
+
+def test_no_connections_are_a_message_too(channel: Channel) -> None:
+    give(channel.give, [])
+    assert take(channel.take) == []
+
+
+def test_empty_channel_has_nothing_to_take(channel: Channel) -> None:
+    with pytest.raises(BlockingIOError):
+        take(channel.take)
+
+
+def test_channel_that_nobody_can_give_into_has_ended(channel: Channel) -> None:
+    give(channel.give, [])
+    channel.give.close()
+    assert take(channel.take) == []
+    with pytest.raises(EOFError):
+        take(channel.take)
+
+
+def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
+    pairs = tcp_pairs(1000)
+    given = [
+        Connection(server, server.getpeername(), lines=number, held=b"%d" % number)
+        for number, (_, server) in enumerate(pairs)
+    ]
+    for start in range(0, len(given), BATCH):
+        give(channel.give, given[start : start + BATCH])
+    close(server for _, server in pairs)
+    # All of them wait in the channel now, and nobody else has their sockets.
+    sizes = []
+    taken: list[Connection] = []
+    while len(taken) < len(given):
+        found = take(channel.take)
+        sizes.append(len(found))
+        taken += found
+    assert sizes == [BATCH, BATCH, BATCH, 1000 - 3 * BATCH]
+    assert list(map(state_of, taken)) == list(map(state_of, given))
+    assert all(
+        is_served_by(client, connection.socket)
+        for (client, _), connection in zip(pairs, taken, strict=True)
+    )
+    close(client for client, _ in pairs)
+    close(connection.socket for connection in taken)
+
+
+def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) -> None:
+    client, server = socket.socketpair()
+    given = 0
+    with client, server:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                give(channel.give, [Connection(server, "", lines=given)])
+                given += 1
+        assert given
+        for number in range(given):
+            (taken,) = take(channel.take)
+            assert taken.lines == number
+            taken.socket.close()
+
+
+# What cannot be read
+
+
+def send(channel: Channel, greeting: bytes, state: bytes, sockets: list[socket.socket]) -> None:
+    """Put a message into the channel as `give` does, right or wrong."""
+    file = os.memfd_create("state", os.MFD_CLOEXEC)
+    os.write(file, state)
+    socket.send_fds(channel.give, [greeting], [file, *(one.fileno() for one in sockets)])
+    os.close(file)
+
+
+def capture(connections: list[Connection]) -> tuple[bytes, bytes]:
+    """The greeting and the state of a good message."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    give(ends[0], connections)
+    greeting, files, *_ = socket.recv_fds(ends[1], 100, BATCH + 1)
+    size = os.fstat(files[0]).st_size
+    state = os.pread(files[0], size, 0)
+    for fd in files:
+        os.close(fd)
+    close(ends)
+    return greeting, state
+
+
+class Damage:
+    """Two connections with a good message of theirs, to be sent in many bad ways."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.pairs = [socket.socketpair(), socket.socketpair()]
+        self.servers = [server for _, server in self.pairs]
+        connections = [
+            Connection(self.servers[0], "", lines=3, held=b"half a li", mid_line=True),
+            Connection(self.servers[1], ("192.0.2.1", 5), unsent=b"ANSWER\n", lingers_for=1.0),
+        ]
+        self.greeting, self.state = capture(connections)
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            close(pair)
+
+    def refused(self, greeting: bytes, state: bytes) -> str:
+        """The complaint about a message; both connections must be left and nothing else."""
+        before = open_descriptors()
+        send(self.channel, greeting, state, self.servers)
+        with pytest.raises(HandoverError) as caught:
+            take(self.channel.take)
+        self.check(caught.value.sockets, before)
+        return str(caught.value)
+
+    def survived(self, state: bytes) -> None:
+        """Whatever the state says, both connections must be left and nothing else."""
+        before = open_descriptors()
+        send(self.channel, self.greeting, state, self.servers)
+        try:
+            taken = take(self.channel.take)
+        except HandoverError as error:
+            left = error.sockets
+        else:
+            left = [connection.socket for connection in taken]
+            times = [(one.idle_for, one.line_open_for, one.lingers_for or 0) for one in taken]
+            assert all(abs(time) < 1e9 for time in chain(*times))
+        self.check(left, before)
+
+    def check(self, left: list[socket.socket], before: set[int]) -> None:
+        assert len(left) == len(self.pairs)
+        for (client, _), server in zip(self.pairs, left, strict=True):
+            assert is_served_by(client, server)
+        close(left)
+        assert open_descriptors() == before
+
+
+@pytest.fixture
+def damage(channel: Channel) -> Iterator[Damage]:
+    damage = Damage(channel)
+    yield damage
+    damage.close()
+
+
+def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
+    send(damage.channel, damage.greeting, damage.state, damage.servers)
+    taken = take(damage.channel.take)
+    assert [connection.held for connection in taken] == [b"half a li", b""]
+    damage.check(
+        [connection.socket for connection in taken],
+        open_descriptors() - {connection.socket.fileno() for connection in taken},
+    )
+
+
+@pytest.mark.parametrize("version", [0, handover.VERSION + 1, 65535])
+def test_another_version_is_refused_and_named(damage: Damage, version: int) -> None:
+    greeting = handover._GREETING.pack(b"tcpupperd\0", version, 2)
+    complaint = damage.refused(greeting, damage.state)
+    assert complaint.endswith(f"version {version}, not version {handover.VERSION}")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 252, 65535])
+def test_wrong_count_is_refused(damage: Damage, count: int) -> None:
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, count)
+    assert damage.refused(greeting, damage.state) == f"{count} connections came with 2 sockets"
+
+
+def test_greeting_is_refused_at_any_other_length(damage: Damage) -> None:
+    for size in range(1, len(damage.greeting)):
+        damage.refused(damage.greeting[:size], damage.state)
+    damage.refused(damage.greeting + b"\0", damage.state)
+    damage.refused(damage.greeting * 100, damage.state)
+
+
+def test_state_is_refused_at_any_other_length(damage: Damage) -> None:
+    for size in range(len(damage.state)):
+        damage.refused(damage.greeting, damage.state[:size])
+    assert damage.refused(damage.greeting, damage.state + b"more") == "4 bytes are left over"
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_flipped_bits_never_lose_a_connection(damage: Damage, data: st.DataObject) -> None:
+    state = bytearray(damage.state)
+    bits = st.integers(0, 8 * len(state) - 1)
+    for bit in data.draw(st.sets(bits, min_size=1, max_size=8)):
+        state[bit // 8] ^= 1 << bit % 8
+    damage.survived(bytes(state))
+
+
+def test_every_single_flipped_bit_leaves_both_connections(damage: Damage) -> None:
+    for bit in range(8 * len(damage.state)):
+        state = bytearray(damage.state)
+        state[bit // 8] ^= 1 << bit % 8
+        damage.survived(bytes(state))
+
+
+@given(st.binary(max_size=200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(b"")
+def test_any_state_leaves_both_connections(damage: Damage, state: bytes) -> None:
+    damage.survived(state)
+
+
+def test_state_that_is_no_file_is_refused(channel: Channel) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    servers = [server for _, server in pairs]
+    greeting, _ = capture([Connection(servers[0], ""), Connection(servers[1], "")])
+    socket.send_fds(channel.give, [greeting], [server.fileno() for server in servers])
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert len(caught.value.sockets) == len(servers)
+    close(caught.value.sockets)
+    for pair in pairs:
+        close(pair)
+
+
+def test_descriptor_that_is_no_socket_costs_only_itself(channel: Channel) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    servers = [server for _, server in pairs]
+    greeting, state = capture([Connection(server, "") for server in servers])
+    with open("/dev/null") as file:
+        os.dup2(file.fileno(), servers[1].fileno())
+    send(channel, greeting, state, servers)
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert len(caught.value.sockets) == 2
+    close(caught.value.sockets)
+    for pair in pairs:
+        close(pair)
+
+
+def test_message_without_descriptors_is_refused(channel: Channel) -> None:
+    channel.give.send(handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert caught.value.sockets == []
+
+
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """A limit that leaves this process room for so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = open_descriptors()
+    free = (fd for fd in count() if fd not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, descriptors, None)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", range(4))
+def test_what_finds_no_room_is_lost_and_the_rest_is_left(damage: Damage, room: int) -> None:
+    send(damage.channel, damage.greeting, damage.state, damage.servers)
+    with room_for(room), contextlib.ExitStack() as stack:
+        if room == 3:
+            left = [connection.socket for connection in take(damage.channel.take)]
+        else:
+            with pytest.raises(HandoverError) as caught:
+                take(damage.channel.take)
+            left = caught.value.sockets
+        for one in left:
+            stack.enter_context(one)
+    # The state travels first, then the sockets.
+    assert len(left) == max(0, room - 1)
+
+
+# Opening a channel
+
+
+def test_channel_that_was_kept_is_taken_up(channel: Channel) -> None:
+    give(channel.give, [])
+    stored = {handover.GIVE_END: channel.give, handover.TAKE_END: channel.take}
+    again = open_channel(stored, NOBODY, store=True)
+    assert again == Channel(channel.give, channel.take, outlives_us=True)
+    assert take(again.take) == []
+
+
+@pytest.mark.parametrize("names", [["handover-give"], ["handover-take"], ["something else"]])
+def test_channel_that_is_not_whole_is_replaced(no_leak: None, names: list[str]) -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    other.close()
+    channel = open_channel({names[0]: one}, NOBODY, store=False)
+    assert one.fileno() == -1
+    assert not channel.outlives_us
+    give(channel.give, [])
+    assert take(channel.take) == []
+    close([channel.give, channel.take])
