@@ -4,8 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from container import nspawn
-from roots import TREE, Root
+from system.container import nspawn
+from system.roots import TREE, Root
 
 BUILD_TIMEOUT = 600
 
@@ -17,7 +17,9 @@ def build_package(release: str, folder: Path) -> Path:
     """
     source = folder / "tcpupperd"
     source.mkdir()
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=TREE, check=True, stdout=subprocess.PIPE)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=TREE, check=True, stdout=subprocess.PIPE
+    )
     for name in listed.stdout.decode().rstrip("\0").split("\0"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(TREE / name, source / name, follow_symlinks=False)

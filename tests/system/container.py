@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from roots import Root
-from waiting import until
+from system.roots import Root
+from system.waiting import until
 
 RUN_TIMEOUT = 120
 CGROUPS = Path("/sys/fs/cgroup")
@@ -37,28 +37,28 @@ class Container:
         """Start a command inside, with the options of subprocess.Popen."""
         return subprocess.Popen(self.command(*words), env=ENVIRONMENT, text=True, **options)
 
-    def try_run(self, *words: str, input: str = "") -> subprocess.CompletedProcess[str]:
+    def try_run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command inside, which may fail."""
         return subprocess.run(
             self.command(*words),
             check=False,
             env=ENVIRONMENT,
-            input=input,
+            input=stdin,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=RUN_TIMEOUT,
         )
 
-    def run(self, *words: str, input: str = "") -> str:
+    def run(self, *words: str, stdin: str = "") -> str:
         """What a command writes, less the last newline; AssertionError with it where it fails."""
-        result = self.try_run(*words, input=input)
+        result = self.try_run(*words, stdin=stdin)
         assert result.returncode == 0, f"{' '.join(words)}: {result.returncode}\n{result.stdout}"
         return result.stdout.rstrip("\n")
 
     def write(self, path: str, text: str) -> None:
         """Write a file, its folder included."""
-        self.run("sh", "-c", 'mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", path, input=text)
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", path, stdin=text)
 
     def show(self, unit: str, name: str) -> str:
         """One property of a unit, as systemctl(1) shows it."""
@@ -146,19 +146,21 @@ def wait_for_boot(machine: subprocess.Popen[bytes], console: IO[bytes]) -> Conta
     return container
 
 
-def leader_of(machine: subprocess.Popen[bytes]) -> int | None:
-    """The process that is PID 1 inside, once there is one: a child of systemd-nspawn's."""
+def leader_of(machine: subprocess.Popen[bytes]) -> int:
+    """The process that is PID 1 inside, a child of systemd-nspawn's; 0 if not there yet."""
     assert machine.poll() is None, "systemd-nspawn has ended"
     for nspawn_pid in children_of(machine.pid):
         for child in children_of(nspawn_pid):
             ids = next(line for line in read_lines(f"/proc/{child}/status") if "NSpid" in line)
             if ids.split()[-1] == "1":
                 return child
-    return None
+    return 0
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in " ".join(read_lines(f"/proc/{pid}/task/{pid}/children")).split()]
+    return [
+        int(child) for child in " ".join(read_lines(f"/proc/{pid}/task/{pid}/children")).split()
+    ]
 
 
 def has_booted(container: Container) -> bool:

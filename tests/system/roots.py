@@ -18,7 +18,7 @@ TREE = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcpupperd"
 RELEASES = ("bookworm", "trixie")
 
-# What apt needs to install the built package without a network: each dependency is downloaded, none installed.
+# With these in its cache, apt installs the built package without a network.
 DEPENDENCIES = ("python3", "python3-daemon", "python3-sdnotify")
 
 

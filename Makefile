@@ -1,0 +1,51 @@
+# run, test, check, system-test, deb, install, clean: see CONTRIBUTING.md.
+
+PYTHON ?= python3
+VENV := .venv
+# Debian's tools are for Debian's Python, not for another one that comes first on the path.
+DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
+APT_INSTALL := apt-get install --yes --no-install-recommends
+
+run:
+	$(PYTHON) -m tcpupperd
+
+test: $(VENV)/ready
+	$(VENV)/bin/pytest
+	@echo "Left out: the system tests, which boot Debian in containers (sudo make system-test)."
+
+check: $(VENV)/ready
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	if command -v mandoc; then mandoc -T lint -W warning man/*.[158]; fi
+
+system-test: $(VENV)/ready
+	command -v mmdebstrap systemd-nspawn git || $(APT_INSTALL) mmdebstrap systemd-container git
+	$(VENV)/bin/pytest tests/system
+
+# Only what git knows goes in, as in a fresh clone.
+deb:
+	rm -rf build/deb dist/*.deb
+	mkdir -p build/deb/tcpupperd dist
+	git ls-files -z | xargs -0 cp -P --parents --target-directory=build/deb/tcpupperd
+	cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign
+	cp build/deb/*.deb dist/
+
+install:
+	$(APT_INSTALL) dpkg-dev git
+	apt-get build-dep --yes ./
+	$(MAKE) deb
+	apt-get install --yes --reinstall ./dist/*.deb
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Debian's python3 can make no virtual environment without a package of its own.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import ensurepip' || $(APT_INSTALL) python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	touch $@
+
+.PHONY: run test check system-test deb install clean

@@ -1,0 +1,59 @@
+"""What an administrator does with the service, in words."""
+
+import subprocess
+from typing import Self
+
+from system.container import Container
+
+SERVICE = "tcpupperd.service"
+SOCKET = "tcpupperd.socket"
+CONFIGURATION = "/etc/tcpupperd/tcpupperd.toml"
+
+
+def answer(machine: Container, text: str) -> str:
+    """What the client prints for `text`."""
+    return machine.run("tcpupper", stdin=text)
+
+
+def main_pid(machine: Container) -> int:
+    return int(machine.show(SERVICE, "MainPID"))
+
+
+def workers(machine: Container) -> set[int]:
+    """The service's processes without the first, by their numbers inside."""
+    group = machine.show(SERVICE, "ControlGroup")
+    pids = machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs").split()
+    return {int(pid) for pid in pids} - {main_pid(machine)}
+
+
+def drop_in(machine: Container, unit: str, text: str) -> None:
+    """Add settings to a unit and make them count."""
+    machine.write(f"/etc/systemd/system/{unit}.d/test.conf", text)
+    machine.run("systemctl", "daemon-reload")
+
+
+class Conversation:
+    """A client that stays connected, asking line by line."""
+
+    def __init__(self, machine: Container) -> None:
+        self.client = machine.popen("tcpupper", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.client.kill()
+        self.client.communicate()
+
+    def ask(self, line: str) -> str:
+        """The answer to one line, "" if there will be none."""
+        assert self.client.stdin
+        assert self.client.stdout
+        self.client.stdin.write(f"{line}\n")
+        self.client.stdin.flush()
+        return self.client.stdout.readline().rstrip("\n")
+
+    def end(self) -> str:
+        """Hang up; what was still answered."""
+        rest, _ = self.client.communicate(timeout=30)
+        return rest

@@ -1,0 +1,110 @@
+"""The package's life: checked, installed, upgraded under load, removed, purged."""
+
+import subprocess
+from pathlib import Path
+
+from system.build import run_offline
+from system.conftest import install
+from system.container import Container
+from system.service import CONFIGURATION, SERVICE, SOCKET, answer
+from system.waiting import until
+
+# Lintian of Debian 12 alone asks for an init script. The service's readiness and sandbox are
+# systemd's; hosts without it have "tcpupperd --daemonize".
+LINTIAN = (
+    "lintian --allow-root --pedantic --display-info --display-experimental"
+    " --suppress-tags=package-supports-alternative-init-but-no-init.d-script"
+    " --fail-on=error,warning,info,pedantic /mnt/*.changes"
+)
+
+# Connects, asks and hangs up until its input ends; prints each failure and at last the count.
+LOAD = """
+import select, socket, sys
+answered = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    try:
+        with socket.create_connection(("127.0.0.1", 9999), 30) as connection:
+            connection.sendall(b"hello\\n")
+            answer = connection.recv(64)
+            if answer != b"HELLO\\n":
+                print("failure:", answer, flush=True)
+            answered += 1
+            print("answered", answered, flush=True)
+    except OSError as error:
+        print("failure:", error, flush=True)
+"""
+
+
+def test_lintian_finds_nothing(release: str, package: Path) -> None:
+    assert run_offline(release, package.parent, LINTIAN).strip() == ""
+
+
+def test_upgrade_loses_no_connection(machine: Container, package: Path) -> None:
+    machine.write(CONFIGURATION, "max_line = 4096\n")
+    socket, service = (machine.show(unit, "InvocationID") for unit in (SOCKET, SERVICE))
+    newer = newer_package(machine, package)
+    with machine.popen(
+        "python3", "-c", LOAD, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as load:
+        assert load.stdout
+        assert load.stdout.readline() == "answered 1\n"
+        machine.run("apt-get", "install", "--yes", newer)
+        answer(machine, "the new one answers\n")
+        output, _ = load.communicate(timeout=60)
+    assert "failure" not in output
+    assert machine.show(SOCKET, "InvocationID") == socket
+    assert machine.show(SERVICE, "InvocationID") != service
+    assert (machine.show(SERVICE, "Result"), machine.show(SERVICE, "NRestarts")) == (
+        "success",
+        "0",
+    )
+    assert machine.run("cat", CONFIGURATION) == "max_line = 4096"
+
+
+def test_upgrade_leaves_a_stopped_and_disabled_service_alone(
+    machine: Container, package: Path
+) -> None:
+    machine.run("systemctl", "disable", "--now", SOCKET, SERVICE)
+    machine.run("apt-get", "install", "--yes", newer_package(machine, package))
+    for unit in (SOCKET, SERVICE):
+        assert machine.try_run("systemctl", "is-enabled", unit).stdout == "disabled\n"
+        assert machine.try_run("systemctl", "is-active", unit).stdout == "inactive\n"
+
+
+def test_remove_keeps_the_configuration_and_purge_nothing(
+    bare_machine: Container, package: Path
+) -> None:
+    before = files(bare_machine)
+    install(bare_machine, package)
+    bare_machine.run("apt-get", "remove", "--yes", "--autoremove", "tcpupperd")
+    assert "LISTEN" not in bare_machine.run("ss", "-tln")
+    assert bare_machine.show(SERVICE, "LoadState") == "not-found"
+    bare_machine.run("test", "-e", CONFIGURATION)
+    bare_machine.run("apt-get", "purge", "--yes", "tcpupperd")
+    assert files(bare_machine) - before == set()
+    assert bare_machine.run("systemctl", "is-system-running") == "running"
+
+
+def test_installs_again_after_purge(machine: Container, package: Path) -> None:
+    machine.run("apt-get", "purge", "--yes", "tcpupperd")
+    install(machine, package)
+    until(lambda: answer(machine, "hello\n") == "HELLO")
+
+
+def newer_package(machine: Container, package: Path) -> str:
+    """The same package under a later version."""
+    script = (
+        'dpkg-deb --raw-extract "$0" /tmp/newer && '
+        "sed -i '/^Version:/s/$/+newer/' /tmp/newer/DEBIAN/control && "
+        "dpkg-deb --build /tmp/newer /tmp/newer.deb"
+    )
+    machine.run("sh", "-c", script, f"/mnt/{package.name}")
+    return "/tmp/newer.deb"
+
+
+def files(machine: Container) -> set[str]:
+    """Every file of the system but those in which it keeps the history of any package."""
+    history = ("/var/cache", "/var/lib/apt", "/var/lib/dpkg", "/var/log", "/tmp", "/run", "/proc")
+    pruned = [word for folder in (*history, "/sys", "/dev") for word in ("-path", folder, "-o")]
+    found = machine.run("find", "/", "(", *pruned[:-1], ")", "-prune", "-o", "-print")
+    return set(found.splitlines())

@@ -1,0 +1,85 @@
+"""The units: what the service cannot do, and where it still works."""
+
+from pathlib import Path
+
+import pytest
+
+from system.conftest import install
+from system.container import Container
+from system.service import SERVICE, SOCKET, answer, drop_in, main_pid
+
+EXPOSURE_IN_TENTHS = 2
+EXAMPLES = "/usr/share/doc/tcpupperd/examples"
+
+
+def test_units_are_valid(machine: Container) -> None:
+    assert machine.run("systemd-analyze", "verify", "--man=no", SERVICE, SOCKET) == ""
+
+
+def test_exposure(machine: Container) -> None:
+    threshold = f"--threshold={EXPOSURE_IN_TENTHS}"
+    machine.run("systemd-analyze", "security", "--no-pager", threshold, SERVICE)
+
+
+def test_service_executes_nothing_else(machine: Container) -> None:
+    inside = ("nsenter", f"--target={main_pid(machine)}", "--mount", "--")
+    machine.run(*inside, "/usr/bin/python3", "-c", "")
+    for program in ("/bin/sh", "/usr/bin/env", "/usr/bin/perl"):
+        assert "Permission denied" in machine.try_run(*inside, program).stdout
+
+
+def test_service_has_no_network_and_no_rights(machine: Container) -> None:
+    status = machine.run("cat", f"/proc/{main_pid(machine)}/status")
+    assert "CapEff:\t0000000000000000" in status
+    assert "Seccomp:\t2" in status
+    assert "\nUid:\t0\t" not in status
+    links = machine.run("nsenter", f"--target={main_pid(machine)}", "--net", "ip", "-o", "link")
+    assert [line.split()[1] for line in links.splitlines()] == ["lo:"]
+
+
+def test_serves_without_ipv6(bare_machine: Container, package: Path) -> None:
+    bare_machine.run("sysctl", "--write", "net.ipv6.conf.all.disable_ipv6=1")
+    install(bare_machine, package)
+    assert bare_machine.run("tcpupper", "hello") == "HELLO"
+    assert bare_machine.run("systemctl", "is-active", SERVICE, SOCKET) == "active\nactive"
+
+
+def test_queue_is_as_long_as_the_unit_says(machine: Container) -> None:
+    listening = machine.run("ss", "--no-header", "-tln", "sport", "=", ":9999").splitlines()
+    backlog = int(machine.show(SOCKET, "Backlog"))
+    limit = int(machine.run("sysctl", "--values", "net.core.somaxconn"))
+    assert {int(line.split()[2]) for line in listening} == {min(backlog, limit)}
+    assert len(listening) == 2
+
+
+def test_example_unix_socket(machine: Container) -> None:
+    use_example(machine, "unix-socket.conf", SOCKET)
+    assert machine.run("tcpupper", "--unix", "/run/tcpupperd.sock", "hello") == "HELLO"
+    assert machine.run("tcpupper", "hello") == "HELLO"
+
+
+def test_example_another_port(machine: Container) -> None:
+    use_example(machine, "another-port.conf", SOCKET)
+    assert machine.run("tcpupper", "--port", "7", "hello") == "HELLO"
+    assert machine.try_run("tcpupper", "hello").returncode != 0
+
+
+def test_example_all_addresses(machine: Container) -> None:
+    machine.run("ip", "address", "add", "198.51.100.1/32", "dev", "lo")
+    use_example(machine, "all-addresses.conf", SOCKET)
+    assert machine.run("tcpupper", "--host", "127.0.0.1", "hello") == "HELLO"
+    assert "*:9999" in machine.run("ss", "-tln")
+
+
+# systemd 252 does not know the type.
+@pytest.mark.parametrize("release", ["trixie"], indirect=True)
+def test_example_notify_reload(machine: Container) -> None:
+    use_example(machine, "notify-reload.conf", SERVICE)
+    assert machine.show(SERVICE, "Type") == "notify-reload"
+    machine.run("systemctl", "reload", SERVICE)
+    assert answer(machine, "hello\n") == "HELLO"
+
+
+def use_example(machine: Container, name: str, unit: str) -> None:
+    drop_in(machine, unit, machine.run("cat", f"{EXAMPLES}/{name}"))
+    machine.run("systemctl", "restart", SOCKET, SERVICE)

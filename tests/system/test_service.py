@@ -1,0 +1,179 @@
+"""The running service: start, reload, restart, stop, and the deaths of its processes."""
+
+import json
+import signal
+from contextlib import ExitStack
+
+import pytest
+
+from system.container import Container
+from system.service import (
+    CONFIGURATION,
+    SERVICE,
+    SOCKET,
+    Conversation,
+    answer,
+    drop_in,
+    main_pid,
+    workers,
+)
+from system.waiting import until
+
+WRONG_CONFIGURATION = "workers = 'many'\n"
+
+
+def test_status_and_first_answer(machine: Container) -> None:
+    for unit in (SERVICE, SOCKET):
+        assert machine.run("systemctl", "is-enabled", unit) == "enabled"
+        assert machine.run("systemctl", "is-active", unit) == "active"
+    assert "Active: active (running)" in machine.run("systemctl", "status", SERVICE)
+    assert answer(machine, "hello\n") == "HELLO"
+    assert machine.run("tcpupper", "hello") == "HELLO"
+    assert machine.run("systemctl", "is-system-running") == "running"
+
+
+def test_several_clients_at_once(machine: Container) -> None:
+    with ExitStack() as stack:
+        conversations = [stack.enter_context(Conversation(machine)) for _ in range(5)]
+        for number, conversation in enumerate(conversations):
+            assert conversation.ask(f"line {number}") == f"LINE {number}"
+        assert [conversation.end() for conversation in conversations] == [""] * 5
+
+
+def test_connection_starts_the_stopped_service(machine: Container) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    assert answer(machine, "anyone?\n") == "ANYONE?"
+    assert machine.run("systemctl", "is-active", SERVICE) == "active"
+
+
+def test_reload_takes_a_good_file(machine: Container) -> None:
+    pid, old_workers = main_pid(machine), workers(machine)
+    machine.write(CONFIGURATION, "lines_per_connection = 1\n")
+    machine.run("systemctl", "reload", SERVICE)
+    until(lambda: not workers(machine) & old_workers)
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        assert conversation.end() == ""
+        assert conversation.client.returncode == 0
+    assert main_pid(machine) == pid
+
+
+def test_reload_refuses_a_wrong_file(machine: Container) -> None:
+    pid, old_workers = main_pid(machine), workers(machine)
+    machine.write(CONFIGURATION, WRONG_CONFIGURATION)
+    assert machine.try_run("systemctl", "reload", SERVICE).returncode != 0
+    assert (main_pid(machine), workers(machine)) == (pid, old_workers)
+    assert answer(machine, "still here\n") == "STILL HERE"
+    assert CONFIGURATION in machine.journal(f"--unit={SERVICE}", "--priority=err")
+
+
+def test_restart(machine: Container) -> None:
+    pid, socket = main_pid(machine), machine.show(SOCKET, "InvocationID")
+    machine.run("systemctl", "restart", SERVICE)
+    assert main_pid(machine) not in (0, pid)
+    assert machine.show(SOCKET, "InvocationID") == socket
+    assert machine.show(SERVICE, "Result") == "success"
+    assert answer(machine, "again\n") == "AGAIN"
+
+
+def test_live_connections_survive_a_restart(machine: Container) -> None:
+    with Conversation(machine) as conversation:
+        for line in ("one", "two", "three"):
+            assert conversation.ask(line) == line.upper()
+            machine.run("systemctl", "restart", SERVICE)
+        assert conversation.ask("four") == "FOUR"
+        assert conversation.end() == ""
+
+
+def test_stop_is_a_success(machine: Container) -> None:
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        machine.run("systemctl", "stop", SOCKET, SERVICE)
+        assert conversation.end() == ""
+    assert machine.show(SERVICE, "ActiveState") == "inactive"
+    assert machine.show(SERVICE, "Result") == "success"
+    assert machine.show(SERVICE, "ExecMainStatus") == "0"
+    assert machine.show(SERVICE, "NRestarts") == "0"
+    assert machine.try_run("tcpupper", "hello").returncode != 0
+
+
+def test_killed_worker_is_replaced(machine: Container) -> None:
+    pid, before = main_pid(machine), workers(machine)
+    victim = min(before)
+    machine.run("kill", "-KILL", str(victim))
+    until(lambda: victim not in workers(machine) and len(workers(machine)) == len(before))
+    assert answer(machine, "next\n") == "NEXT"
+    assert main_pid(machine) == pid
+
+
+def test_killed_main_process_is_restarted(machine: Container) -> None:
+    pid, orphans = main_pid(machine), workers(machine)
+    machine.run("kill", "-KILL", str(pid))
+    assert answer(machine, "anyone\n") == "ANYONE"
+    until(lambda: machine.show(SERVICE, "NRestarts") == "1")
+    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    assert not workers(machine) & orphans
+
+
+def test_stopped_worker_is_replaced(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\n")
+    machine.run("systemctl", "restart", SERVICE)
+    pid, before = main_pid(machine), workers(machine)
+    victim = min(before)
+    machine.run("kill", "-STOP", str(victim))
+    until(lambda: victim not in workers(machine) and len(workers(machine)) == len(before))
+    assert answer(machine, "next\n") == "NEXT"
+    assert main_pid(machine) == pid
+
+
+def test_stopped_main_process_is_restarted_by_the_watchdog(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n")
+    machine.run("systemctl", "restart", SERVICE)
+    machine.run("kill", "-STOP", str(main_pid(machine)))
+    until(lambda: machine.show(SERVICE, "NRestarts") == "1")
+    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    assert answer(machine, "awake\n") == "AWAKE"
+    assert "watchdog" in machine.journal(f"--unit={SERVICE}").lower()
+
+
+def test_wrong_configuration_is_not_tried_again(machine: Container) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    machine.write(CONFIGURATION, WRONG_CONFIGURATION)
+    assert machine.try_run("systemctl", "start", SERVICE).returncode != 0
+    assert machine.show(SERVICE, "Result") == "exit-code"
+    assert machine.show(SERVICE, "ExecMainStatus") == "78"
+    assert machine.show(SERVICE, "NRestarts") == "0"
+    assert CONFIGURATION in machine.journal(f"--unit={SERVICE}", "--priority=err")
+
+
+def test_socket_gives_up_on_a_service_that_never_starts(machine: Container) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    machine.write(CONFIGURATION, WRONG_CONFIGURATION)
+    with machine.popen("tcpupper", "hello") as client:
+        assert client.wait(60) != 0
+    assert machine.show(SOCKET, "Result") == "trigger-limit-hit"
+    machine.write(CONFIGURATION, "")
+    machine.run("systemctl", "start", SERVICE)
+    assert answer(machine, "repaired\n") == "REPAIRED"
+
+
+def test_journal_tells_the_priorities(machine: Container) -> None:
+    machine.run("systemctl", "restart", SERVICE)
+    entries = [
+        json.loads(line)
+        for line in machine.journal("--output=json", f"_SYSTEMD_UNIT={SERVICE}").splitlines()
+    ]
+    assert entries
+    assert {entry["PRIORITY"] for entry in entries} == {"6"}
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in entries} == {"tcpupperd"}
+    assert not any(entry["MESSAGE"].startswith("<") for entry in entries)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_by_hand_brings_a_new_process(machine: Container, number: signal.Signals) -> None:
+    """Restart=always: connections are answered at once, not only from the next one on."""
+    pid = main_pid(machine)
+    machine.run("kill", f"-{number.value}", str(pid))
+    until(lambda: main_pid(machine) not in (0, pid))
+    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    assert machine.show(SERVICE, "ExecMainStatus") == "0"
