@@ -1,0 +1,75 @@
+"""Addresses, as they are written."""
+
+import os
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcpupperd.listeners import PATH_MAX, Address, parse_address
+
+GOOD = [
+    ("9999", Address("", 9999)),
+    ("0", Address("", 0)),
+    ("65535", Address("", 65535)),
+    ("00080", Address("", 80)),
+    ("localhost:9999", Address("localhost", 9999)),
+    ("127.0.0.1:0", Address("127.0.0.1", 0)),
+    ("a-host.example.org:1", Address("a-host.example.org", 1)),
+    ("[::1]:9999", Address("::1", 9999)),
+    ("[::]:9999", Address("::", 9999)),
+    ("[fe80::1%lo]:9999", Address("fe80::1%lo", 9999)),
+    ("[127.0.0.1]:9999", Address("127.0.0.1", 9999)),
+    ("/run/tcpupperd.sock", Address(path="/run/tcpupperd.sock")),
+    ("/with space:9999", Address(path="/with space:9999")),
+    ("@tcpupperd", Address(path="\0tcpupperd")),
+    ("@/a:1", Address(path="\0/a:1")),
+    ("/" + "x" * (PATH_MAX - 1), Address(path="/" + "x" * (PATH_MAX - 1))),
+    ("@" + "é" * 53, Address(path="\0" + "é" * 53)),
+]
+
+BAD_PORTS = [
+    *("", " ", "localhost", "localhost:", ":9999", "localhost:http", "localhost:65536", "65536"),
+    *("-1", "+1", "1.0", "0x10", "1_0", "٣", "²", "000080", "9999\n", "\n9999", " 9999", "9999 "),
+    *("localhost:-1", "localhost: 1", "local host:1", "::1:9999", "a:b:1", "[::1]", "[::1]:"),
+    *("[]:1", "[[::1]]:1", "[::1:1", "::1]:1", "[::1]9999", "tcp://localhost:1", "user@host:1"),
+    *("relative/path", "./path", "*:9999/tcp"),
+]
+
+BAD_PATHS = ["@", "/", "/" + "x" * PATH_MAX, "@" + "é" * 54, "/nul\0byte", "@nul\0byte"]
+
+
+@pytest.mark.parametrize(("text", "address"), GOOD)
+def test_address_is_understood(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", BAD_PORTS)
+def test_what_is_no_address_is_told_the_forms(text: str) -> None:
+    with pytest.raises(ValueError, match="must be host:port") as caught:
+        parse_address(text)
+    assert str(caught.value).startswith(f'"{text}": ')
+
+
+@pytest.mark.parametrize("text", BAD_PATHS)
+def test_path_that_no_socket_can_have_is_told_the_limit(text: str) -> None:
+    with pytest.raises(ValueError, match=f"has 1 to {PATH_MAX} bytes and no NUL"):
+        parse_address(text)
+
+
+@given(st.text() | st.text("[]:/@%0123456789abc. \0"))
+def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return
+    assert 0 <= address.port <= 65535
+    assert not (address.host and address.path)
+    assert len(os.fsencode(address.path)) <= PATH_MAX
+
+
+@pytest.mark.parametrize("text", ["@" + "x" * (PATH_MAX - 1), "@é"])
+def test_path_that_is_taken_can_be_bound(text: str) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(parse_address(text).path)
