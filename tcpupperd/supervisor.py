@@ -403,7 +403,8 @@ class Supervisor:
         if now < self._next_watch:
             return
         overslept = self._next_watch and now - self._next_watch > interval / 4
-        self._next_watch = now + interval / 2
+        # sd_watchdog_enabled(3) wants one every half: a wake-up is always a little late.
+        self._next_watch = now + interval / 3
         self._notifier.watchdog()
         self._tell_status()
         for one in self._workers.values():
