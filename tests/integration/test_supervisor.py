@@ -1,14 +1,18 @@
 """The processes: how they start, are replaced, reload and stop."""
 
+import contextlib
 import os
 import signal
-from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime, sleep
 
 import pytest
 
 from integration.client import Client, make_socket, where
 from integration.daemon import Daemon
-from integration.processes import descriptors, is_running, started, stopped, until
+from integration.processes import cannot, descriptors, is_running, started, stopped, until
 
 # Start
 
@@ -99,16 +103,6 @@ def test_worker_that_dies_before_it_serves_is_replaced_ever_more_slowly() -> Non
         assert daemon.connect().ask(b"hello") == b"HELLO"
         daemon.send_signal(signal.SIGUSR1)
         until(lambda: "cannot start" not in daemon.manager.status)
-
-
-def test_stuck_worker_is_replaced() -> None:
-    with Daemon(wrapper=("env", "WATCHDOG_USEC=1000000")) as daemon:
-        stuck, other = daemon.workers()
-        os.kill(stuck, signal.SIGSTOP)
-        daemon.wait_for_workers(2, without=stuck)
-        assert f"worker {stuck} shows no sign of life" in daemon.log
-        assert other in daemon.workers()
-        assert daemon.connect().ask(b"hello") == b"HELLO"
 
 
 # Reload
@@ -381,6 +375,44 @@ def test_counters_add_up() -> None:
         os.kill(daemon.workers()[0], signal.SIGKILL)
         until(lambda: "replacing it" in daemon.log)
         assert daemon.counters()["lines"] == 65
+
+
+def test_idle_daemon_makes_no_system_call(tmp_path: Path) -> None:
+    with Daemon() as daemon:
+        client = daemon.connect()
+        assert client.ask(b"hello") == b"HELLO"
+        traced = [daemon.pid, *daemon.workers()]
+        trace = tmp_path / "trace"
+        with tracing(traced, trace):
+            # Each stands in the call that it waits in; that call's beginning is traced.
+            until(lambda: len(trace.read_text().splitlines()) == len(traced))
+            standing = trace.read_text()
+            sleep(10)  # this is what is measured, not a wait for something
+            assert trace.read_text() == standing
+            # To prove that more would have been seen:
+            assert client.ask(b"hello") == b"HELLO"
+            until(lambda: "sendto" in trace.read_text())
+
+
+@contextlib.contextmanager
+def tracing(pids: list[int], output: Path) -> Iterator[None]:
+    """A context in which the system calls of processes are written down (strace(1))."""
+    command = ["strace", "-f", "-o", str(output), *(f"-p{pid}" for pid in pids)]
+    try:
+        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        cannot("strace is not installed")
+    with tracer:
+        assert tracer.stderr
+        for _ in pids:
+            said = tracer.stderr.readline()
+            if "attached" not in said:
+                tracer.wait()
+                cannot(f"strace: {said}")
+        try:
+            yield
+        finally:
+            tracer.terminate()
 
 
 def refused(address: str) -> bool:

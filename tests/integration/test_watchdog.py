@@ -1,0 +1,83 @@
+"""The watchdog: the supervisor shows the service manager, and each worker the supervisor, that it
+lives (sd_watchdog_enabled(3))."""
+
+import os
+import signal
+import statistics
+from time import monotonic
+
+import pytest
+
+from integration.daemon import Daemon
+from integration.processes import stopped
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.5, 2.0])
+def test_pings_come_in_time(interval: float) -> None:
+    with Daemon(wrapper=watched(interval)) as daemon:
+        pings = [daemon.manager.wait("WATCHDOG=1").when for _ in range(4)]
+    gaps = [later - earlier for earlier, later in zip(pings, pings[1:], strict=False)]
+    # The median, because a machine may be too busy to be in time always.
+    assert interval / 8 <= statistics.median(gaps) <= interval / 2, gaps
+
+
+def test_start_is_no_ping_late() -> None:
+    with Daemon(wrapper=watched(600)) as daemon:
+        daemon.manager.wait("STATUS=.*")
+        assert daemon.manager.count("WATCHDOG=1") == 1
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        ("WATCHDOG_USEC=100000", "WATCHDOG_PID=1"),
+        ("WATCHDOG_USEC=0",),
+        ("WATCHDOG_USEC=soon",),
+        ("WATCHDOG_USEC=100000", "WATCHDOG_PID=us"),
+        ("WATCHDOG_USEC=-100000",),
+    ],
+)
+def test_no_pings_unless_asked_for(variables: tuple[str, ...]) -> None:
+    with Daemon(wrapper=("env", *variables)) as daemon:
+        daemon.reload()
+        daemon.stop()
+        daemon.manager.wait("STOPPING=1")
+        assert not daemon.manager.count("WATCHDOG=1")
+
+
+def test_pings_stop_with_the_supervisor() -> None:
+    with Daemon(wrapper=watched(0.1)) as daemon:
+        with stopped(daemon.pid):
+            pings = daemon.manager.count("WATCHDOG=1")
+            # The workers, which go on, do not ping in its place.
+            client = daemon.connect()
+            end = monotonic() + 0.3
+            while monotonic() < end:
+                assert client.ask(b"hello") == b"HELLO"
+            assert daemon.manager.count("WATCHDOG=1") <= pings + 1  # one may have been on its way
+        daemon.manager.wait("WATCHDOG=1")
+
+
+def test_stuck_worker_is_replaced() -> None:
+    with Daemon(wrapper=watched(1)) as daemon:
+        stuck, other = daemon.workers()
+        os.kill(stuck, signal.SIGSTOP)
+        daemon.wait_for_workers(2, without=stuck)
+        assert f"worker {stuck} shows no sign of life" in daemon.log
+        assert other in daemon.workers()
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+def test_idle_and_busy_workers_both_live() -> None:
+    with Daemon(wrapper=watched(0.5)) as daemon:
+        workers = daemon.workers()
+        client = daemon.connect()
+        while daemon.manager.count("WATCHDOG=1") < 10:
+            assert client.ask(b"hello") == b"HELLO"
+        assert daemon.workers() == workers
+        assert "no sign of life" not in daemon.log
+
+
+def watched(seconds: float) -> tuple[str, ...]:
+    """A command that asks for signs of life within so many seconds."""
+    return ("env", f"WATCHDOG_USEC={int(seconds * 1_000_000)}")
