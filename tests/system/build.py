@@ -8,6 +8,8 @@ from system.container import nspawn
 from system.roots import TREE, Root
 
 BUILD_TIMEOUT = 600
+# The unit tests hand over a thousand connections; systemd-nspawn allows 1024 descriptors.
+OPTIONS = ("--private-network", "--pipe", "--rlimit=NOFILE=20000")
 
 
 def build_package(release: str, folder: Path) -> Path:
@@ -30,7 +32,7 @@ def build_package(release: str, folder: Path) -> Path:
 def run_offline(release: str, folder: Path, script: str) -> str:
     """Run a shell script with `folder` as /mnt in the release's build root; its output."""
     result = subprocess.run(
-        nspawn(Root(release, "build"), folder, "--private-network", "--pipe", "sh", "-ec", script),
+        nspawn(Root(release, "build"), folder, *OPTIONS, "sh", "-ec", script),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
