@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from tcpupperd import journal
 from tcpupperd.scoreboard import ACCEPTED, SHORTAGES
 
 if TYPE_CHECKING:
@@ -48,12 +49,19 @@ class Acceptor:
         self._polled = False
         self._paused_until = 0.0
         self._short = False  # of descriptors or memory, since a queue was last seen empty
+        self._full = journal.Sparing(log)
+        self._complained = False  # of a shortage, in the log
+        self._may_complain_at = 0.0
 
     def arrange(self) -> None:
         """Have the listeners polled if there is room, and only then."""
         server = self._server
+        if self._paused_until <= server.now:
+            self._paused_until = 0.0
         room = server.open < server.config.max_connections
-        wanted = room and server.now >= self._paused_until
+        if self._polled and not room:
+            self._full.warn("max_connections are open, new ones wait in the kernel's queue")
+        wanted = room and not self._paused_until
         if wanted != self._polled:
             self._polled = wanted
             for listener in self.listeners:
@@ -65,7 +73,7 @@ class Acceptor:
     @property
     def resumes_at(self) -> float:
         """When a pause ends that no event will end; 0 if there is none."""
-        return 0.0 if self._polled else self._paused_until
+        return self._paused_until
 
     def resume(self) -> None:
         """A descriptor has come free."""
@@ -118,6 +126,9 @@ class Acceptor:
         if not self._short:
             self._short = True
             self._server.counters[SHORTAGES] += 1
+        if not self._complained and self._server.now >= self._may_complain_at:
+            self._complained = True
+            self._may_complain_at = self._server.now + journal.Sparing.INTERVAL
             log.warning(
                 "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
                 os.strerror(error.errno),
@@ -125,9 +136,10 @@ class Acceptor:
             )
 
     def _queue_seen_empty(self) -> None:
-        if self._short:
-            self._short = False
-            log.warning("accepting again, all that waited are accepted")
+        self._short = False
+        if self._complained:
+            self._complained = False
+            log.warning("accepting again")
 
 
 class Listener:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -99,7 +99,8 @@ def serve_connected(connected: list[socket.socket], settings: Config, notifier: 
     with UpperServer(config=settings) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
         for request in connected:
-            server.welcome(request, request.getpeername())
+            with suppress(OSError):  # the client is gone already
+                server.welcome(request, request.getpeername())
         notifier.ready()
         server.serve_forever()
 

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 from collections.abc import Mapping
+from time import monotonic
 
 #: Levels of syslog(3), which sd-daemon(3) writes before a line as <N>.
 PRIORITIES = {
@@ -98,3 +99,26 @@ class StreamHandler(logging.Handler):
             return bool(poll.poll(0)) and os.write(self._fd, data) == len(data)
         except OSError:
             return False
+
+
+class Sparing:
+    """Warnings that clients can cause as often as they like."""
+
+    INTERVAL = 10.0  # seconds in which there is no more than one
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._next = 0.0
+        self._left_out = 0
+
+    def warn(self, message: str, *values: object) -> None:
+        """Log a warning and the number of those left out before it, or leave it out."""
+        now = monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        self._next = now + self.INTERVAL
+        if self._left_out:
+            message += f"; {self._left_out} messages like this were left out"
+            self._left_out = 0
+        self._log.warning(message, *values)

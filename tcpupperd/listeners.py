@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple, Self
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,11 @@ def parse_address(text: str) -> Address:
     return Address(host=found[1] or found[2] or "", port=int(found[3]))
 
 
-def listen(text: str) -> list[socket.socket]:
+def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:
     """Sockets that listen on an address: one, or as many as a host name has addresses.
 
-    Of several, those are left out that this host cannot have, as ::1 where IPv6 is switched off.
+    Of several, those are left out that this host cannot have, as ::1 where IPv6 is switched off;
+    those that we `have` already, by what `describe` says of them, are used again.
     """
     address = parse_address(text)
     try:
@@ -71,7 +72,7 @@ def listen(text: str) -> list[socket.socket]:
             return [_listen_unix(address.path)]
         if not address.host:
             return [_listen_everywhere(address.port)]
-        return _listen_all(text, _resolve(address))
+        return _listen_all(text, _resolve(address), have)
     except OSError as error:
         raise ListenError(_explain(text, address, error)) from None
 
@@ -89,11 +90,7 @@ def listen_on(server_address: Any) -> socket.socket:
 
 def describe(listening: socket.socket) -> str:
     """A listening socket's address as `parse_address` takes it."""
-    address = listening.getsockname()
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return os.fsdecode(address).replace("\0", "@", 1)
+    return _written(listening.getsockname())
 
 
 def close(listening: Iterable[socket.socket]) -> None:
@@ -174,7 +171,7 @@ def _sort_in(fd: int, name: str, passed: Passed) -> None:
         raise ListenError(f"{what} is a {one.type.name} socket; use ListenStream=")
     elif one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         passed.listening.append(one)
-    elif _is_connected(one):
+    elif name == "connection" or _is_connected(one):  # or it was, and its client is gone
         passed.connected.append(one)
     else:
         raise ListenError(f"{what} neither listens nor is connected; use ListenStream=")
@@ -197,10 +194,21 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
     return list(dict.fromkeys((family, where) for family, _, _, _, where in found))
 
 
+def _written(address: Any) -> str:
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return os.fsdecode(address).replace("\0", "@", 1)
+
+
 def _listen_all(
-    text: str, addresses: list[tuple[socket.AddressFamily, Any]]
+    text: str,
+    addresses: list[tuple[socket.AddressFamily, Any]],
+    have: Mapping[str, socket.socket],
 ) -> list[socket.socket]:
     """Listen on all of the addresses that this host has; one at least."""
+    kept = [have[_written(where)] for _, where in addresses if _written(where) in have]
+    addresses = [one for one in addresses if _written(one[1]) not in have]
     bound: list[socket.socket] = []
     missing: OSError | None = None
     for family, where in addresses:
@@ -212,9 +220,9 @@ def _listen_all(
                 raise
             missing = error
             log.info("%s: not on %s: %s", text, where[0], error.strerror)
-    if missing and not bound:
+    if missing and not bound and not kept:
         raise missing
-    return bound
+    return kept + bound
 
 
 def _listen_everywhere(port: int) -> socket.socket:
@@ -297,31 +305,39 @@ class Listeners:
         Sockets passed in are never added to."""
         if self._passed:
             return
-        new: dict[str, list[socket.socket]] = {}
+        before = self._bound
         try:
             for text in addresses:
-                if text not in self._bound and text not in new:
-                    new[text] = listen(text)
+                if text not in self._bound:
+                    have = {describe(one): one for one in self.sockets()}
+                    self._bound = self._bound | {text: listen(text, have)}
         except ListenError:
-            close(one for sockets in new.values() for one in sockets)
+            self.keep(before)
             raise
-        self._bound |= new
 
     def keep(self, addresses: Iterable[str]) -> None:
         """Listen on no others than these any more."""
-        for text in self._bound.keys() - set(addresses):
-            close(self._bound.pop(text))
+        close(self._leave_out(addresses))
 
     def narrow(self, addresses: Iterable[str]) -> None:
         """In a process that shares the sockets: let go of those on other addresses. They listen
         on as long as another process has them, so no path goes."""
-        for text in self._bound.keys() - set(addresses):
-            for one in self._bound.pop(text):
-                one.close()
+        for one in self._leave_out(addresses):
+            one.close()
 
     def sockets(self) -> list[socket.socket]:
-        """All of them."""
-        return self._passed or [one for sockets in self._bound.values() for one in sockets]
+        """All of them; each once, though two addresses may mean the same."""
+        return self._passed or list(
+            dict.fromkeys(one for sockets in self._bound.values() for one in sockets)
+        )
+
+    def _leave_out(self, addresses: Iterable[str]) -> list[socket.socket]:
+        """Keep these addresses only; the sockets that no longer have one."""
+        before = self.sockets() if self._bound else []
+        wanted = set(addresses)
+        self._bound = {text: found for text, found in self._bound.items() if text in wanted}
+        after = self.sockets() if self._bound else []
+        return [one for one in before if one not in after]
 
     def __str__(self) -> str:
         return ", ".join(describe(one) for one in self.sockets())

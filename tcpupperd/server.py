@@ -18,12 +18,14 @@ import os
 import select
 import socket
 import socketserver
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
+from tcpupperd import journal
 from tcpupperd.acceptor import Acceptor
 from tcpupperd.config import Config
 from tcpupperd.deadlines import Deadlines
@@ -46,6 +48,11 @@ log = logging.getLogger(__name__)
 
 #: How an IPv4 address begins that is written as an IPv6 one (RFC 4291, section 2.5.5.2).
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+
+#: SO_LINGER of socket(7), on, with no time. A client that comes to read after all must not take
+#: the end of what it gets for the end of its answers; and the kernel would keep what it has queued
+#: for many minutes.
+RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
 
 class Entry(Protocol):
@@ -85,6 +92,7 @@ class UpperServer(socketserver.BaseServer):
         self.draining = False
         self._give_up_at = math.inf  # when draining ends
         self._sources: Counter[str] = Counter()
+        self._refusals = journal.Sparing(log)
         self._deadlines = Deadlines()
         timeouts = self.config.idle_timeout, self.config.line_timeout, self.config.write_timeout
         self._shortest_timeout = min(filter(None, timeouts), default=math.inf)
@@ -192,7 +200,7 @@ class UpperServer(socketserver.BaseServer):
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
             else:
-                self._refuse(self.new_handler(request, client_address))
+                self._refuse(request, client_address)
         except OSError as error:
             self.counters[RESET] += 1
             log.debug("%s: %s", client_address, error)
@@ -219,9 +227,8 @@ class UpperServer(socketserver.BaseServer):
         """Serve a connection from now on."""
         self.add_entry(handler.request, handler, handler.interest)
         self.open += 1
-        if self.config.max_connections_per_source and not handler.protocol.finished:
-            handler.source = source_of(handler.client_address)
-            self._sources[handler.source] += 1
+        if self.config.max_connections_per_source:
+            self._count_source(handler)
         if self._shortest_timeout < math.inf:
             fd = handler.request.fileno()
             handler.tick = self._deadlines.add(fd, self.now + self._shortest_timeout)
@@ -248,9 +255,7 @@ class UpperServer(socketserver.BaseServer):
         self._deadlines.discard(fd, handler.tick)
         self.open -= 1
         if handler.source:
-            self._sources[handler.source] -= 1
-            if not self._sources[handler.source]:
-                del self._sources[handler.source]
+            self._uncount_source(handler.source)
 
     def watch(self, handler: UpperHandler) -> None:
         """Wait for what the connection now needs."""
@@ -283,20 +288,33 @@ class UpperServer(socketserver.BaseServer):
         for handler in self.connections():
             self.attempt(UpperHandler.drain, handler)
 
-    def _refuse(self, handler: UpperHandler) -> None:
-        """End a connection before it begins; its client reads end of file, not a reset."""
+    def _refuse(self, request: socket.socket, client_address: Any) -> None:
+        """End a connection before it begins; its client reads end of file, not a reset.
+
+        It is not kept until the client ends its side, too: it would take somebody else's place.
+        """
         self.counters[REFUSED] += 1
-        log.debug("%s: refused, max_connections_per_source are open", handler.name)
-        handler.protocol.finish()
-        self.add_connection(handler)
-        handler.end()
+        host = client_address[0].removeprefix("::ffff:")
+        self._refusals.warn("%s has max_connections_per_source open, refused another", host)
+        request.shutdown(socket.SHUT_WR)  # goes ahead of the reset, if input has come by now
+        request.close()
+
+    def _count_source(self, handler: UpperHandler) -> None:
+        handler.source = source_of(handler.client_address)
+        if handler.source:
+            self._sources[handler.source] += 1
+
+    def _uncount_source(self, source: str) -> None:
+        self._sources[source] -= 1
+        if not self._sources[source]:
+            del self._sources[source]
 
     # The poll set
 
     def add_entry(self, file: HasFileno, entry: Entry, events: int = select.EPOLLIN) -> None:
         """Have `entry` called when one of the epoll events comes."""
-        self._entries[file.fileno()] = entry
         self._epoll.register(file, events)
+        self._entries[file.fileno()] = entry
 
     def remove_entry(self, file: HasFileno) -> None:
         """The opposite of `add_entry`; to be called before the file is closed."""
@@ -320,7 +338,9 @@ class UpperServer(socketserver.BaseServer):
         if reason is not None:
             self.counters[reason] += 1
             log.debug("%s: %s", handler.name, FIELDS[reason])
-        if reason in (None, WRITE_TIMEOUT):
+        if reason == WRITE_TIMEOUT:
+            self._cut(handler)
+        elif reason is None:
             self.close_connection(handler)
         else:
             handler.end()
@@ -329,8 +349,16 @@ class UpperServer(socketserver.BaseServer):
         """Close what could not be drained in time."""
         self._give_up_at = math.inf
         for handler in self.connections():
-            self.counters[CUT] += bool(handler.unsent)
-            self.close_connection(handler)
+            if handler.unsent:
+                self.counters[CUT] += 1
+                self._cut(handler)
+            else:
+                self.close_connection(handler)
+
+    def _cut(self, handler: UpperHandler) -> None:
+        """Close a connection in the midst of its answers."""
+        handler.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        self.close_connection(handler)
 
     def attempt(self, action: Callable[[UpperHandler], None], handler: Any) -> None:
         """Do something that may find, outside `handle`, that the client is gone."""

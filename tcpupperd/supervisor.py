@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -155,6 +156,7 @@ class Supervisor:
         if the first workers cannot start."""
         self._started = started
         block_signals()
+        raise_descriptor_limit()
         gc.freeze()  # what is there now stays shared with the workers
         try:
             self._manage()
@@ -438,6 +440,13 @@ def block_signals() -> None:
     # Fetched, never run; but from its presence systemd can tell that SIGHUP means to reload.
     signal.signal(signal.SIGHUP, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+
+
+def raise_descriptor_limit() -> None:
+    """Take all descriptors that we may have: the soft limit is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def describe_status(status: int) -> str:
