@@ -87,14 +87,13 @@ class Worker(UpperServer):
             order = STORE if self._place.channel_outlives_us else DRAIN
             log.warning("the supervisor is gone, leaving")
         self._leaving = True
-        if order == DRAIN:
-            self._take_all()
         self._arrange_taking()
+        # Whoever was woken for something and does not take it leaves it lying there until more
+        # comes: EPOLLEXCLUSIVE woke nobody else. So the last thing is to take what is there.
+        self._take_all()
         if order == DRAIN:
             self.drain(take_queues=not self._place.listeners_outlive_us)
         else:
-            # Whoever was woken for a connection and does not accept it leaves it lying there
-            # until another one comes: EPOLLEXCLUSIVE woke nobody else.
             self.acceptor.take_queues()
             self.acceptor.stop()
             self._give(wait=order == GIVE)
@@ -129,13 +128,14 @@ class Worker(UpperServer):
 
     # Taking
 
-    def _arrange_taking(self) -> None:
-        """Have the channel polled while there is room for a whole message.
+    def _has_room(self) -> bool:
+        """Whether a whole message can be taken; of its descriptors the kernel would close those
+        that are too many."""
+        return self._descriptors - self.open - RESERVE > handover.BATCH
 
-        Without room for all its descriptors the kernel would close those that are too many.
-        """
-        room = self._descriptors - self.open - RESERVE > handover.BATCH
-        wanted = room and not self._leaving
+    def _arrange_taking(self) -> None:
+        """Have the channel polled while there is room."""
+        wanted = self._has_room() and not self._leaving
         if wanted != self._taking:
             self._taking = wanted
             if wanted:
@@ -156,7 +156,7 @@ class Worker(UpperServer):
 
     def _take_all(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while True:
+            while self._has_room():
                 self._take()
 
     def _take_over(self, connection: handover.Connection) -> None:
