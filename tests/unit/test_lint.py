@@ -1,0 +1,82 @@
+"""Style, types, man pages and units, checked by the tools made for it."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path) -> tuple[int, str]:
+    """The exit status of a tool and what it says."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+def check(*command: str | Path) -> None:
+    """Fail with what a tool says, if it says no."""
+    status, told = run(*command)
+    assert status == 0, told
+
+
+def missing(tool: str) -> None:
+    """A tool that is not here; where all must be here, that is an error."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{tool} is not installed")
+    pytest.skip(f"{tool} is not installed")
+
+
+def need_module(name: str) -> None:
+    if not importlib.util.find_spec(name):
+        missing(name)
+
+
+def need_command(name: str) -> None:
+    if not shutil.which(name):
+        missing(name)
+
+
+def test_style() -> None:
+    need_module("ruff")
+    check(sys.executable, "-m", "ruff", "check")
+
+
+def test_format() -> None:
+    need_module("ruff")
+    check(sys.executable, "-m", "ruff", "format", "--check", "--diff")
+
+
+def test_types() -> None:
+    need_module("mypy")
+    check(sys.executable, "-m", "mypy")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+def test_man_page(page: Path) -> None:
+    need_command("mandoc")
+    check("mandoc", "-T", "lint", "-W", "warning", page)
+
+
+def test_units(tmp_path: Path) -> None:
+    need_command("systemd-analyze")
+    units = []
+    for path in sorted((ROOT / "systemd").iterdir()):
+        # The daemon need not be installed here, and a command that is missing is an error.
+        text = path.read_text().replace("/usr/sbin/tcpupperd", "/bin/true")
+        units.append(tmp_path / path.name)
+        units[-1].write_text(text)
+    # It only warns of settings that it does not know, and has status 0 all the same.
+    assert run("systemd-analyze", "verify", "--man=no", *units) == (0, "")
