@@ -1,0 +1,189 @@
+"""Connections outlive processes: reload, restart, upgrade and a killed daemon, under load.
+
+Thousands of clients are at work meanwhile, see tests/load/clients.c. With SOAK=1 each action is
+done often enough to be believed, and the pauses that the clients saw are printed.
+"""
+
+import os
+import resource
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+from load.clients import LASTING, Clients, Report
+
+from system.build import run_offline
+from system.container import Container
+from system.service import SERVICE, SOCKET, main_pid, workers
+from system.test_package import newer_package
+from system.waiting import until
+
+SOAK = bool(os.environ.get("SOAK"))
+CONNECTIONS = 5000 if SOAK else 2000
+
+#: What one worker can hold where the limit of descriptors cannot be raised, in steps of 500.
+MANY = min(18_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 500 * 500 - 500)
+
+#: Answers that wait in the kernel do not wait in the daemon: by default two megabytes of them.
+SMALL_BUFFERS = "4096 16384 131072"
+
+COMPILE = "gcc -O2 -Wall -Wextra -Werror -o /mnt/clients /mnt/tcpupperd/tests/load/clients.c"
+
+Tell = Callable[[str, list[float]], None]
+
+
+@pytest.fixture(scope="session")
+def program(release: str, package: Path) -> str:
+    """The load generator, as it is called inside."""
+    run_offline(release, package.parent, COMPILE)
+    return "/mnt/clients"
+
+
+@pytest.fixture
+def tell(release: str, capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Prints the pauses that the clients saw at each of several actions."""
+
+    def tell(action: str, pauses: list[float]) -> None:
+        if SOAK:
+            median, longest = statistics.median(pauses), max(pauses)
+            with capsys.disabled():
+                print(
+                    f"\n{release}: {action}, {len(pauses)} times, longest pause of a client:"
+                    f" median {median:.3f} s, maximum {longest:.3f} s"
+                )
+
+    return tell
+
+
+def test_reload(machine: Container, program: str, tell: Tell) -> None:
+    with at_work(machine, program) as clients:
+        tell("reload", [pause(clients, reload, machine) for _ in times(5, 100)])
+        assert clients.finish().faults == {}
+    assert complaints(machine) == ""
+
+
+def test_restart(machine: Container, program: str, tell: Tell) -> None:
+    with at_work(machine, program) as clients:
+        tell("restart", [pause(clients, restart, machine) for _ in times(5, 50)])
+        assert clients.finish().faults == {}
+    assert complaints(machine) == ""
+
+
+def test_upgrade_and_downgrade(
+    machine: Container, program: str, package: Path, tell: Tell
+) -> None:
+    newer, older = newer_package(machine, package), f"/mnt/{package.name}"
+    with at_work(machine, program) as clients:
+        pauses = [
+            pause(clients, install_version, machine, file)
+            for _ in times(1, 10)
+            for file in (newer, older)
+        ]
+        tell("apt install of a newer and an older package", pauses)
+        assert clients.finish().faults == {}
+    assert complaints(machine) == ""
+
+
+def test_killed_main_process(machine: Container, program: str, tell: Tell) -> None:
+    with at_work(machine, program) as clients:
+        tell("kill -9", [pause(clients, kill, machine) for _ in times(2, 10)])
+        assert clients.finish().faults == {}
+
+
+def test_stop_and_start(machine: Container, program: str, tell: Tell) -> None:
+    """A stop ends connections, but no sooner than they have their answers, and never by a reset;
+    new ones wait in the socket, which stays."""
+    with at_work(machine, program) as clients:
+        tell("stop and start", [pause(clients, stop_and_start, machine) for _ in times(2, 10)])
+        report = clients.finish()
+    assert report.ended >= CONNECTIONS
+    assert report.faults.keys() == {"ended"}
+    assert complaints(machine) == ""
+
+
+def test_many_connections(machine: Container, program: str, tell: Tell) -> None:
+    """As many as one process may open here. Nobody gets more than a turn in five seconds, or on a
+    small machine the load alone would take all the time there is."""
+    with at_work(machine, program, MANY, pace=5) as clients:
+        pauses = [pause(clients, restart, machine) for _ in times(1, 3)]
+        tell(f"restart with {MANY} connections", pauses)
+        assert max(pauses) <= 1 or not SOAK
+        assert clients.report().open == MANY // 500 * LASTING
+        assert clients.finish().faults == {}
+    assert complaints(machine) == ""
+
+
+@contextmanager
+def at_work(
+    machine: Container, program: str, connections: int = CONNECTIONS, pace: int = 1
+) -> Iterator[Clients]:
+    """Clients, all connected, each of which does something every `pace` seconds.
+
+    Whatever is done to the service meanwhile, the socket unit must not notice.
+    """
+    machine.write("/proc/sys/net/ipv4/tcp_wmem", SMALL_BUFFERS)
+    socket_run = machine.show(SOCKET, "InvocationID")
+    words = (program, "--port=9999", f"--connections={connections}", f"--round={pace}")
+    with machine.popen(*words, stdin=PIPE, stdout=PIPE) as process:
+        clients = Clients(process)
+        try:
+            all_are_open(clients, connections)
+            yield clients
+        finally:
+            process.kill()
+    assert machine.show(SOCKET, "InvocationID") == socket_run
+
+
+def all_are_open(clients: Clients, connections: int) -> Report | None:
+    lasting = connections // 500 * LASTING
+    return until(lambda: (report := clients.report()).open == lasting and report)
+
+
+def pause(clients: Clients, action: Callable[..., None], *arguments: Any) -> float:
+    """The longest that any client waited for an answer while something was done, in seconds."""
+    clients.expect_the_end()
+    action(*arguments)
+    return clients.report().silence
+
+
+def reload(machine: Container) -> None:
+    before = workers(machine)
+    machine.run("systemctl", "reload", SERVICE)
+    until(lambda: not workers(machine) & before)
+
+
+def restart(machine: Container) -> None:
+    before = main_pid(machine)
+    machine.run("systemctl", "restart", SERVICE)
+    assert main_pid(machine) != before
+
+
+def install_version(machine: Container, file: str) -> None:
+    before = main_pid(machine)
+    machine.run("apt-get", "install", "--yes", "--allow-downgrades", file)
+    assert main_pid(machine) != before
+
+
+def kill(machine: Container) -> None:
+    restarts = int(machine.show(SERVICE, "NRestarts"))
+    machine.run("kill", "-KILL", str(main_pid(machine)))
+    until(lambda: int(machine.show(SERVICE, "NRestarts")) == restarts + 1)
+    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+
+
+def stop_and_start(machine: Container) -> None:
+    machine.run("systemctl", "stop", SERVICE)
+    machine.run("systemctl", "start", SERVICE)
+
+
+def complaints(machine: Container) -> str:
+    """What the service and the service manager found worth a warning."""
+    return machine.journal(f"--unit={SERVICE}", "--priority=warning")
+
+
+def times(short: int, full: int) -> range:
+    return range(full if SOAK else short)
