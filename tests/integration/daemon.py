@@ -71,6 +71,7 @@ class Daemon:
             Manager(str(self.directory / "notify"))
         )
         self.clients: list[Client] = []
+        self.ended_by = signal.SIGTERM  # at the end of the context
         self._notify = notify
         self._passed = passed
         self._settings = {"listen": ["127.0.0.1:0"], "workers": 2} | settings
@@ -146,7 +147,7 @@ class Daemon:
             client.close()
         if self.process.poll() is None:
             until(lambda: not self.zombies())
-            self.stop()
+            self.stop(self.ended_by)
         left = marked(str(self.directory))
         assert not left, f"processes {left} are left over"
 

@@ -4,6 +4,7 @@ lives (sd_watchdog_enabled(3))."""
 import os
 import signal
 import statistics
+from itertools import pairwise
 from time import monotonic
 
 import pytest
@@ -16,7 +17,7 @@ from integration.processes import stopped
 def test_pings_come_in_time(interval: float) -> None:
     with Daemon(wrapper=watched(interval)) as daemon:
         pings = [daemon.manager.wait("WATCHDOG=1").when for _ in range(4)]
-    gaps = [later - earlier for earlier, later in zip(pings, pings[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(pings)]
     # The median, because a machine may be too busy to be in time always.
     assert interval / 8 <= statistics.median(gaps) <= interval / 2, gaps
 
