@@ -1,0 +1,122 @@
+"""Prints the shell completion of tcpupperd and tcpupper: python3 completion/make.py bash|zsh.
+
+Both follow from the table of settings, so what is offered is what they take.
+"""
+
+import sys
+from collections.abc import Iterable
+from inspect import getclosurevars
+from pathlib import Path
+from shlex import quote
+from string import Template
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from tcpupperd.config import SETTINGS, Setting  # noqa: E402
+
+
+class Option(NamedTuple):
+    """An option of a command: what it is for, what it takes, and the words worth to offer."""
+
+    name: str
+    help: str
+    takes: str = ""  # "" (nothing), "file", "user", "group", "host", or what to call the value
+    words: tuple[str, ...] = ()
+    repeats: bool = False
+
+
+HELP = Option("--help", "show all options and exit")
+VERSION = Option("--version", "show the version and exit")
+
+#: The daemon's options that are no settings.
+DAEMON = (
+    HELP,
+    VERSION,
+    Option("--config", "read settings from a TOML file", "file"),
+    Option("--check", "check the configuration and exit"),
+    Option("--daemonize", "go to the background"),
+    Option("--pid-file", "where to write the process number", "file"),
+    Option("--user", "whom to run as", "user"),
+    Option("--group", "the group to run as", "group"),
+)
+
+CLIENT = (
+    HELP,
+    VERSION,
+    Option("--host", "name or address of the server", "host"),
+    Option("--port", "its TCP port", "port", ("9999",)),
+    Option("--unix", "its Unix socket, instead of host and port", "file"),
+    Option("--timeout", "give up after so long without progress", "seconds", ("10",)),
+)
+
+
+def of_setting(setting: Setting) -> Option:
+    """The option of a setting. Where any word will not do, `one_of` made the check; for others
+    the default shows what a value looks like."""
+    words = getclosurevars(setting.check).nonlocals.get("choices", (setting.default_text,))
+    takes = setting.metavar.lower()
+    return Option(setting.option, setting.help, takes, words, setting.is_list)
+
+
+def bash(options: Iterable[Option]) -> str:
+    """The branches of a `case` of options that take a value."""
+    actions = {
+        "file": "_filedir",
+        "user": 'COMPREPLY=($(compgen -u -- "$cur"))',
+        "group": 'COMPREPLY=($(compgen -g -- "$cur"))',
+        "host": '_known_hosts_real -- "$cur"',
+    }
+    return "\n".join(
+        f"        {option.name})\n"
+        f"            {actions.get(option.takes) or bash_words(option.words)}\n"
+        "            return ;;"
+        for option in options
+        if option.takes
+    )
+
+
+def bash_words(words: Iterable[str]) -> str:
+    """The words that begin as the one at the cursor; bash itself takes them apart at colons."""
+    offer = f"""COMPREPLY=($(compgen -W '{" ".join(words)}' -- "$cur"))"""
+    return offer + ("""; __ltrimcolonprefixes "$cur\"""" if ":" in "".join(words) else "")
+
+
+def zsh(options: Iterable[Option]) -> str:
+    """The specifications of `_arguments`."""
+    return " \\\n".join(f"            {zsh_option(option)}" for option in options)
+
+
+def zsh_option(option: Option) -> str:
+    actions = {"file": "_files", "user": "_users", "group": "_groups", "host": "_hosts"}
+    action = actions.get(option.takes) or "({})".format(" ".join(map(zsh_escape, option.words)))
+    value = f":{option.takes}:{action}" if option.takes else ""
+    name = f"{'*' * option.repeats}{option.name}{'=' if value else ''}"
+    return quote(f"{name}[{zsh_escape(option.help)}]{value}")
+
+
+def zsh_escape(text: str) -> str:
+    """Text with what `_arguments` would take for its own syntax made plain."""
+    for special in "\\:[]":
+        text = text.replace(special, "\\" + special)
+    return text
+
+
+def main() -> None:
+    shell = sys.argv[1]
+    daemon = (*DAEMON, *map(of_setting, SETTINGS))
+    values = {"bash": bash, "zsh": zsh}[shell]
+    print(
+        Template((HERE / f"{shell}.in").read_text()).substitute(
+            daemon_options=" ".join(option.name for option in daemon),
+            daemon_values=values(daemon),
+            client_options=" ".join(option.name for option in CLIENT),
+            client_values=values(CLIENT),
+        ),
+        end="",
+    )
+
+
+if __name__ == "__main__":
+    main()
