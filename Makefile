@@ -31,6 +31,9 @@ deb:
 	cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign
 	cp build/deb/*.deb dist/
 
+# Who installs has no need of the tests, nor of what they need.
+install: export DEB_BUILD_OPTIONS = nocheck
+install: export DEB_BUILD_PROFILES = nocheck
 install:
 	$(APT_INSTALL) dpkg-dev git
 	apt-get build-dep --yes ./
@@ -43,9 +46,9 @@ clean:
 
 # Debian's python3 can make no virtual environment without a package of its own.
 $(VENV)/ready: pyproject.toml
-	$(PYTHON) -c 'import ensurepip' || $(APT_INSTALL) python3-venv
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(APT_INSTALL) python3-venv
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
 	touch $@
 
 .PHONY: run test check system-test deb install clean
