@@ -12,20 +12,21 @@ BUILD_TIMEOUT = 600
 OPTIONS = ("--private-network", "--pipe", "--rlimit=NOFILE=20000")
 
 
-def build_package(release: str, folder: Path) -> Path:
+def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
     """Build in `folder`, without a network, and return the package's file.
 
-    Files that git does not know are left out, as in a fresh clone.
+    Files that git does not know are left out, as in a fresh clone. `profile` is a build profile:
+    "nocheck" leaves out the unit tests, "" nothing.
     """
     source = folder / "tcpupperd"
     source.mkdir()
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=TREE, check=True, stdout=subprocess.PIPE
-    )
-    for name in listed.stdout.decode().rstrip("\0").split("\0"):
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=TREE, text=True)
+    for name in listed.rstrip("\0").split("\0"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(TREE / name, source / name, follow_symlinks=False)
-    run_offline(release, folder, "cd /mnt/tcpupperd && dpkg-buildpackage --build=binary --no-sign")
+    environment = f"DEB_BUILD_PROFILES={profile} DEB_BUILD_OPTIONS={profile}"
+    build = "dpkg-buildpackage --build=binary --no-sign"
+    run_offline(release, folder, f"cd /mnt/tcpupperd && {environment} {build}")
     return next(folder.glob("*.deb"))
 
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from system.build import run_offline
+from system.build import build_package, run_offline
 from system.conftest import install
 from system.container import Container
 from system.service import CONFIGURATION, SERVICE, SOCKET, answer
@@ -33,6 +33,10 @@ while not select.select([sys.stdin], [], [], 0)[0]:
     except OSError as error:
         print("failure:", error, flush=True)
 """
+
+
+def test_builds_with_its_unit_tests(release: str, tmp_path: Path) -> None:
+    build_package(release, tmp_path, profile="")
 
 
 def test_lintian_finds_nothing(release: str, package: Path) -> None:
