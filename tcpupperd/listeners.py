@@ -137,16 +137,17 @@ def _meant_for_us(variables: dict[str, str]) -> bool:
 def _pidfd_inode() -> int | None:
     """The inode of our own pidfd, or None where the kernel has no pidfs that gives it one."""
     try:
-        pidfd = os.pidfd_open(os.getpid())
+        pidfd, eventfd = os.pidfd_open(os.getpid()), os.eventfd(0)
     except OSError:
         return None
     try:
-        pidfs = os.readlink(f"/proc/self/fd/{pidfd}").startswith("pidfd:")
-        return os.fstat(pidfd).st_ino if pidfs else None
-    except OSError:
-        return None
+        ours, anonymous = os.fstat(pidfd), os.fstat(eventfd)
     finally:
         os.close(pidfd)
+        os.close(eventfd)
+    # Without pidfs it is an anonymous inode, one and the same for all. (Its name tells nothing:
+    # with pidfs too it is "anon_inode:[pidfd]".)
+    return ours.st_ino if ours.st_dev != anonymous.st_dev else None
 
 
 def _number(variables: dict[str, str], name: str) -> int:
@@ -219,7 +220,7 @@ def _listen_all(
                 close(bound)
                 raise
             missing = error
-            log.info("%s: not on %s: %s", text, where[0], error.strerror)
+            log.info("%s: not on %s: %s", text, where[0], os.strerror(error.errno))
     if missing and not bound and not kept:
         raise missing
     return kept + bound
@@ -278,8 +279,10 @@ _REMEDIES = {
 def _explain(text: str, address: Address, error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return f'cannot listen on {text}: "{address.host}" cannot be resolved: {error.strerror}'
+    # Not error.strerror: socket.create_server adds the address to it.
+    reason = os.strerror(error.errno) if error.errno else str(error)
     remedy = _REMEDIES.get(error.errno or 0)
-    return f"cannot listen on {text}: {error.strerror}" + (f"; {remedy}" if remedy else "")
+    return f"cannot listen on {text}: {reason}" + (f"; {remedy}" if remedy else "")
 
 
 class Listeners:
