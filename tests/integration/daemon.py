@@ -71,6 +71,7 @@ class Daemon:
             Manager(str(self.directory / "notify"))
         )
         self.clients: list[Client] = []
+        self.knock_at = ""  # where to connect for it to be started, as by socket activation
         self.ended_by = signal.SIGTERM  # at the end of the context
         self._notify = notify
         self._passed = passed
@@ -95,6 +96,8 @@ class Daemon:
     def __enter__(self) -> Self:
         try:
             self._start()
+            if self.knock_at:
+                until(self._knock)
             if self._notify:
                 self.manager.wait("READY=1")
             else:
@@ -140,6 +143,11 @@ class Daemon:
                 stderr=log,
                 pass_fds=[one.fileno() for _, one in self._passed],
             )
+
+    def _knock(self) -> bool:
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+            return bool(self.connect(self.knock_at))
+        return False
 
     def _check_end(self) -> None:
         """Stop it if it still runs, and see that it leaves nothing."""
