@@ -48,9 +48,8 @@ class Acceptor:
         self.listeners = [Listener(self, listening) for listening in sockets]
         self._polled = False
         self._paused_until = 0.0
-        self._short = False  # of descriptors or memory, since a queue was last seen empty
-        self._full = journal.Sparing(log)
-        self._complained = False  # of a shortage, in the log
+        self._short = False  # of anything that it takes, since a queue was last seen empty
+        self._complained = False  # of this, in the log
         self._may_complain_at = 0.0
 
     def arrange(self) -> None:
@@ -58,9 +57,9 @@ class Acceptor:
         server = self._server
         if self._paused_until <= server.now:
             self._paused_until = 0.0
-        room = server.open < server.config.max_connections
-        if self._polled and not room:
-            self._full.warn("max_connections are open, new ones wait in the kernel's queue")
+        room = server.open < server.capacity
+        if self.listeners and not room:
+            self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
         wanted = room and not self._paused_until
         if wanted != self._polled:
             self._polled = wanted
@@ -81,7 +80,7 @@ class Acceptor:
 
     def accept(self, listener: Listener) -> None:
         """Take a few connections from a listener's queue."""
-        room = self._server.config.max_connections - self._server.open
+        room = self._server.capacity - self._server.open
         for _ in range(min(room, ACCEPTS_PER_TURN)):
             if not self._accept_one(listener):
                 return
@@ -123,6 +122,10 @@ class Acceptor:
             log.debug("a connection failed before it was accepted: %s", error)
             return
         self._paused_until = self._server.now + SHORTAGE_PAUSE
+        self._complain(os.strerror(error.errno))
+
+    def _complain(self, why: str) -> None:
+        """Count a shortage, and log it: not too often, but before it has lasted long."""
         if not self._short:
             self._short = True
             self._server.counters[SHORTAGES] += 1
@@ -131,7 +134,7 @@ class Acceptor:
             self._may_complain_at = self._server.now + journal.Sparing.INTERVAL
             log.warning(
                 "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
-                os.strerror(error.errno),
+                why,
                 self._server.open,
             )
 

@@ -29,7 +29,7 @@ FIELDS = (
     "cut",  # ended with answers still to send: drain_timeout
     "damaged",  # ended because their state could not be read when taken over
     "errors",  # bugs of ours
-    "shortages",  # times that accepting stopped for want of descriptors or memory
+    "shortages",  # times that accepting stopped for want of room, descriptors or memory
 )
 (
     STATE,

@@ -87,6 +87,7 @@ class UpperServer(socketserver.BaseServer):
         self.debug = log.isEnabledFor(logging.DEBUG)
         self.now = monotonic()
         self.open = 0  # connections
+        self.capacity = self.config.max_connections  # open ones, with which accepting stops
         self.lines = 0  # answered
         self.bytes = 0  # sent
         self.draining = False

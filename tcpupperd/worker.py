@@ -54,7 +54,11 @@ class Worker(UpperServer):
         super().__init__(listeners=place.listeners, config=place.config, counters=place.numbers)
         self._place = place
         self._give_end, self._take_end = place.channel
-        self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # For connections. No more of them are accepted than the next worker has room to take.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._batch = min(handover.BATCH, limit // 4)
+        self._descriptors = limit - self._batch - min(RESERVE, limit // 4)
+        self.capacity = min(self.capacity, self._descriptors)
         self._leaving = False
         self._taking = False
         self.add_entry(place.control, Call(self._obey))
@@ -103,8 +107,8 @@ class Worker(UpperServer):
     def _give(self, *, wait: bool) -> None:
         """Put all connections into the channel; with `wait`, as fast as others take them out."""
         connections = self.connections()
-        for start in range(0, len(connections), handover.BATCH):
-            batch = connections[start : start + handover.BATCH]
+        for start in range(0, len(connections), self._batch):
+            batch = connections[start : start + self._batch]
             try:
                 handover.give(self._give_end, [pack(handler) for handler in batch])
             except OSError as error:
@@ -131,7 +135,7 @@ class Worker(UpperServer):
     def _has_room(self) -> bool:
         """Whether a whole message can be taken; of its descriptors the kernel would close those
         that are too many."""
-        return self._descriptors - self.open - RESERVE > handover.BATCH
+        return self.open < self._descriptors
 
     def _arrange_taking(self) -> None:
         """Have the channel polled while there is room."""
