@@ -88,8 +88,11 @@ class Daemon:
         """Write the configuration file: the settings so far, these, and any `text`."""
         self._settings |= settings
         # Numbers, strings and lists of them look the same in JSON and in TOML.
-        rows = [f"{name} = {json.dumps(value)}\n" for name, value in self._settings.items()]
-        self.config.write_text("".join(rows) + text)
+        rows = [
+            f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+            for name, value in self._settings.items()
+        ]
+        self.config.write_text("".join(rows) + text, encoding="utf-8")
 
     # Running
 
@@ -98,11 +101,10 @@ class Daemon:
             self._start()
             if self.knock_at:
                 until(self._knock)
+            until(lambda: self._is_ready() or self.process.poll() is not None)
+            assert self._is_ready(), f"ended with status {self.process.poll()}"
             if self._notify:
-                self.manager.wait("READY=1")
-            else:
-                until(lambda: "ready: " in self.log or not is_running(self.pid))
-                assert "ready: " in self.log
+                self.manager.wait("READY=1")  # so that a later call waits for a later one
         except BaseException:
             print(self.log)
             self._clean_up()
@@ -143,6 +145,11 @@ class Daemon:
                 stderr=log,
                 pass_fds=[one.fileno() for _, one in self._passed],
             )
+
+    def _is_ready(self) -> bool:
+        if self._notify:
+            return bool(self.manager.find("READY=1"))
+        return "ready: " in self.log
 
     def _knock(self) -> bool:
         with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):

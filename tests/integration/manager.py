@@ -13,6 +13,9 @@ from integration.processes import DEADLINE
 SO_TIMESTAMPNS = 35
 
 _TIMESPEC = struct.Struct("@ll")
+_CREDENTIALS = struct.Struct("@iii")  # process, user, group
+_DESCRIPTOR = struct.Struct("@i")
+_ANCILLARY = (_TIMESPEC, _CREDENTIALS, _DESCRIPTOR)
 
 
 class Message(NamedTuple):
@@ -35,10 +38,12 @@ class Manager:
         self.environment = {"NOTIFY_SOCKET": address} | ({"FDSTORE": "4"} if store else {})
         self.messages: list[Message] = []
         self.stored: dict[str, socket.socket] = {}
+        self.senders: set[int] = set()  # processes
         self._seen = 0  # of the messages, by `wait`
         self._news = threading.Condition()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(address.replace("@", "\0", 1))
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
@@ -57,10 +62,17 @@ class Manager:
         """The next message with a line that matches `pattern` as a whole; the next call looks
         only at later ones."""
         with self._news:
-            index = self._news.wait_for(lambda: self._find(pattern), timeout)
+            index = self._news.wait_for(lambda: self.find(pattern), timeout)
             assert index, f"no {pattern} in {self.messages[self._seen :]}"
             self._seen = index
             return self.messages[index - 1]
+
+    def find(self, pattern: str) -> int:
+        """The number (from 1) of the message that `wait` would return; 0 if there is none yet."""
+        for index in range(self._seen, len(self.messages)):
+            if any(re.fullmatch(pattern, line) for line in self.messages[index].lines):
+                return index + 1
+        return 0
 
     def count(self, line: str) -> int:
         """How many messages with this line have come."""
@@ -72,26 +84,23 @@ class Manager:
         found = [one.text for one in self.messages if one.text.startswith("STATUS=")]
         return found[-1].removeprefix("STATUS=") if found else ""
 
-    def _find(self, pattern: str) -> int:
-        """The number (from 1) of the first message not seen that matches, or 0."""
-        for index in range(self._seen, len(self.messages)):
-            if any(re.fullmatch(pattern, line) for line in self.messages[index].lines):
-                return index + 1
-        return 0
-
     def _read(self) -> None:
+        room = sum(socket.CMSG_SPACE(one.size) for one in _ANCILLARY)
         while True:
-            room = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(4)
             data, ancillary, _, _ = self._socket.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
             if not data:
                 return
-            files, when = [], 0.0
+            files: list[int] = []
+            when = 0.0
             for _, kind, content in ancillary:
-                if kind == SO_TIMESTAMPNS:
-                    seconds, nanoseconds = _TIMESPEC.unpack(content)
-                    when = seconds + nanoseconds / 1e9
-                elif kind == socket.SCM_RIGHTS:
-                    files.append(struct.unpack("@i", content)[0])
+                match kind:
+                    case socket.SCM_RIGHTS:
+                        files += _DESCRIPTOR.unpack(content)
+                    case socket.SCM_CREDENTIALS:
+                        self.senders.add(_CREDENTIALS.unpack(content)[0])
+                    case _:
+                        seconds, nanoseconds = _TIMESPEC.unpack(content)
+                        when = seconds + nanoseconds / 1e9
             message = Message(data.decode(), when)
             with self._news:
                 self._keep(message.lines, files)
