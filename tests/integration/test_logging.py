@@ -1,0 +1,242 @@
+"""What is logged, and where to."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.daemon import Daemon
+from integration.processes import DEADLINE, descriptors, stopped, until
+
+PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
+
+#: Runs a command with its standard error connected to a Unix socket, and says so in
+#: JOURNAL_STREAM, as systemd does with StandardError=journal.
+LOG_TO_JOURNAL = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as journal:
+    journal.connect(sys.argv[1])
+    os.dup2(journal.fileno(), 2)
+status = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Journal:
+    """Reads what comes from those who log to it."""
+
+    def __init__(self, path: str) -> None:
+        self.wrapper = (sys.executable, "-c", LOG_TO_JOURNAL, path)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen()
+
+    def read_to_end(self) -> list[str]:
+        """The lines of one that has ended."""
+        stream, _ = self._listener.accept()
+        with stream, stream.makefile() as lines:
+            stream.settimeout(DEADLINE)
+            return lines.read().splitlines()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with contextlib.closing(Journal(str(tmp_path / "journal"))) as journal:
+        yield journal
+
+
+# What is logged
+
+
+def test_connections_are_logged_for_debugging() -> None:
+    with Daemon(log_level="debug") as daemon:
+        client = daemon.connect()
+        name = f"127.0.0.1:{client.port}"
+        assert client.ask(b"hello") == b"HELLO"
+        client.send(b"hal")
+        until(lambda: f"DEBUG {name}: received 3 bytes, answering 0" in daemon.log)
+        client.end()
+        assert client.read_to_end() == b"HAL"
+        until(lambda: f"DEBUG {name}: closed after 2 lines" in daemon.log)
+        assert f"DEBUG {name}: connected" in daemon.log
+        assert f"DEBUG {name}: received 6 bytes, answering 6" in daemon.log
+        assert f"DEBUG {name}: received 0 bytes, answering 3" in daemon.log
+
+
+def test_clients_are_named_as_people_write_addresses() -> None:
+    with Daemon(log_level="debug", listen=["0", "@tcpupperd-logged"]) as daemon:
+        port = daemon.addresses[0].rpartition(":")[2]
+        over_ipv4 = daemon.connect(f"127.0.0.1:{port}")
+        over_ipv6 = daemon.connect(f"[::1]:{port}")
+        until(lambda: f"127.0.0.1:{over_ipv4.port}: connected" in daemon.log)
+        until(lambda: f"[::1]:{over_ipv6.port}: connected" in daemon.log)
+        daemon.connect("@tcpupperd-logged")
+        until(lambda: "local client: connected" in daemon.log)
+        assert "ffff" not in daemon.log
+
+
+def test_connections_are_not_logged_otherwise() -> None:
+    with Daemon() as daemon:
+        client = daemon.connect()
+        assert client.ask(b"hello") == b"HELLO"
+        client.close()
+        until(lambda: daemon.counters()["open"] == 0)
+        daemon.stop()
+        messages = [line.split(" ", 3)[3] for line in daemon.log.splitlines()]
+        assert messages[0].startswith("ready: 2 workers, listening on 127.0.0.1:")
+        assert all(message.startswith("counters: ") for message in messages[1:-1])
+        assert messages[-1] == "stopping, ending 0 connections"
+
+
+def test_level_changes_with_a_reload() -> None:
+    with Daemon(log_level="warning") as daemon:
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        assert daemon.log == ""
+        daemon.configure(log_level="debug")
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: "reloaded: " in daemon.log)
+        daemon.connect()
+        until(lambda: ": connected" in daemon.log)
+
+
+def test_clients_that_go_away_are_no_trouble() -> None:
+    with Daemon() as daemon:
+        idle, half, slow = daemon.connect(), daemon.connect(), daemon.connect(receive_buffer=4096)
+        assert idle.ask(b"hello") == b"HELLO"
+        half.send(b"hal")
+        daemon.clog(slow)
+        for client in (idle, half, slow):
+            client.reset()
+        with stopped(*daemon.workers()):
+            for _ in range(5):  # gone before they are accepted
+                queued = daemon.connect()
+                queued.send(b"queued\n")
+                queued.reset()
+            answered = daemon.connect()
+            answered.send(b"answer this\n" * 1000)
+            answered.close()
+        until(lambda: daemon.counters()["accepted"] == 9)
+        until(lambda: daemon.counters()["open"] == 0)
+        assert daemon.counters()["errors"] == 0
+        assert daemon.counters()["reset"] >= 3
+        assert set(PLAIN.findall(daemon.log)) == {"INFO"}
+        assert "Traceback" not in daemon.log
+
+
+# Where to
+
+
+def test_lines_in_the_journal_have_priorities(journal: Journal) -> None:
+    with Daemon(wrapper=journal.wrapper, log_level="debug") as daemon:
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        killed = daemon.workers()[0]
+        os.kill(killed, signal.SIGKILL)
+        daemon.wait_for_workers(2, without=killed)
+        daemon.configure("wrong = 1\n")
+        daemon.send_signal(signal.SIGHUP)
+        daemon.manager.wait("STATUS=.*failed.*")
+    lines = journal.read_to_end()
+    assert priority_of("ready: 2 workers", lines) == 6
+    assert priority_of("127.0.0.1:[0-9]*: connected", lines) == 7
+    assert priority_of("worker [0-9]* was killed by SIGKILL", lines) == 4
+    assert priority_of("reload failed", lines) == 3
+    assert priority_of("stopping", lines) == 6
+    assert all(re.match("<[0-7]>[^<]", line) for line in lines)
+
+
+def test_failure_to_start_is_critical_in_the_journal(journal: Journal) -> None:
+    status, _ = Daemon(wrapper=journal.wrapper, max_line=0).run()
+    assert status == 78
+    assert priority_of(".*max_line = 0: must be a whole number", journal.read_to_end()) == 2
+
+
+def test_each_line_of_a_traceback_has_its_priority(journal: Journal) -> None:
+    with Daemon(wrapper=journal.wrapper, workers=1) as daemon:
+        enough = len(descriptors(daemon.pid))
+    journal.read_to_end()
+    # One more is enough to start a worker; the worker then lacks one, which nobody expects.
+    limited = ("prlimit", f"--nofile={enough + 1}", *journal.wrapper)
+    Daemon(wrapper=limited, workers=1).run()
+    lines = journal.read_to_end()
+    assert "<3>Traceback (most recent call last):" in lines
+    assert "<3>OSError: [Errno 24] Too many open files" in lines
+    assert {line[:3] for line in lines[:-1]} == {"<3>"}
+    assert lines[-1].startswith("<2>worker ")
+
+
+def priority_of(message: str, lines: list[str]) -> int:
+    """The priority of the first line with a message, given as a pattern."""
+    found = [match[1] for line in lines if (match := re.match(f"<([0-7])>{message}", line))]
+    assert found, lines
+    return int(found[0])
+
+
+@pytest.mark.parametrize("stream", ["", "8:1", "nonsense", ":"])
+def test_lines_elsewhere_are_for_people(stream: str) -> None:
+    """JOURNAL_STREAM is inherited by programs whose output was redirected."""
+    with Daemon(wrapper=("env", f"JOURNAL_STREAM={stream}")) as daemon:
+        daemon.reload()
+        daemon.stop()
+        lines = daemon.log.splitlines()
+        assert len(lines) == 3
+        assert all(PLAIN.fullmatch(line) for line in lines)
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "0<&- 1>&- 2>&-"])
+def test_serves_without_anywhere_to_log_to(redirection: str) -> None:
+    wrapper = ("sh", "-c", f'exec "$@" {redirection}', "sh")
+    with Daemon(wrapper=wrapper, log_level="debug") as daemon:
+        for _ in range(100):
+            client = daemon.connect()
+            assert client.ask(b"hello") == b"HELLO"
+            client.close()
+        daemon.configure("wrong = 1\n")
+        daemon.send_signal(signal.SIGHUP)
+        daemon.manager.wait("STATUS=.*failed.*")
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+def test_serves_while_nobody_reads_the_log(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    with os.fdopen(reader, "rb", 0):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(reader, b"x" * 4096)
+        wrapper = ("sh", "-c", f'exec "$@" 2>{pipe}', "sh")
+        with Daemon(wrapper=wrapper, log_level="debug") as daemon:
+            client = daemon.connect()
+            for _ in range(100):
+                assert client.ask(b"hello") == b"HELLO"
+
+            # Once it is read again, the log says what is missing.
+            read_all(reader)
+            assert client.ask(b"hello") == b"HELLO"
+            log = b""
+            while b"received" not in log:
+                assert select.select([reader], [], [], DEADLINE)[0]
+                log += read_all(reader)
+            first, *_ = log.decode().splitlines()
+            assert re.search("[0-9]+ messages were dropped", first)
+            assert int(re.findall("[0-9]+", first)[-1]) > 100
+
+
+def read_all(fd: int) -> bytes:
+    """All that waits in a pipe."""
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found += os.read(fd, 65536)
+    return found
