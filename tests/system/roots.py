@@ -17,6 +17,8 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcpupperd"
 RELEASES = ("bookworm", "trixie")
+# What becomes the next one: the package is checked there, too.
+TESTING = "forky"
 
 # With these in its cache, apt installs the built package without a network.
 DEPENDENCIES = ("python3", "python3-daemon", "python3-sdnotify")
@@ -47,12 +49,16 @@ class Root:
         unfinished.rename(folder)
 
     def inputs(self) -> bytes:
-        return (TREE / "debian/control").read_bytes() if self.purpose == "build" else b""
+        """What the root depends on beside the recipe."""
+        needs_control = self.purpose in ("build", "autopkgtest")
+        return (TREE / "debian/control").read_bytes() if needs_control else b""
 
     def recipe(self, folder: Path) -> list[str]:
         """The mmdebstrap(1) command that makes this root in `folder`."""
         return [
             *("mmdebstrap", "--quiet", "--variant=minbase", "--skip=cleanup/apt"),
+            # What a mirror has of testing may be past its date.
+            *(['--aptopt=Acquire::Check-Valid-Until "false"'] * (self.release == TESTING)),
             *PURPOSES[self.purpose],
             '--customize-hook=echo 127.0.0.1 localhost >"$1"/etc/hosts',
             '--customize-hook=echo ::1 localhost >>"$1"/etc/hosts',
@@ -62,21 +68,27 @@ class Root:
         ]
 
 
+BOOTED = "systemd,systemd-sysv,dbus,libpam-systemd,procps,iproute2,python3"
+BUILD_DEPENDENCIES = [
+    '--customize-hook=mkdir -p "$1"/source/debian',
+    "--customize-hook=copy-in debian/control /source/debian",
+    '--customize-hook=chroot "$1" apt-get build-dep --yes /source',
+]
 PURPOSES = {
     # A machine on which somebody has just cloned the project.
     "minimal": ["--include=python3,ca-certificates"],
     # A machine with systemd; "apt install" finds what the package depends on in apt's cache.
     "booted": [
-        "--include=systemd,systemd-sysv,dbus,libpam-systemd,procps,iproute2,python3",
+        f"--include={BOOTED}",
         '--customize-hook=chroot "$1" apt-get install --yes --download-only '
         + " ".join(DEPENDENCIES),
     ],
     # A machine with the package's build dependencies.
-    "build": [
-        "--include=build-essential,lintian",
-        '--customize-hook=mkdir -p "$1"/source/debian',
-        "--customize-hook=copy-in debian/control /source/debian",
-        '--customize-hook=chroot "$1" apt-get build-dep --yes /source',
+    "build": ["--include=build-essential,lintian", *BUILD_DEPENDENCIES],
+    # A machine with systemd on which Debian's tests of packages run, which may need those, too.
+    "autopkgtest": [
+        f"--include={BOOTED},apparmor,autopkgtest,bash-completion,build-essential,dpkg-repack",
+        *BUILD_DEPENDENCIES,
     ],
 }
 
