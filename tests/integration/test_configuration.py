@@ -1,0 +1,184 @@
+"""The command line and the configuration file, and the exit statuses they lead to."""
+
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from integration.daemon import COMMAND, ROOT, Daemon
+from integration.processes import until
+from tcpupperd import __version__
+from tcpupperd.config import SETTINGS
+
+
+def run(*options: str) -> tuple[int, str, str]:
+    """The exit status of the command, and what it writes to standard output and error."""
+    done = subprocess.run(
+        [*COMMAND, *options], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_version() -> None:
+    assert run("--version") == (0, f"tcpupperd {__version__}\n", "")
+
+
+def test_help_names_every_option() -> None:
+    status, text, errors = run("--help")
+    assert (status, errors) == (0, "")
+    for setting in SETTINGS:
+        assert re.search(rf"^  {setting.option} {setting.metavar}$", text, re.MULTILINE) or (
+            f"  {setting.option} {setting.metavar} " in text
+        )
+        words = " ".join(text.split())
+        assert f"{setting.help} (default: {setting.default_text})" in words
+    for option in ("--config", "--check", "--daemonize", "--pid-file", "--version"):
+        assert option in text
+    assert all(len(line) <= 79 for line in text.splitlines())
+
+
+def test_check_says_that_all_is_good_and_binds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, text, errors = run("--check", "--listen", address, "--listen", str(path))
+    assert (status, text, errors) == (0, "tcpupperd: the configuration is good\n", "")
+    assert not path.exists()
+
+
+def test_check_tells_the_service_manager_nothing(tmp_path: Path) -> None:
+    """It runs in ExecReload= with the NOTIFY_SOCKET of the service."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(path)
+        notify.setblocking(False)
+        command = ["env", f"NOTIFY_SOCKET={path}", "FDSTORE=4", *COMMAND, "--check"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        with pytest.raises(BlockingIOError):
+            notify.recv(1)
+
+
+def test_command_line_over_file_over_default() -> None:
+    with Daemon("--lines-per-connection=2", "--workers", "1", lines_per_connection=1) as daemon:
+        assert len(daemon.workers()) == 1
+        client = daemon.connect()
+        client.send(b"one\ntwo\nthree\n")
+        assert client.read_to_end() == b"ONE\nTWO\n"
+        daemon.reload(lines_per_connection=3, workers=2)  # the command line wins on
+        daemon.wait_for_workers(1)
+        client = daemon.connect()
+        client.send(b"one\ntwo\nthree\n")
+        assert client.read_to_end() == b"ONE\nTWO\n"
+
+
+def test_an_option_that_takes_several_replaces_those_of_the_file() -> None:
+    with Daemon("--listen", "127.0.0.1:0", "--listen", "@tcpupperd-option") as daemon:
+        assert len(daemon.addresses) == 2
+        daemon.reload(listen=["@tcpupperd-file"])
+        assert len(daemon.addresses) == 2
+        assert daemon.connect("@tcpupperd-option").ask(b"hello") == b"HELLO"
+
+
+def test_auto_is_a_worker_for_each_usable_cpu() -> None:
+    (cpu, *_) = os.sched_getaffinity(0)
+    with Daemon(workers="auto", wrapper=("taskset", "-c", str(cpu))) as daemon:
+        assert len(daemon.workers()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--max-lines", "3"], "unrecognized arguments: --max-lines 3"),
+        (["--max-line", "none"], "argument --max-line: must be a whole number from 1 to"),
+        (["--max-line", "0"], "argument --max-line: must be a whole number from 1 to"),
+        (["--max-line"], "argument --max-line: expected one argument"),
+        (["--workers", "0"], 'argument --workers: must be "auto" or a whole number from 1'),
+        (["--framing", "lines"], 'argument --framing: must be one of "line", "none"'),
+        (["--listen", "localhost"], 'argument --listen: "localhost": must be host:port,'),
+        (["--listen", "localhost:65536"], 'argument --listen: "localhost:65536": must be'),
+        (["--idle-timeout", "-1"], "argument --idle-timeout: "),
+        (["--work", "3"], "unrecognized arguments: --work 3"),  # no abbreviations
+        (["--pid-file", "/tmp/x"], "go with --daemonize"),
+        (["hello"], "unrecognized arguments: hello"),
+    ],
+)
+def test_wrong_command_line(options: list[str], why: str) -> None:
+    status, text, errors = run(*options)
+    assert (status, text) == (2, "")
+    assert errors.startswith("usage: tcpupperd ")
+    assert f"tcpupperd: error: {why}" in errors or why in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "why"),
+    [
+        (b"workers = 2\nmax_line = 0\n", ":2", "max_line = 0: must be a whole number from 1 to"),
+        (b"max_lines = 3", ":1", "max_lines: no such setting; did you mean max_line?"),
+        (b"zzz = 3", ":1", "zzz: no such setting; there are listen, workers, "),
+        (b"[server]\nmax_line = 3", ":1", "server: no such setting"),
+        (b"\nframing = line\n", ":2", "is not TOML"),
+        (b'workers = "many"', ":1", 'workers = "many": must be "auto" or a whole number'),
+        (b"workers = true", ":1", "workers = true: must be"),
+        (b"idle_timeout = nan", ":1", "idle_timeout = nan: must be a number of seconds"),
+        (b'listen = "localhost:1"', ":1", "must be a list of addresses, for example"),
+        (b"listen = []", ":1", "must be a list of addresses, for example"),
+        (b'listen = ["localhost"]', ":1", '"localhost": must be host:port,'),
+        (b"# gr\xfc\xdfe", ":1", "byte 0xfc is not UTF-8; save as UTF-8"),
+    ],
+)
+def test_wrong_file(content: bytes, where: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "tcpupperd.toml"
+    path.write_bytes(content)
+    for check in ([], ["--check"]):
+        status, text, errors = run("--config", str(path), *check)
+        assert (status, text) == (78, "")
+        (line,) = errors.splitlines()
+        assert f"CRITICAL {path}{where}: " in line
+        assert why in line
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/nonexistent", "cannot be read: No such file or directory"),
+        ("/tmp", "cannot be read: Is a directory"),
+        ("/dev/zero", "is not a regular file; name a TOML file"),
+    ],
+)
+def test_no_file(path: str, why: str) -> None:
+    status, text, errors = run("--config", path)
+    assert (status, text) == (78, "")
+    (line,) = errors.splitlines()
+    assert f"CRITICAL {path}: {why}" in line
+
+
+def test_a_pipe_for_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    status, _, errors = run("--config", str(tmp_path / "pipe"))
+    assert status == 78
+    assert "is not a regular file" in errors
+
+
+def test_cannot_go_to_the_background() -> None:
+    status, text, errors = run("--daemonize", "--user", "no-such-user", "--listen", "127.0.0.1:0")
+    assert (status, text) == (1, "")
+    assert "--user no-such-user: " in errors
+
+
+def test_stopped_as_asked() -> None:
+    with Daemon() as daemon:
+        daemon.stop()
+        until(lambda: daemon.process.returncode == 0)
+
+
+def test_shipped_file_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
+    shipped = ROOT / "etc/tcpupperd.toml"
+    assert run("--check", "--config", str(shipped))[0] == 0
+    shown = tmp_path / "defaults.toml"
+    shown.write_text(re.sub("^#(?=[a-z_]+ =)", "", shipped.read_text(), flags=re.MULTILINE))
+    assert run("--check", "--config", str(shown))[0] == 0
+    names = re.findall("^([a-z_]+) =", shown.read_text(), re.MULTILINE)
+    assert names == [setting.name for setting in SETTINGS]
