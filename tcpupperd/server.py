@@ -163,7 +163,11 @@ class UpperServer(socketserver.BaseServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the source of a connection is below its limit."""
         limit = self.config.max_connections_per_source
-        return not limit or self._sources[source_of(client_address)] < limit
+        if not limit or self._sources[source_of(client_address)] < limit:
+            return True
+        host = client_address[0].removeprefix("::ffff:")
+        self._refusals.warn("%s has max_connections_per_source open, refused another", host)
+        return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin to serve an accepted connection."""
@@ -174,6 +178,8 @@ class UpperServer(socketserver.BaseServer):
         handler = self._entries.get(request.fileno())
         if isinstance(handler, UpperHandler):
             self.attempt(UpperHandler.end, handler)
+        else:
+            request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a bug met in serving one connection; the others are served on."""
@@ -201,11 +207,14 @@ class UpperServer(socketserver.BaseServer):
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
             else:
-                self._refuse(request, client_address)
+                self._refuse(request)
         except OSError as error:
             self.counters[RESET] += 1
             log.debug("%s: %s", client_address, error)
-            request.close()
+            self.shutdown_request(request)
+        except Exception:
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
 
     def new_handler(self, request: socket.socket, client_address: Any) -> UpperHandler:
         """The handler of a connection, not served yet."""
@@ -289,14 +298,12 @@ class UpperServer(socketserver.BaseServer):
         for handler in self.connections():
             self.attempt(UpperHandler.drain, handler)
 
-    def _refuse(self, request: socket.socket, client_address: Any) -> None:
+    def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.
 
         It is not kept until the client ends its side, too: it would take somebody else's place.
         """
         self.counters[REFUSED] += 1
-        host = client_address[0].removeprefix("::ffff:")
-        self._refusals.warn("%s has max_connections_per_source open, refused another", host)
         request.shutdown(socket.SHUT_WR)  # goes ahead of the reset, if input has come by now
         request.close()
 
