@@ -35,8 +35,10 @@ def drop_in(machine: Container, unit: str, text: str) -> None:
 class Conversation:
     """A client that stays connected, asking line by line."""
 
-    def __init__(self, machine: Container) -> None:
-        self.client = machine.popen("tcpupper", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, machine: Container, *options: str) -> None:
+        self.client = machine.popen(
+            "tcpupper", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def __enter__(self) -> Self:
         return self

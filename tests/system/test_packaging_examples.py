@@ -1,0 +1,81 @@
+"""Further instances and the examples that replace units."""
+
+import pytest
+
+from system.container import Container
+from system.roots import RELEASES, TESTING
+from system.service import SERVICE, SOCKET, Conversation, answer, main_pid
+
+EXAMPLES = "/usr/share/doc/tcpupperd/examples"
+UNITS = "/etc/systemd/system"
+INSTANCE_SOCKET = "tcpupperd@7777.socket"
+INSTANCE_SERVICE = "tcpupperd@7777.service"
+
+pytestmark = pytest.mark.parametrize("release", (*RELEASES, TESTING), indirect=True)
+
+
+def test_instance_has_its_own_configuration_processes_and_sandbox(machine: Container) -> None:
+    start_instance(machine, "framing = 'none'\n")
+    assert answer(machine, "first\n") == "FIRST"
+    assert machine.run("tcpupper", "--port=7777", "second") == "SECOND"
+    pid = machine.show(INSTANCE_SERVICE, "MainPID")
+    assert pid not in ("0", str(main_pid(machine)))
+    command = machine.run("tr", r"\0", " ", stdin=machine.run("cat", f"/proc/{pid}/cmdline"))
+    assert "--config /etc/tcpupperd/7777.toml" in command
+    assert "port 7777" in machine.show(INSTANCE_SERVICE, "Description")
+    machine.run("systemctl", "reload", INSTANCE_SERVICE)
+    machine.run("systemd-analyze", "security", "--threshold=2", INSTANCE_SERVICE)
+
+
+def test_instance_is_upgraded_and_removed_with_the_package(machine: Container) -> None:
+    start_instance(machine, "")
+    assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
+    pid = machine.show(INSTANCE_SERVICE, "MainPID")
+    socket = machine.show(INSTANCE_SOCKET, "InvocationID")
+    machine.run("sh", "-c", "dpkg --install /mnt/*.deb")
+    assert machine.run("tcpupper", "--port=7777", "again") == "AGAIN"
+    assert machine.show(INSTANCE_SERVICE, "MainPID") not in ("0", pid)
+    assert machine.show(INSTANCE_SOCKET, "InvocationID") == socket
+    machine.run("apt-get", "remove", "--yes", "tcpupperd")
+    assert "LISTEN" not in machine.run("ss", "-tln")
+
+
+def test_enabled_instance_starts_at_boot(machine: Container) -> None:
+    machine.write("/etc/tcpupperd/7777.toml", "")
+    machine.run("systemctl", "enable", INSTANCE_SERVICE)
+    wanted = "sockets.target.wants", "multi-user.target.wants"
+    for folder, unit in zip(wanted, (INSTANCE_SOCKET, INSTANCE_SERVICE), strict=True):
+        machine.run("test", "-L", f"{UNITS}/{folder}/{unit}")
+
+
+def test_self_binding_service(machine: Container) -> None:
+    machine.run("systemctl", "disable", "--now", SOCKET, SERVICE)
+    machine.write("/etc/tcpupperd/tcpupperd.toml", 'listen = ["127.0.0.1:7777"]\n')
+    machine.run("cp", f"{EXAMPLES}/self-binding.service", f"{UNITS}/{SERVICE}")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "enable", "--now", SERVICE)
+    assert machine.run("systemd-analyze", "verify", "--man=no", SERVICE) == ""
+    assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
+    assert machine.try_run("systemctl", "is-active", SOCKET).stdout == "inactive\n"
+
+
+def test_process_for_each_connection(machine: Container) -> None:
+    units = ("tcpupperd-each.socket", "tcpupperd-each@.service")
+    machine.run("cp", *(f"{EXAMPLES}/{unit}" for unit in units), UNITS)
+    machine.run("systemctl", "daemon-reload")
+    assert machine.run("systemd-analyze", "verify", "--man=no", units[0]) == ""
+    machine.run("systemctl", "enable", "--now", units[0])
+    with (
+        Conversation(machine, "--port=9998") as one,
+        Conversation(machine, "--port=9998") as other,
+    ):
+        assert (one.ask("one"), other.ask("other")) == ("ONE", "OTHER")
+        running = machine.run("systemctl", "list-units", "--plain", "--no-legend", "*-each@*")
+        assert running.count(" running ") == 2
+        assert (one.end(), other.end()) == ("", "")
+    assert machine.run("systemctl", "list-units", "--no-legend", "--failed") == ""
+
+
+def start_instance(machine: Container, configuration: str) -> None:
+    machine.write("/etc/tcpupperd/7777.toml", configuration)
+    machine.run("systemctl", "start", INSTANCE_SOCKET)
