@@ -87,7 +87,8 @@ PURPOSES = {
     "build": ["--include=build-essential,lintian", *BUILD_DEPENDENCIES],
     # A machine with systemd on which Debian's tests of packages run, which may need those, too.
     "autopkgtest": [
-        f"--include={BOOTED},apparmor,autopkgtest,bash-completion,build-essential,dpkg-repack",
+        f"--include={BOOTED},build-essential,apparmor,autodep8,autopkgtest,bash-completion",
+        "--include=dpkg-repack,pybuild-plugin-autopkgtest,zsh",
         *BUILD_DEPENDENCIES,
     ],
 }

@@ -1,0 +1,40 @@
+"""The package's own tests, run by autopkgtest(1) in a booted machine."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from system.container import Container, booted
+from system.roots import RELEASES, TESTING, Root
+
+AUTOPKGTEST_TIMEOUT = 900
+# The machine is a container, and is thrown away at the end: what autopkgtest cannot know of it.
+PROMISES = "--ignore-restrictions=isolation-container,breaks-testbed"
+
+pytestmark = pytest.mark.parametrize("release", (*RELEASES, TESTING), indirect=True)
+
+
+@pytest.fixture
+def testbed(release: str, package: Path) -> Iterator[Container]:
+    """A booted machine with autopkgtest and the build dependencies, the package in /mnt."""
+    with booted(Root(release, "autopkgtest"), package.parent) as machine:
+        yield machine
+
+
+def test_autopkgtests_pass(testbed: Container, package: Path) -> None:
+    source = package.parent / "tcpupperd"
+    with testbed.popen(
+        *("autopkgtest", PROMISES, f"/mnt/{package.name}", f"/mnt/{source.name}/", "--", "null"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as run:
+        output, _ = run.communicate(timeout=AUTOPKGTEST_TIMEOUT)
+    print(output)
+    names = re.findall(r"^Tests: (.*)$", (source / "debian/tests/control").read_text(), re.M)
+    expected = {*", ".join(names).split(", "), "pybuild-autopkgtest"}
+    assert set(re.findall(r"^(\S+) +PASS", output, re.M)) == expected
+    assert run.returncode == 0
