@@ -80,7 +80,7 @@ def bash(options: Iterable[Option]) -> str:
 def bash_words(words: Iterable[str]) -> str:
     """The words that begin as the one at the cursor; bash itself takes them apart at colons."""
     offer = f"""COMPREPLY=($(compgen -W '{" ".join(words)}' -- "$cur"))"""
-    return offer + ("""; __ltrimcolonprefixes "$cur\"""" if ":" in "".join(words) else "")
+    return offer + ("""; __ltrim_colon_completions "$cur\"""" if ":" in "".join(words) else "")
 
 
 def zsh(options: Iterable[Option]) -> str:

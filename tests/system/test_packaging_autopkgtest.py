@@ -14,7 +14,7 @@ AUTOPKGTEST_TIMEOUT = 900
 # The machine is a container, and is thrown away at the end: what autopkgtest cannot know of it.
 PROMISES = "--ignore-restrictions=isolation-container,breaks-testbed"
 
-pytestmark = pytest.mark.parametrize("release", (*RELEASES, TESTING), indirect=True)
+pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
 
 @pytest.fixture

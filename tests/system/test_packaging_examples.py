@@ -11,7 +11,7 @@ UNITS = "/etc/systemd/system"
 INSTANCE_SOCKET = "tcpupperd@7777.socket"
 INSTANCE_SERVICE = "tcpupperd@7777.service"
 
-pytestmark = pytest.mark.parametrize("release", (*RELEASES, TESTING), indirect=True)
+pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
 
 def test_instance_has_its_own_configuration_processes_and_sandbox(machine: Container) -> None:

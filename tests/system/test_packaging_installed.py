@@ -1,0 +1,71 @@
+"""What the package brings beside the service: completion, AppArmor profile, manual."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from system.conftest import install
+from system.container import Container, booted
+from system.roots import RELEASES, TESTING, Root
+
+# Keys, as readline(3) has them by default: Tab, Meta-*, Control-A, Control-E.
+COMPLETE, INSERT_ALL, LINE_START, LINE_END = "\t", "\x1b*", "\x01", "\x05"
+
+pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def machine(release: str, package: Path) -> Iterator[Container]:
+    """A machine with shells that complete, and the package installed."""
+    with booted(Root(release, "autopkgtest"), package.parent) as machine:
+        install(machine, package)
+        yield machine
+
+
+@pytest.mark.parametrize("command", ["tcpupperd", "tcpupper"])
+def test_bash_completes_every_option(machine: Container, command: str) -> None:
+    offered = completed(machine, f"{command} --", INSERT_ALL)
+    documented = set(re.findall(r"--[a-z][a-z-]+", machine.run(command, "--help")))
+    assert set(offered.split()[1:]) == documented
+
+
+@pytest.mark.parametrize(
+    ("typed", "rest"),
+    [
+        ("tcpupperd --framing n", "one"),
+        ("tcpupperd --framing=l", "ine"),
+        ("tcpupperd --listen loc", "alhost:9999"),
+        ("tcpupperd --listen localhost:", "9999"),
+        ("tcpupperd --max-line ", "65536"),
+        ("tcpupperd --config /etc/tcpupperd/t", "cpupperd.toml"),
+        ("tcpupperd --daemonize --user daem", "on"),
+        ("tcpupper --timeo", "ut"),
+        ("tcpupper --port ", "9999"),
+    ],
+)
+def test_bash_completes_values(machine: Container, typed: str, rest: str) -> None:
+    assert completed(machine, typed, COMPLETE) == typed + rest
+
+
+def test_zsh_knows_both_commands(machine: Container) -> None:
+    script = "autoload -U compinit && compinit -u && print $_comps[tcpupperd] $_comps[tcpupper]"
+    assert machine.run("zsh", "-fc", script).split() == ["_tcpupperd", "_tcpupperd"]
+    machine.run("zsh", "-n", "/usr/share/zsh/vendor-completions/_tcpupperd")
+
+
+def test_apparmor_profile_is_right(machine: Container) -> None:
+    machine.run("apparmor_parser", "-QT", "/etc/apparmor.d/tcpupperd")
+    assert machine.run("systemctl", "cat", "tcpupperd.service").count("AppArmorProfile=") == 1
+
+
+def completed(machine: Container, typed: str, key: str) -> str:
+    """What stands in the command line of an interactive bash after `key` was pressed."""
+    load = "source /usr/share/bash-completion/bash_completion"
+    show = f"{LINE_START}echo '<{LINE_END}>'"
+    bash = ("script", "-qec", "env TERM=dumb bash --norc -i", "/dev/null")
+    output = machine.run(*bash, stdin=f"{load}\n{typed}{key}{show}\nexit\n")
+    found = re.findall(r"^<(.*)>\r?$", output, re.MULTILINE)
+    assert found, output
+    return str(found[-1]).rstrip()
