@@ -12,6 +12,7 @@ class Report(NamedTuple):
     """What the clients met since they began; `silence` is of the time since the last report."""
 
     open: int  # connections at present, without those that soon hang up
+    remaining: int  # of those that were to end
     opened: int
     bytes: int  # answered, and right
     refused: int
@@ -43,7 +44,7 @@ class Clients:
         return self._ask("\n")
 
     def expect_the_end(self) -> Report:
-        """The server will end connections: each is owed what it has sent up to now."""
+        """The server will end connections: each is owed an answer to what has reached it by now."""
         return self._ask("m\n")
 
     def finish(self) -> Report:
