@@ -1,0 +1,181 @@
+"""The work that a line and a connection cost, counted in calls: it is the same on every machine.
+
+How fast the daemon is, the benchmarks say. Here a change is caught that makes it do more: another
+system call for each line, work for each of many lines that come at once, another layer of calls.
+"""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from integration.daemon import Daemon
+from integration.embedding import connected
+from integration.processes import cannot, state, stopped, until
+from tcpupperd.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
+from tcpupperd.server import UpperServer
+
+LINE = b"x" * 63 + b"\n"
+MANY_LINES = LINE * 256
+
+#: Calls of epoll_wait(2) that a count may have more: in the first the worker waits while the trace
+#: begins, in the last when it ends.
+WAITING = 2
+
+
+def test_system_calls_of_a_line(tmp_path: Path) -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        client.ask(b"the first")
+        with counted_system_calls(daemon, tmp_path) as calls:
+            for _ in range(100):
+                client.ask(b"hello")
+    assert calls.pop("epoll_wait") <= 100 + WAITING
+    assert calls == {"recvfrom": 100, "sendto": 100}
+
+
+@pytest.mark.parametrize("sent", [LINE, MANY_LINES], ids=["one line", "256 lines"])
+def test_system_calls_of_many_clients_at_once(tmp_path: Path, sent: bytes) -> None:
+    with Daemon(workers=1) as daemon:
+        clients = [daemon.connect() for _ in range(40)]
+        for client in clients:
+            client.ask(b"the first")
+        with contextlib.ExitStack() as standing:
+            standing.enter_context(stopped(*daemon.workers()))
+            for client in clients:
+                client.send(sent)
+            with counted_system_calls(daemon, tmp_path) as calls:
+                standing.close()
+                for client in clients:
+                    assert client.read(len(sent)) == sent.upper()
+    assert calls.pop("epoll_wait") <= 1 + WAITING
+    assert calls == {"recvfrom": 40, "sendto": 40}
+
+
+def test_system_calls_of_a_connection(tmp_path: Path) -> None:
+    count = 5 * ACCEPTS_BEFORE_REQUEUE
+    with Daemon(workers=1) as daemon, contextlib.ExitStack() as standing:
+        daemon.connect().ask(b"the first")
+        standing.enter_context(stopped(*daemon.workers()))
+        clients = [daemon.connect() for _ in range(count)]
+        for client in clients:
+            client.send(LINE)
+            client.end()
+        with counted_system_calls(daemon, tmp_path) as calls:
+            standing.close()
+            for client in clients:
+                assert client.read_to_end() == LINE.upper()
+    assert calls.pop("epoll_wait") <= count / ACCEPTS_PER_TURN + 2 + WAITING
+    requeues = 2 * count // ACCEPTS_BEFORE_REQUEUE
+    nobody_waits = calls.pop("accept4") - count
+    assert nobody_waits <= 1
+    assert calls == {
+        "ioctl": count,  # FIONBIO: not to block
+        "getsockname": count,  # by which Python's socket objects see that it is one
+        "epoll_ctl": count + requeues,
+        "recvfrom": 2 * count,  # the line, and the end
+        "sendto": count,
+        "close": count,
+    }
+
+
+def test_functions_called_for_a_line() -> None:
+    assert functions_called(LINE) <= 13
+
+
+def test_functions_called_for_many_lines_are_few_more() -> None:
+    assert functions_called(MANY_LINES) <= functions_called(LINE) + 5
+
+
+def test_functions_called_for_a_connection() -> None:
+    count = 64
+    with UpperServer(("127.0.0.1", 0)) as server, contextlib.ExitStack() as clients:
+        for _ in range(count):
+            client = clients.enter_context(connected(server))
+            client.send(LINE)
+            client.end()
+        with counted_functions() as calls:
+            server.handle_request()
+            while server.open:
+                server.handle_request()
+    print(calls.total() / count, calls.most_common())
+    assert calls.total() <= 70 * count
+
+
+def functions_called(sent: bytes) -> float:
+    """How many functions are called to answer what a client sent, its share of the turn
+    included."""
+    count = 32
+    with UpperServer() as server, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client, request = map(stack.enter_context, socket.socketpair())
+            server.process_request(request, "")
+            client.sendall(sent)
+            clients.append(client)
+        with counted_functions() as calls:
+            server.handle_request()
+        for client in clients:
+            assert client.recv(len(sent), socket.MSG_WAITALL) == sent.upper()
+    print(calls.total() / count, calls.most_common())
+    return calls.total() / count
+
+
+@contextlib.contextmanager
+def counted_functions() -> Iterator[Counter[str]]:
+    """A context in which the functions that this thread calls are counted by name, Python's and
+    those written in C."""
+    calls: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, function: object) -> None:
+        if event == "call":
+            calls[frame.f_code.co_qualname] += 1
+        elif event == "c_call":
+            calls[getattr(function, "__qualname__", "?")] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+        del calls["setprofile"]
+
+
+@contextlib.contextmanager
+def counted_system_calls(daemon: Daemon, directory: Path) -> Iterator[Counter[str]]:
+    """A context in which the system calls of the only worker are counted by name, from one time
+    that it has nothing to do to the next (strace(1)); the counts are there when it ends."""
+    [worker] = daemon.workers()
+    summary = directory / "calls"
+    command = ["strace", "-c", "-U", "calls,name", "-o", str(summary), f"-p{worker}"]
+    try:
+        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        cannot("strace is not installed")
+    calls: Counter[str] = Counter()
+    with tracer:
+        assert tracer.stderr
+        said = tracer.stderr.readline()
+        if "attached" not in said:
+            tracer.wait()
+            cannot(f"strace: {said}")
+        try:
+            yield calls
+            until(lambda: state(worker) == "S")
+        finally:
+            tracer.send_signal(signal.SIGINT)
+    for row in summary.read_text().splitlines():
+        number, _, name = row.strip().partition(" ")
+        if number.isdigit():
+            calls[name.strip()] += int(number)
+    del calls["total"]
+    # More memory is taken now and then; not for each line, given back, and taken again.
+    assert sum(calls.pop(name, 0) for name in ("brk", "mmap", "munmap")) < 8
