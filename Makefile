@@ -1,4 +1,4 @@
-# run, test, check, system-test, deb, install, clean: see CONTRIBUTING.md.
+# run, test, check, system-test, bench, deb, install, clean: see CONTRIBUTING.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,6 +22,14 @@ check: $(VENV)/ready
 system-test: $(VENV)/ready
 	command -v mmdebstrap systemd-nspawn git || $(APT_INSTALL) mmdebstrap systemd-container git
 	$(VENV)/bin/pytest tests/system
+
+# Measures on Debian's own Python. Without root, peers that are not here are left out and named.
+bench:
+	command -v gcc || $(APT_INSTALL) gcc libc6-dev
+	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
+	command -v go || $(APT_INSTALL) golang-go || true
+	command -v socat || $(APT_INSTALL) socat || true
+	/usr/bin/python3 -m benchmarks
 
 # Only what git knows goes in, as in a fresh clone.
 deb:
@@ -51,4 +59,4 @@ $(VENV)/ready: pyproject.toml
 	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
 	touch $@
 
-.PHONY: run test check system-test deb install clean
+.PHONY: run test check system-test bench deb install clean

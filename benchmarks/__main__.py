@@ -2,6 +2,7 @@
 
 import argparse
 import resource
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ def main() -> int:
     options = parse_arguments()
     if len(CPUS) < 2:
         sys.exit("benchmarks: two CPUs are needed, one for the server and one for the load")
+    if not shutil.which("gcc"):
+        sys.exit("benchmarks: gcc is needed, for the load generator and the C server")
     allow_many_files()
     build_all()
     servers = choose(options.only)

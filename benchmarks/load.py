@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 
 from benchmarks.build import BUILD
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import TICKS_PER_SECOND, cpu_seconds
 from benchmarks.servers import LOAD_CPU, Running
 
 
@@ -57,7 +57,8 @@ def measure(running: Running, work: Work, seconds: float) -> Outcome:
     _load(running, work, seconds / 5)  # caches, and the interpreter's own specialising
     cpu_before = cpu_seconds(running.pid)
     result = _load(running, work, seconds)
-    cpu = cpu_seconds(running.pid) - cpu_before
+    # The kernel's account is in ticks: of a server that hardly got the CPU it may show none.
+    cpu = max(cpu_seconds(running.pid) - cpu_before, 1 / TICKS_PER_SECOND)
     return Outcome(
         rate=result["lines"] / result["seconds"],
         cpu_us=cpu / result["lines"] * 1e6,
