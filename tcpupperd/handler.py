@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import select
 import socket
 import socketserver
+import sys
 from typing import TYPE_CHECKING
 
 from tcpupperd.protocol import ChunkProtocol, LineProtocol
@@ -130,6 +132,21 @@ class UpperHandler(socketserver.StreamRequestHandler):
                 break
         self.end()
 
+    def linger_on(self) -> bool:
+        """Linger for longer if the client has not acknowledged all answers yet; False if it has.
+
+        Once closed here, the kernel would send on what it still has, but as soon as anything came
+        from the client it would reset the connection and throw the answers away. It is the kernel
+        that ends this, with an error, after `write_timeout` without progress.
+        """
+        if self.request.family == socket.AF_UNIX or not unacknowledged(self.request):
+            return False
+        patience = int(self.server.config.write_timeout * 1000)
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+        self.lingers_until = self.server.now + LINGER_TIME
+        self.server.schedule(self)
+        return True
+
     def deadline(self) -> tuple[float, int | None]:
         """When this connection is to be given up, and the counter that says why."""
         config = self.server.config
@@ -203,3 +220,12 @@ class UpperHandler(socketserver.StreamRequestHandler):
             self.request.shutdown(socket.SHUT_WR)
             self.lingers_until = self.server.now + LINGER_TIME
             self.server.schedule(self)
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Bytes that the kernel holds until the other side has acknowledged them: SIOCOUTQ of tcp(7),
+    which is the same as TIOCOUTQ. An end of file counts as one."""
+    from termios import TIOCOUTQ  # seldom needed: for a client that reads slower than we end
+
+    count = fcntl.ioctl(connection, TIOCOUTQ, bytes(4))
+    return int.from_bytes(count, sys.byteorder)

@@ -343,6 +343,8 @@ class UpperServer(socketserver.BaseServer):
         if when > self.now:
             self.schedule(handler)
             return
+        if reason is None and handler.linger_on():
+            return
         if reason is not None:
             self.counters[reason] += 1
             log.debug("%s: %s", handler.name, FIELDS[reason])
