@@ -14,7 +14,7 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
-from load.clients import LASTING, Clients, Report
+from load.clients import LASTING, Clients
 
 from system.build import run_offline
 from system.container import Container
@@ -98,7 +98,10 @@ def test_stop_and_start(machine: Container, program: str, tell: Tell) -> None:
     """A stop ends connections, but no sooner than they have their answers, and never by a reset;
     new ones wait in the socket, which stays."""
     with at_work(machine, program) as clients:
-        tell("stop and start", [pause(clients, stop_and_start, machine) for _ in times(2, 10)])
+        tell(
+            "stop and start",
+            [pause(clients, stop_and_start, machine, clients) for _ in times(2, 10)],
+        )
         report = clients.finish()
     assert report.ended >= CONNECTIONS
     assert report.faults.keys() == {"ended"}
@@ -138,14 +141,13 @@ def at_work(
     assert machine.show(SOCKET, "InvocationID") == socket_run
 
 
-def all_are_open(clients: Clients, connections: int) -> Report | None:
-    lasting = connections // 500 * LASTING
-    return until(lambda: (report := clients.report()).open == lasting and report)
+def all_are_open(clients: Clients, connections: int) -> None:
+    until(lambda: clients.report().open == connections // 500 * LASTING)
 
 
 def pause(clients: Clients, action: Callable[..., None], *arguments: Any) -> float:
     """The longest that any client waited for an answer while something was done, in seconds."""
-    clients.expect_the_end()
+    clients.report()
     action(*arguments)
     return clients.report().silence
 
@@ -175,9 +177,12 @@ def kill(machine: Container) -> None:
     until(lambda: machine.show(SERVICE, "ActiveState") == "active")
 
 
-def stop_and_start(machine: Container) -> None:
+def stop_and_start(machine: Container, clients: Clients) -> None:
+    clients.expect_the_end()
     machine.run("systemctl", "stop", SERVICE)
     machine.run("systemctl", "start", SERVICE)
+    until(lambda: clients.report().remaining == 0)
+    all_are_open(clients, CONNECTIONS)
 
 
 def complaints(machine: Container) -> str:
