@@ -1,0 +1,66 @@
+"""What is said in several files is the same in all."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tcpupperd import __version__
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = PROJECT["urls"]["Homepage"]
+#: Whose addresses may stand in the documents beside our own.
+OTHERS = {"salsa.debian.org", "toml.io", "www.debian.org"}
+
+
+def documents() -> Iterator[Path]:
+    """The files that tell people of the project. A tarball of the source has no debian/."""
+    yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
+    for folder in ("completion", "debian", "docs", "etc", "man", "systemd"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "tcpupperd" not in path.relative_to(ROOT / folder).parts[:-1]:
+                yield path
+
+
+def in_debian(name: str) -> str:
+    path = ROOT / "debian" / name
+    if not path.exists():
+        pytest.skip("the tarball of the source is without debian/")
+    return path.read_text()
+
+
+def test_every_address_is_the_projects_or_of_a_known_other() -> None:
+    for path in documents():
+        for address in re.findall(r"https?://[^\s\"'<>)]+", path.read_text()):
+            parts = urlsplit(address)
+            assert parts.scheme == "https", path
+            assert address.startswith(ADDRESS) or parts.hostname in OTHERS, path
+
+
+def test_every_mail_address_is_at_the_projects() -> None:
+    for path in documents():
+        for host in re.findall(r"<[\w.+-]+@([\w.-]+)>", path.read_text()):
+            assert host == urlsplit(ADDRESS).hostname, path
+
+
+def test_debian_says_where_the_project_lives() -> None:
+    assert re.search(r"^Homepage: (.*)$", in_debian("control"), re.M)[1] == ADDRESS
+    assert re.search(r"^Source: (.*)$", in_debian("copyright"), re.M)[1] == ADDRESS
+
+
+def test_debian_says_the_licence_of_the_project() -> None:
+    ours = " ".join((ROOT / "LICENSE").read_text().partition("Permission")[2].split())
+    theirs = in_debian("copyright").partition("Permission")[2]
+    assert " ".join(theirs.replace("\n .\n", "\n").split()) == ours
+
+
+def test_newest_changelog_entry_is_of_the_version() -> None:
+    assert re.match(r"tcpupperd \(([^)]*)-\d+\)", in_debian("changelog"))[1] == __version__
+
+
+def test_news_tell_of_the_version() -> None:
+    assert f"\n## {__version__}\n" in (ROOT / "NEWS.md").read_text()
