@@ -1,7 +1,8 @@
-# run, test, check, system-test, bench, deb, install, clean: see CONTRIBUTING.md.
+# run, test, check, system-test, bench, deb, dist, wheel, package-checks, install, clean: see CONTRIBUTING.md.
 
 PYTHON ?= python3
 VENV := .venv
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
 # Debian's tools are for Debian's Python, not for another one that comes first on the path.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
 APT_INSTALL := apt-get install --yes --no-install-recommends
@@ -39,6 +40,21 @@ deb:
 	cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign
 	cp build/deb/*.deb dist/
 
+# The source as it is committed: what Debian calls the upstream tarball.
+dist:
+	mkdir -p dist
+	git archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
+
+# What reviewers of Debian packages run beside the system tests; takes a quarter of an hour.
+package-checks:
+	tests/package-checks
+
+# For Python's package index: the wheel, and the sdist with all that its tests need.
+wheel: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet build twine
+	$(VENV)/bin/python -m build --outdir dist/wheel
+	$(VENV)/bin/twine check --strict dist/wheel/*
+
 # Who installs has no need of the tests, nor of what they need.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
@@ -59,4 +75,4 @@ $(VENV)/ready: pyproject.toml
 	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
 	touch $@
 
-.PHONY: run test check system-test bench deb install clean
+.PHONY: run test check system-test bench deb dist wheel package-checks install clean

@@ -1,0 +1,53 @@
+"""The source package: made from the tarball, built twice with one result, clean for lintian."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from system.build import run_offline
+from system.roots import RELEASES, TESTING, TREE
+from system.test_package import LINTIAN
+from tcpupperd import __version__
+
+BUILD_SOURCE = "cd /mnt/tcpupperd && dpkg-buildpackage --build=source --no-sign"
+BUILD = "dpkg-source --extract /mnt/*.dsc . && cd tcpupperd-* && dpkg-buildpackage -A --no-sign"
+# Another path, time, time zone, language, umask, home and number of CPUs.
+VARIED = (
+    "umask 002; export DEB_BUILD_OPTIONS='nocheck parallel=7' HOME=/nonexistent/second"
+    " LC_ALL=C.UTF-8 LANG=tr_TR.UTF-8 TZ=Pacific/Kiritimati;"
+    " mkdir -p /mnt/a/path/that/is/longer; cd /mnt/a/path/that/is/longer;"
+    f" faketime '+400 days' sh -ec '{BUILD}'"
+)
+PLAIN = f"export DEB_BUILD_OPTIONS=nocheck LC_ALL=C TZ=UTC; mkdir /mnt/one; cd /mnt/one; {BUILD}"
+
+pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def source(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source package of what is committed."""
+    folder = tmp_path_factory.mktemp(f"source-{release}")
+    clone = folder / "tcpupperd"
+    subprocess.run(["git", "clone", "--quiet", TREE, clone], check=True)
+    subprocess.run(["make", "--silent", "dist"], cwd=clone, check=True)
+    tarball = f"tcpupperd_{__version__}.orig.tar.gz"
+    (clone / f"dist/tcpupperd-{__version__}.tar.gz").rename(folder / tarball)
+    shutil.rmtree(clone / "dist")
+    run_offline(release, folder, BUILD_SOURCE)
+    return folder
+
+
+def test_builds_are_reproducible_and_clean(release: str, source: Path) -> None:
+    run_offline(release, source, PLAIN)
+    run_offline(release, source, VARIED)
+    (plain, varied) = (next(source.glob(f"{path}/*.deb")) for path in ("one", "a/path/*/*/*"))
+    assert digest(plain) == digest(varied), f"diffoscope {plain} {varied} tells the difference"
+    lintian = LINTIAN.replace("/mnt/*.changes", "/mnt/*.changes /mnt/one/*.changes")
+    assert run_offline(release, source, lintian).strip() == ""
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
