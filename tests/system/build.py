@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from system.container import nspawn
+from system.container import SHELL, nspawn
 from system.roots import TREE, Root
 
 BUILD_TIMEOUT = 600
@@ -33,7 +33,7 @@ def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
 def run_offline(release: str, folder: Path, script: str) -> str:
     """Run a shell script with `folder` as /mnt in the release's build root; its output."""
     result = subprocess.run(
-        nspawn(Root(release, "build"), folder, *OPTIONS, "sh", "-ec", script),
+        nspawn(Root(release, "build"), folder, *OPTIONS, *SHELL, script),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

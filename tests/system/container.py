@@ -13,6 +13,8 @@ from system.roots import Root
 from system.waiting import until
 
 RUN_TIMEOUT = 120
+# A shell as a user's: systemd-nspawn plays the service manager of what it starts.
+SHELL = ("env", "--unset=NOTIFY_SOCKET", "sh", "-ec")
 CGROUPS = Path("/sys/fs/cgroup")
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",

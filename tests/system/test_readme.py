@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from system.container import nspawn
+from system.container import SHELL, nspawn
 from system.roots import TREE, Root
 
 COMMAND_TIMEOUT = 900
@@ -58,10 +58,8 @@ def test_make_install_builds_and_installs(release: str, clone: Path) -> None:
 def newcomer(release: str, clone: Path, script: str, *options: str) -> str:
     """Run a shell script in the clone, on a machine that was just set up; its output."""
     options = ("--pipe", "--chdir=/mnt", *options)
-    # systemd-nspawn plays the service manager of what it starts, which a shell has not.
-    shell = ("env", "--unset=NOTIFY_SOCKET", "sh", "-exc", script)
     result = subprocess.run(
-        nspawn(Root(release, "minimal"), clone, *options, *shell),
+        nspawn(Root(release, "minimal"), clone, *options, *SHELL, script),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
