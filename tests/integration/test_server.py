@@ -434,6 +434,22 @@ def test_close_with_input_unread_loses_no_answer() -> None:
         assert client.read_to_end() == b"ONE\n"
 
 
+def test_end_is_put_off_while_the_client_has_answers_to_read() -> None:
+    config = Config(lines_per_connection=1)
+    line = b"x" * 20_000 + b"\n"
+    with (
+        serving(CountingServer(listeners=[small_listener()], config=config)) as server,
+        connected(server, receive_buffer=4096) as client,
+    ):
+        client.send(line)
+        (handler,) = until(server.connections)
+        first = until(lambda: handler.lingers_until)
+        until(lambda: handler.lingers_until > first)
+        client.send(b"this would have reset a closed connection")
+        assert client.read_to_end() == line.upper()
+        until(lambda: server.open == 0)
+
+
 @pytest.mark.parametrize("framing", ["line", "none"])
 def test_last_of_several_lines_ends_the_connection(framing: str) -> None:
     config = Config(lines_per_connection=3, framing=framing)

@@ -5,13 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tcpupperd import __version__
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcpupperd"
@@ -176,46 +173,3 @@ def run_python(*arguments: str) -> str:
 
 def names_in(told: str) -> set[str]:
     return set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", told, re.MULTILINE))
-
-
-# What is said in one place
-
-
-def project() -> dict[str, dict[str, dict[str, object]]]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def test_version_is_said_in_one_place_and_in_the_changelog() -> None:
-    assert "version" in project()["project"]["dynamic"]
-    assert project()["tool"]["setuptools"]["dynamic"]["version"] == {  # type: ignore[index]
-        "attr": "tcpupperd.__version__"
-    }
-    first = (ROOT / "debian/changelog").read_text().partition("\n")[0]
-    found = re.match(r"tcpupperd \((?P<upstream>[^)]+?)(-[^-)]+)?\) ", first)
-    assert found
-    assert found["upstream"] == __version__
-
-
-def texts() -> Iterator[tuple[Path, str]]:
-    """All texts of the project; not what is built from them."""
-    skipped = {"build", "dist", "__pycache__"}
-    for path in ROOT.rglob("*"):
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") and part != ".ci" for part in parts[:-1])
-        if hidden or skipped & set(parts) or not path.is_file():
-            continue
-        yield path, path.read_text(errors="replace")
-
-
-def test_project_has_one_address() -> None:
-    home = project()["project"]["urls"]["Homepage"]
-    host = str(home).removeprefix("https://")
-    wrong = []
-    for path, text in texts():
-        for address in re.findall(r"https?://[^\s\"'<>)]*tcpupperd[^\s\"'<>)]*", text):
-            if not address.startswith(home):
-                wrong.append((path, address))
-        for address in re.findall(r"[\w.]@([\w.-]*tcpupperd(?:\.[\w-]+)+)", text):
-            if address != host:
-                wrong.append((path, address))
-    assert wrong == []
