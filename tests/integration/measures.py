@@ -1,0 +1,58 @@
+"""What daemons use and how fast they answer, and how long a test goes on to find out."""
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from integration.client import Client
+
+Number = TypeVar("Number", int, float)
+
+#: Whether the long forms run: `make soak`.
+SOAK = bool(os.environ.get("SOAK"))
+
+
+def scaled(short: Number, full: Number) -> Number:
+    """How many, or how long: for every run of the tests, or for `make soak`."""
+    return full if SOAK else short
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """The CPU time that processes have used, to the nanosecond (proc(5), schedstat)."""
+    used = (Path(f"/proc/{pid}/schedstat").read_text().split()[0] for pid in pids)
+    return sum(int(nanoseconds) for nanoseconds in used) / 1e9
+
+
+def cpu_share(pids: Iterable[int], seconds: float) -> float:
+    """The part of one CPU that processes use in the next `seconds`."""
+    pids = list(pids)
+    before, began = cpu_seconds(pids), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_seconds(pids) - before) / (time.monotonic() - began)
+
+
+def private_kib(pids: Iterable[int]) -> int:
+    """The memory that processes share with nobody."""
+    return sum(_private_kib(pid) for pid in pids)
+
+
+def _private_kib(pid: int) -> int:
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(row.split()[1]) for row in rows if row.startswith("Private"))
+
+
+def answer_times(client: Client, count: int) -> list[float]:
+    """How many seconds each of so many answers takes, shortest first."""
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        assert client.ask(b"how long?") == b"HOW LONG?"
+        times.append(time.perf_counter() - began)
+    return sorted(times)
+
+
+def percentile(times: list[float], percent: float) -> float:
+    """The time that so many percent of sorted times do not exceed."""
+    return times[min(len(times) - 1, int(len(times) * percent / 100))]

@@ -1,0 +1,95 @@
+"""Clients that write and never read."""
+
+import select
+import signal
+import socket
+import statistics
+from contextlib import ExitStack
+
+import pytest
+
+from integration.client import Client, make_socket, where
+from integration.daemon import Daemon
+from integration.measures import (
+    answer_times,
+    cpu_share,
+    percentile,
+    private_kib,
+    scaled,
+)
+from integration.processes import until
+
+CLIENTS = scaled(60, 1000)
+
+#: Times that answers are timed, because others use the CPUs too.
+ROUNDS = scaled(7, 21)
+
+#: What each client sends again and again: all that makes the daemon keep most.
+INPUT = {
+    "short lines": (b"x" * 63 + b"\n") * 1024,
+    "long lines": b"x" * 200_000 + b"\n",
+    "one line without end": b"x" * 65536,
+}
+
+
+@pytest.mark.parametrize("kind", INPUT)
+def test_stalled_clients_cost_little(kind: str) -> None:
+    with Daemon(workers=1) as quiet, Daemon(workers=1) as daemon, ExitStack() as stack:
+        workers = daemon.workers()
+        other, comparison = daemon.connect(), quiet.connect()
+        stalled = [stack.enter_context(stalling(daemon.addresses[0])) for _ in range(CLIENTS)]
+        assert other.ask(b"all connected?") == b"ALL CONNECTED?"
+        idle = private_kib(workers)
+        write_until_stalled(stalled, INPUT[kind])
+
+        each = (private_kib(workers) - idle) / CLIENTS
+        print(f"{kind}: {each:.1f} KiB each")
+        assert each <= 256
+        share = cpu_share(workers, scaled(1.0, 30.0))
+        print(f"CPU while they are stalled: {share:.2%}")
+        assert share < 0.02
+        ratios = [slow_answer(other) / slow_answer(comparison) for _ in range(ROUNDS)]
+        print("99 of 100 answers, compared: " + " ".join(f"{ratio:.2f}" for ratio in ratios))
+        assert statistics.median(ratios) <= 2
+
+
+def slow_answer(client: Client) -> float:
+    """Seconds within which 99 of 100 answers come."""
+    return percentile(answer_times(client, 500), 99)
+
+
+def stalling(address: str) -> socket.socket:
+    """A client that will not read. The smaller its buffers, the sooner it is stalled."""
+    client = make_socket(address)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        client.setsockopt(socket.SOL_SOCKET, option, scaled(8192, 65536))
+    client.connect(where(address))
+    client.setblocking(False)
+    return client
+
+
+def write_until_stalled(clients: list[socket.socket], data: bytes) -> None:
+    """Write at full speed until no client could for half a second."""
+    sockets = {client.fileno(): client for client in clients}
+    with select.epoll() as poll:
+        for fd in sockets:
+            poll.register(fd, select.EPOLLOUT)
+        while ready := poll.poll(0.5):
+            for fd, _ in ready:
+                sockets[fd].send(data)
+
+
+@pytest.mark.parametrize("setting", ["write_timeout", "drain_timeout"])
+def test_client_that_is_cut_off_learns_it(setting: str) -> None:
+    """An end of file would say that it got all its answers."""
+    with Daemon(workers=1, **{setting: 1}) as daemon:
+        client = daemon.connect(receive_buffer=8192)
+        daemon.clog(client)
+        if setting == "drain_timeout":
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait()
+        else:
+            until(lambda: daemon.counters()["open"] == 0)
+            assert daemon.counters()[setting] == 1
+        with pytest.raises(ConnectionResetError):
+            client.read_to_end()

@@ -1,0 +1,145 @@
+"""Clients that are slow, silent or stop reading: given up at their deadline, and not before."""
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from integration.client import make_socket, where
+from integration.daemon import Daemon
+from integration.measures import scaled
+
+CLIENTS = scaled(200, 5000)
+TIMEOUT = scaled(1.5, 10.0)
+
+#: Seconds that a deadline may be missed by.
+LATENESS = 1.0
+
+#: What a client sends that reads nothing.
+FLOOD = (b"x" * 99 + b"\n") * 600
+
+#: Seconds between two bytes of a slow client.
+PAUSE = scaled(0.25, 1.0)
+
+
+def test_slow_writers_are_given_up_at_line_timeout() -> None:
+    with Daemon(workers=2, line_timeout=TIMEOUT, idle_timeout=60) as daemon:
+        with many_clients(daemon) as clients:
+            lives = lifetimes(clients, drip=b"x")
+        check(lives)
+        assert daemon.counters()["line_timeout"] == CLIENTS
+
+
+def test_silent_clients_are_given_up_at_idle_timeout() -> None:
+    with Daemon(workers=2, idle_timeout=TIMEOUT) as daemon:
+        with many_clients(daemon) as clients:
+            lives = lifetimes(clients)
+        check(lives)
+        assert daemon.counters()["idle_timeout"] == CLIENTS
+
+
+def test_clients_that_stop_reading_are_given_up_at_write_timeout() -> None:
+    with Daemon(workers=2, write_timeout=TIMEOUT) as daemon:
+        with many_clients(daemon, buffer=4096) as clients:
+            lives = lifetimes(clients, flood=FLOOD)
+        # The last that a client could send went into buffers, after the daemon had sent its last.
+        check(lives, earliest=0)
+        assert daemon.counters()["write_timeout"] == CLIENTS
+
+
+@pytest.mark.parametrize("line", [b"line\n", b"a line in its own time\n"])
+def test_clients_that_keep_the_rules_stay(line: bytes) -> None:
+    """However long they are connected: each line, and each pause, is short enough."""
+    with Daemon(workers=1, line_timeout=TIMEOUT, idle_timeout=TIMEOUT) as daemon:
+        client, began = daemon.connect(), time.monotonic()
+        while time.monotonic() < began + 2 * TIMEOUT:
+            client.send(line[:2])
+            time.sleep(TIMEOUT / 4)
+            client.send(line[2:])
+            assert client.read_line() == line.upper()
+        assert daemon.counters()["open"] == 1
+
+
+def test_client_that_reads_slowly_stays() -> None:
+    """Left alone, the kernel takes megabytes for it, and then nothing until a third is gone."""
+    with Daemon(workers=1, write_timeout=TIMEOUT) as daemon:
+        client = daemon.connect(receive_buffer=8192)
+        answers, step = daemon.clog(client).upper(), 65536
+        for start in range(0, 12 * step, step):
+            time.sleep(TIMEOUT / 4)
+            assert client.read(step) == answers[start : start + step]
+        assert daemon.counters()["open"] == 1
+
+
+def test_timeouts_of_zero_are_none() -> None:
+    with Daemon(workers=1, line_timeout=0, idle_timeout=0, write_timeout=0) as daemon:
+        slow, silent, stalled = (daemon.connect(receive_buffer=4096) for _ in range(3))
+        slow.send(b"no new")
+        sent = daemon.clog(stalled)
+        time.sleep(TIMEOUT)
+        slow.send(b"line\n")
+        assert slow.read_line() == b"NO NEWLINE\n"
+        assert silent.ask(b"still there?") == b"STILL THERE?"
+        stalled.end()
+        assert stalled.read_to_end() == sent.upper()
+
+
+@contextmanager
+def many_clients(daemon: Daemon, buffer: int = 0) -> Iterator[dict[socket.socket, float]]:
+    """Connected clients, and when each connected."""
+    with ExitStack() as stack:
+        clients = {}
+        for _ in range(CLIENTS):
+            client = stack.enter_context(make_socket(daemon.addresses[0]))
+            if buffer:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            client.connect(where(daemon.addresses[0]))
+            client.setblocking(False)
+            clients[client] = time.monotonic()
+        yield clients
+
+
+def lifetimes(
+    clients: dict[socket.socket, float], *, drip: bytes = b"", flood: bytes = b""
+) -> list[float]:
+    """Seconds from when each client connected, or last could send some of a `flood`, to when the
+    daemon ended the connection. They read nothing until then; `drip` they send at every pause."""
+    lives, alive = [], {client.fileno(): client for client in clients}
+    since = {client.fileno(): began for client, began in clients.items()}
+    next_drip = time.monotonic()
+    with select.epoll() as poll:
+        for fd in alive:
+            events = select.EPOLLOUT | select.EPOLLET if flood else select.EPOLLIN
+            poll.register(fd, events | select.EPOLLRDHUP)
+        while alive:
+            if drip and time.monotonic() >= next_drip:
+                next_drip += PAUSE
+                for client in alive.values():
+                    try_send(client, drip)
+            for fd, events in poll.poll(PAUSE / 4):
+                if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+                    lives.append(time.monotonic() - since[fd])
+                    poll.unregister(fd)
+                    del alive[fd]
+                elif flood:
+                    while try_send(alive[fd], flood):
+                        since[fd] = time.monotonic()
+    return lives
+
+
+def try_send(client: socket.socket, data: bytes) -> bool:
+    try:
+        client.send(data)
+    except OSError:  # it can take no more now, or has just been given up
+        return False
+    return True
+
+
+def check(lives: list[float], earliest: float = TIMEOUT - 0.05) -> None:
+    print(f"{len(lives)} clients given up after {min(lives):.2f} to {max(lives):.2f} s")
+    assert min(lives) >= earliest
+    assert max(lives) <= TIMEOUT + LATENESS
