@@ -58,8 +58,12 @@ def failure() -> logging.LogRecord:
 
 def emit_all(handler: StreamHandler, *records: logging.LogRecord) -> None:
     """Emit within a time that only a write that waits can exceed."""
-    thread = threading.Thread(target=lambda: [handler.emit(record) for record in records])
-    thread.daemon = True  # where it hangs, the test run must not
+
+    def emit() -> None:
+        for record in records:
+            handler.emit(record)
+
+    thread = threading.Thread(target=emit, daemon=True)  # where it hangs, the run must not
     thread.start()
     thread.join(10)
     assert not thread.is_alive(), "a log message waits"
