@@ -2,13 +2,14 @@
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from integration.client import make_socket, where
+from integration.client import make_socket, many_lines, where
 from integration.daemon import Daemon
 from integration.measures import scaled
 
@@ -65,13 +66,18 @@ def test_clients_that_keep_the_rules_stay(line: bytes) -> None:
 
 def test_client_that_reads_slowly_stays() -> None:
     """Left alone, the kernel takes megabytes for it, and then nothing until a third is gone."""
+    step, steps = 65536, 12
+    sent = many_lines()[: 64 * step]
     with Daemon(workers=1, write_timeout=TIMEOUT) as daemon:
         client = daemon.connect(receive_buffer=8192)
-        answers, step = daemon.clog(client).upper(), 65536
-        for start in range(0, 12 * step, step):
+        sender = threading.Thread(target=client.send, args=(sent,))
+        sender.start()
+        for start in range(0, steps * step, step):
             time.sleep(TIMEOUT / 4)
-            assert client.read(step) == answers[start : start + step]
-        assert daemon.counters()["open"] == 1
+            assert client.read(step) == bytes(sent[start : start + step]).upper()
+        assert client.read(len(sent) - steps * step) == bytes(sent[steps * step :]).upper()
+        sender.join()
+        assert daemon.counters()["write_timeout"] == 0
 
 
 def test_timeouts_of_zero_are_none() -> None:
