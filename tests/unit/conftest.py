@@ -1,6 +1,7 @@
 """What the unit tests share."""
 
 import os
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import settings
 # By default an example may take 200 ms, which a busy machine does not always give it.
 settings.register_profile("bounded by examples, not by time", deadline=None)
 settings.load_profile("bounded by examples, not by time")
+
+# The usual limit is 1024, which is less than the connections that a test opens.
+_, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard_limit), hard_limit))
 
 
 def open_descriptors() -> set[int]:
