@@ -8,7 +8,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tcpupperd import journal
 from tcpupperd.scoreboard import ACCEPTED, SHORTAGES
@@ -106,7 +106,7 @@ class Acceptor:
 
     def _accept_one(self, listener: Listener) -> bool:
         try:
-            request, client_address = listener.socket.accept()
+            request, client_address = listener.accept()
         except BlockingIOError:
             self._queue_seen_empty()
             return False
@@ -162,8 +162,18 @@ class Listener:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX)
         self._acceptor = acceptor
+        self._kind = int(listening.family), int(listening.type), listening.proto
         self.socket = listening
         self.accepted = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """A connection and its client's address, as `socket.socket.accept` returns them.
+
+        That function first makes enumeration members of the listener's family and type, each time
+        again: a third of its 3.2 microseconds, where a whole connection takes 18.
+        """
+        fd, client_address = self.socket._accept()  # type: ignore[attr-defined]
+        return socket.socket(*self._kind, fileno=fd), client_address
 
     def handle(self) -> None:
         """Accept."""
