@@ -245,6 +245,10 @@ class Daemon:
 
         return until(found)
 
+    def has_dismissed_workers(self) -> bool:
+        """Whether all workers have been told to leave: the supervisor has no pipe to any."""
+        return not any(target.startswith("pipe:") for target in descriptors(self.pid).values())
+
     def zombies(self) -> list[int]:
         """Children that have ended and are not waited for."""
         return [pid for pid in children(self.pid) if state(pid) == "Z"]

@@ -121,13 +121,19 @@ def test_says_why_it_cannot_listen(address: str, why: str) -> None:
     assert why in log.splitlines()[-1]
 
 
-def test_serves_ipv4_where_ipv6_is_switched_off() -> None:
-    switch_off = "ip link set lo up && echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"
-    wrapper = ("unshare", "-rn", "sh", "-c", f'{switch_off} && exec "$@"', "sh")
+def test_serves_ipv4_where_ipv6_is_switched_off(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")
+    prepare = (
+        f"mount --bind {hosts} /etc/hosts && ip link set lo up"
+        " && echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"
+    )
+    wrapper = ("unshare", "-rnm", "sh", "-c", f'{prepare} && exec "$@"', "sh")
     if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
-        cannot("no network namespace without IPv6 can be made")
+        cannot("no namespaces without IPv6 can be made")
     with Daemon(listen=["localhost:0", "0"], wrapper=wrapper) as daemon:
-        assert not any("::1" in address for address in daemon.addresses)
+        assert "localhost:0: not on ::1: Cannot assign requested address" in daemon.log
+        assert len(daemon.addresses) == 2
         enter = ("nsenter", "-t", str(daemon.pid), "-U", "-n", "--preserve-credentials")
         for address in daemon.addresses:
             port = address.rpartition(":")[2]

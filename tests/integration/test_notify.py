@@ -65,7 +65,7 @@ def test_status_is_utf8_in_any_locale(tmp_path: Path) -> None:
 
 def test_status_is_one_line(tmp_path: Path) -> None:
     """Or whoever may name a file could tell the service manager anything."""
-    path = f"{tmp_path}/socket\nREADY=1"
+    path = f"{tmp_path}/socket\nREADY=1\n"
     with Daemon(listen=[path]) as daemon:
         until(lambda: daemon.manager.status)
         assert daemon.manager.count("READY=1") == 1

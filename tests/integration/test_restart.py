@@ -17,8 +17,8 @@ import pytest
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
-from integration.processes import is_running, until
-from tcpupperd.handover import GIVE_END, TAKE_END, VERSION
+from integration.processes import is_running, stopped, until
+from tcpupperd.handover import GIVE_END, TAKE_END, VERSION, Connection, give
 
 MANY = 2000
 
@@ -160,16 +160,18 @@ def test_clients_that_left_meanwhile_do_no_harm(service: Service) -> None:
         assert "Traceback" not in daemon.log
 
 
-def test_drain_ends_what_a_start_has_just_taken_over(service: Service) -> None:
+def test_drain_ends_what_nobody_has_taken_over_yet(service: Service) -> None:
     with service.daemon() as daemon:
-        clients = [service.connect() for _ in range(100)]
-        for client in clients:
-            client.send(b"one\n")
-            assert client.read_line() == b"ONE\n"
-            client.send(b"two\n")
-    with service.daemon() as daemon:
-        daemon.send_signal(signal.SIGTERM)
-        assert [client.read_to_end() for client in clients] == [b"TWO\n"] * 100
+        with stopped(*daemon.workers()):
+            clients = [service.connect() for _ in range(10)]
+            for client in clients:
+                client.send(b"one\n")
+                request, address = service.listener.accept()
+                with request:
+                    give(service.manager.stored[GIVE_END], [Connection(request, address)])
+            daemon.send_signal(signal.SIGTERM)
+            until(daemon.has_dismissed_workers)
+        assert [client.read_to_end() for client in clients] == [b"ONE\n"] * 10
         for client in clients:
             client.close()
         assert daemon.wait() == 0

@@ -4,7 +4,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime, sleep
 
@@ -211,6 +213,30 @@ def test_connections_survive_reload_whatever_their_state() -> None:
         assert [client.read_to_end() for client in slow] == [data.upper() for data in sent]
 
 
+def test_no_connection_waits_for_the_next_one_after_a_reload() -> None:
+    """A worker that leaves may have been woken for a connection that nobody else then sees."""
+    with Daemon() as daemon, ThreadPoolExecutor(1) as pool:
+        address = daemon.addresses[0]
+        goes_on = threading.Event()
+        goes_on.set()
+
+        def connect_and_ask() -> int:
+            count = 0
+            while goes_on.is_set():
+                with contextlib.closing(Client(address)) as client:
+                    assert client.ask(b"hello") == b"HELLO"
+                count += 1
+            return count
+
+        done = pool.submit(connect_and_ask)
+        try:
+            for _ in range(20):
+                daemon.reload()
+        finally:
+            goes_on.clear()
+        assert done.result() > 20
+
+
 def test_reload_changes_the_number_of_workers() -> None:
     with Daemon(workers=1) as daemon:
         clients = [daemon.connect() for _ in range(20)]
@@ -262,13 +288,15 @@ def test_stop_answers_what_has_come(number: int) -> None:
         sent = daemon.clog(slow)
         with stopped(*daemon.workers()):
             busy.send(b"one\ntwo\nthr")
-            queued = daemon.connect()
-            queued.send(b"queued\n")
+            queued = [daemon.connect() for _ in range(40)]
+            for client in queued:
+                client.send(b"queued\n")
             daemon.send_signal(number)
             daemon.manager.wait("STOPPING=1")
+            until(daemon.has_dismissed_workers)
         assert idle.read_to_end() == b""
         assert busy.read_to_end() == b"ONE\nTWO\n"
-        assert queued.read_to_end() == b"QUEUED\n"
+        assert [client.read_to_end() for client in queued] == [b"QUEUED\n"] * 40
         answer = slow.read_to_end()
         assert len(answer) > 65536
         assert sent.upper().startswith(answer)
