@@ -6,6 +6,7 @@ A root is never written to after it was made: containers put an overlay on it.
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,9 +50,11 @@ class Root:
         unfinished.rename(folder)
 
     def inputs(self) -> bytes:
-        """What the root depends on beside the recipe."""
-        needs_control = self.purpose in ("build", "autopkgtest")
-        return (TREE / "debian/control").read_bytes() if needs_control else b""
+        """What the root depends on beside the recipe: the build dependencies."""
+        if self.purpose not in ("build", "autopkgtest"):
+            return b""
+        control = (TREE / "debian/control").read_text()
+        return "".join(re.findall(r"^Build-Depends:(?:\n .*)+", control, re.MULTILINE)).encode()
 
     def recipe(self, folder: Path) -> list[str]:
         """The mmdebstrap(1) command that makes this root in `folder`."""

@@ -9,11 +9,11 @@ import pytest
 
 from system.build import run_offline
 from system.roots import RELEASES, TESTING, TREE
-from system.test_package import LINTIAN
+from system.test_package import LINTIAN, UNWANTED_CHECKS
 from tcpupperd import __version__
 
 BUILD_SOURCE = "cd /mnt/tcpupperd && dpkg-buildpackage --build=source --no-sign"
-BUILD = "dpkg-source --extract /mnt/*.dsc . && cd tcpupperd-* && dpkg-buildpackage -A --no-sign"
+BUILD = "dpkg-source --extract /mnt/*.dsc tree && cd tree && dpkg-buildpackage -A --no-sign"
 # Another path, time, time zone, language, umask, home and number of CPUs.
 VARIED = (
     "umask 002; export DEB_BUILD_OPTIONS='nocheck parallel=7' HOME=/nonexistent/second"
@@ -45,8 +45,14 @@ def test_builds_are_reproducible_and_clean(release: str, source: Path) -> None:
     run_offline(release, source, VARIED)
     (plain, varied) = (next(source.glob(f"{path}/*.deb")) for path in ("one", "a/path/*/*/*"))
     assert digest(plain) == digest(varied), f"diffoscope {plain} {varied} tells the difference"
-    lintian = LINTIAN.replace("/mnt/*.changes", "/mnt/*.changes /mnt/one/*.changes")
+    lintian = f"{LINTIAN} /mnt/one/*.changes{unwanted_checks(release)}"
     assert run_offline(release, source, lintian).strip() == ""
+
+
+def unwanted_checks(release: str) -> str:
+    """The policy is that of testing, of which an older lintian does not know."""
+    unwanted = UNWANTED_CHECKS.get(release, " --suppress-tags=")
+    return unwanted + ",newer-standards-version" * (release != TESTING)
 
 
 def digest(path: Path) -> str:
