@@ -67,17 +67,16 @@ def test_clients_that_keep_the_rules_stay(line: bytes) -> None:
 def test_client_that_reads_slowly_stays() -> None:
     """Left alone, the kernel takes megabytes for it, and then nothing until a third is gone."""
     step, steps = 65536, 12
-    sent = many_lines()[: 13 * step]
+    sent = many_lines()[: 64 * step]
     with Daemon(workers=1, write_timeout=TIMEOUT) as daemon:
         client = daemon.connect(receive_buffer=8192)
-        sender = threading.Thread(target=client.send, args=(sent,))
+        sender = threading.Thread(target=lambda: (client.send(sent), client.end()))
         sender.start()
         for start in range(0, steps * step, step):
             time.sleep(TIMEOUT / 4)
             assert client.read(step) == bytes(sent[start : start + step]).upper()
-        sender.join()
-        client.end()
         assert client.read_to_end() == bytes(sent[steps * step :]).upper()
+        sender.join()
         assert daemon.counters()["write_timeout"] == 0
 
 
