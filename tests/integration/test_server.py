@@ -20,6 +20,7 @@ from integration.client import Client
 from integration.embedding import address_of, connected, serving, small_listener
 from integration.processes import DEADLINE, cannot, descriptors, until
 from tcpupperd.config import Config
+from tcpupperd.deadlines import Deadlines
 from tcpupperd.handler import RECEIVE_SIZE, UpperHandler
 from tcpupperd.scoreboard import (
     ACCEPTED,
@@ -193,14 +194,18 @@ def test_server_close_answers_what_has_come_and_closes_everything() -> None:
 
 def test_server_close_waits_for_a_slow_reader() -> None:
     server = UpperServer(listeners=[small_listener()])
-    lines = b"".join(b"line %d\n" % number for number in range(5000))
+    lines = b"".join(b"line %d\n" % number for number in range(6000))
     with connected(server, receive_buffer=4096) as client:
         client.send(lines)
+        while not any(handler.unsent for handler in server.connections()):
+            server.handle_request()
+        client.send(b"this has come, too\n")
         closer = threading.Thread(target=server.server_close, daemon=True)
         closer.start()
         assert client.read_line() == b"LINE 0\n"
         assert closer.is_alive()
-        assert client.read_to_end() == lines.upper().partition(b"\n")[2]
+        rest = lines.partition(b"\n")[2] + b"this has come, too\n"
+        assert client.read_to_end() == rest.upper()
         closer.join(DEADLINE)
         assert not closer.is_alive()
 
@@ -579,7 +584,7 @@ def timed(**settings: float) -> Iterator[tuple[CountingServer, Client]]:
     never = {"idle_timeout": 0.0, "line_timeout": 0.0, "write_timeout": 0.0}
     config = Config(**(never | settings))
     with (
-        serving(CountingServer(listeners=[small_listener()], config=config)) as server,
+        serving(CountingServer(listeners=[small_listener(4096)], config=config)) as server,
         connected(server, receive_buffer=4096) as client,
     ):
         assert client.ask(b"hello") == b"HELLO"
@@ -645,29 +650,37 @@ def test_no_line_no_line_timeout() -> None:
 
 def test_client_that_does_not_read_is_cut() -> None:
     with timed(write_timeout=0.6) as (server, client):
-        clog(server, client)
-        (handler,) = server.connections()
-        began = handler.active
+        handler = stall(server, client)
         until(lambda: server.open == 0)
-        check_time(began, 0.6)
+        check_time(handler.active, 0.6)
         assert server.counters[WRITE_TIMEOUT] == 1
-        # Its answers are lost, and it is told so: the end would look as if they were complete.
+        # Its answers are lost, and it is told so: an end would look as if they were complete.
         with pytest.raises(ConnectionResetError):
             client.read_to_end()
 
 
 def test_client_that_reads_slowly_is_not_cut() -> None:
-    with timed(write_timeout=1.0) as (server, client):
-        sent = clog(server, client)
-        client.end()
-        answer = b""
+    with timed(write_timeout=1.5) as (server, client):
+        handler = stall(server, client)
         began = time.monotonic()
-        while time.monotonic() < began + 2.5:
-            answer += client.socket.recv(4096)
-            time.sleep(0.05)
-        assert server.open == 1
-        assert answer + client.read_to_end() == sent.upper()
+        while handler.unsent:
+            taken = handler.active
+            while handler.unsent and handler.active == taken:
+                assert client.socket.recv(512)
+                time.sleep(0.005)
+            time.sleep(0.25)
+        assert time.monotonic() > began + 1.5 + Deadlines.TICK
         assert server.counters[WRITE_TIMEOUT] == 0
+        client.end()
+        assert client.read_to_end()
+
+
+def stall(server: CountingServer, client: Client) -> UpperHandler:
+    """Send what is received at once and answered only in part, for want of a reader."""
+    client.send(b"x" * (RECEIVE_SIZE - 1) + b"\n")
+    (handler,) = server.connections()
+    until(lambda: handler.unsent)
+    return handler
 
 
 def test_without_timeouts_nothing_is_ever_looked_at() -> None:
@@ -767,6 +780,7 @@ def test_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same
 NETWORKS = """
 import socket, threading
 from tcpupperd.config import Config
+from tcpupperd.deadlines import Deadlines
 from tcpupperd.server import UpperServer
 
 def answer(source):
