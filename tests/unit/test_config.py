@@ -3,6 +3,7 @@
 import datetime
 import os
 import re
+import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -255,7 +256,12 @@ def test_directory_is_refused(no_leak: None, tmp_path: Path) -> None:
 
 def test_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert complaint(tmp_path / "fifo") == " is not a regular file; name a TOML file"
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(complaint(tmp_path / "fifo")))
+    reader.daemon = True  # where it waits for a writer, the run must not
+    reader.start()
+    reader.join(10)
+    assert found == [" is not a regular file; name a TOML file"]
 
 
 def test_device_is_refused() -> None:
