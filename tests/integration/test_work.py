@@ -20,6 +20,7 @@ from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped, until
 from tcpupperd.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
+from tcpupperd.handler import RECEIVE_SIZE
 from tcpupperd.server import UpperServer
 
 LINE = b"x" * 63 + b"\n"
@@ -107,6 +108,21 @@ def test_functions_called_for_a_connection() -> None:
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
     assert calls.total() <= 60 * count
+
+
+def test_a_turn_serves_each_client_once() -> None:
+    with UpperServer() as server, contextlib.ExitStack() as stack:
+        clients = []
+        for sent in (MANY_LINES * 8, LINE):
+            client, request = map(stack.enter_context, socket.socketpair())
+            server.process_request(request, "")
+            client.sendall(sent)
+            clients.append(client)
+        bulk, small = clients
+        server.handle_request()
+        assert small.recv(len(LINE) + 1, socket.MSG_DONTWAIT) == LINE.upper()
+        # The other one has had its share, and the rest of its lines wait.
+        assert len(bulk.recv(len(MANY_LINES * 8), socket.MSG_DONTWAIT)) == RECEIVE_SIZE
 
 
 def functions_called(sent: bytes) -> float:
