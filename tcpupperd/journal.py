@@ -79,6 +79,8 @@ class StreamHandler(logging.Handler):
             text = self.format(record)
         except Exception:
             text = f"bug: a message that cannot be formatted: {record.msg!r} {record.args!r}"
+            if record.exc_info:  # from Python 3.13 on, a traceback takes a free descriptor
+                text += f" {record.exc_info[1]!r}"
         if self._dropped and self._write(f"{self._dropped} messages were dropped", 4):
             self._dropped = 0
         if not self._write(text, PRIORITIES.get(record.levelno, 6)):
