@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.daemon import Daemon
-from integration.processes import DEADLINE, descriptors, stopped, until
+from integration.daemon import ROOT, Daemon
+from integration.processes import DEADLINE, stopped, until
 
 PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
 
@@ -27,6 +27,17 @@ with socket.socket(socket.AF_UNIX) as journal:
 status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+#: Gives the daemon a bug.
+BUG = """
+from tcpupperd.protocol import LineProtocol
+receive = LineProtocol.receive
+def receive_or_fail(self, data):
+    if b"bug" in data:
+        raise RuntimeError("a bug")
+    return receive(self, data)
+LineProtocol.receive = receive_or_fail
 """
 
 
@@ -161,18 +172,21 @@ def test_failure_to_start_is_critical_in_the_journal(journal: Journal) -> None:
     assert priority_of(".*max_line = 0: must be a whole number", journal.read_to_end()) == 2
 
 
-def test_each_line_of_a_traceback_has_its_priority(journal: Journal) -> None:
-    with Daemon(wrapper=journal.wrapper, workers=1) as daemon:
-        enough = len(descriptors(daemon.pid))
-    journal.read_to_end()
-    # One more is enough to start a worker; the worker then lacks one, which nobody expects.
-    limited = ("prlimit", f"--nofile={enough + 1}", *journal.wrapper)
-    Daemon(wrapper=limited, workers=1).run()
+def test_each_line_of_a_traceback_has_its_priority(journal: Journal, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BUG)
+    wrapper = ("env", f"PYTHONPATH={tmp_path}:{ROOT}", *journal.wrapper)
+    with Daemon(wrapper=wrapper, workers=1) as daemon:
+        unlucky, other = daemon.connect(), daemon.connect()
+        assert other.ask(b"one") == b"ONE"
+        unlucky.send(b"bug\n")
+        unlucky.wait_for_end()
+        assert other.ask(b"two") == b"TWO"
+        daemon.stop()
     lines = journal.read_to_end()
-    assert "<3>Traceback (most recent call last):" in lines
-    assert "<3>OSError: [Errno 24] Too many open files" in lines
-    assert {line[:3] for line in lines[:-1]} == {"<3>"}
-    assert lines[-1].startswith("<2>worker ")
+    bug = lines.index("<3>Traceback (most recent call last):")
+    end = lines.index("<3>RuntimeError: a bug", bug)
+    assert re.match(r"<3>bug in serving .*127\.0\.0\.1.*, closing the connection", lines[bug - 1])
+    assert all(line.startswith("<3>") for line in lines[bug:end])
 
 
 def priority_of(message: str, lines: list[str]) -> int:

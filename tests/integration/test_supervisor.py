@@ -38,6 +38,7 @@ def test_start_fails_with_its_first_worker() -> None:
     failing = Daemon(workers=1, wrapper=wrapper)
     status, log = failing.run()
     assert status == 1
+    assert "Too many open files" in log
     assert "ended with status 70 before it could accept connections" in log.splitlines()[-1]
     assert not failing.manager.count("READY=1")
 
