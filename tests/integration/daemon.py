@@ -92,7 +92,10 @@ class Daemon:
             f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
             for name, value in self._settings.items()
         ]
-        self.config.write_text("".join(rows) + text, encoding="utf-8")
+        # At once, so that no reload reads half of it.
+        new = self.config.with_suffix(".new")
+        new.write_text("".join(rows) + text, encoding="utf-8")
+        new.replace(self.config)
 
     # Running
 
