@@ -59,6 +59,7 @@ wheel: $(VENV)/ready
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
 install:
+	apt-get --quiet=2 update
 	$(APT_INSTALL) dpkg-dev git
 	apt-get build-dep --yes ./
 	$(MAKE) deb
