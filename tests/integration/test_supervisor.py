@@ -14,7 +14,7 @@ import pytest
 
 from integration.client import Client, make_socket, where
 from integration.daemon import Daemon
-from integration.processes import cannot, descriptors, is_running, started, stopped, until
+from integration.processes import cannot, descriptors, is_running, started, state, stopped, until
 
 # Start
 
@@ -32,6 +32,8 @@ def test_ready_when_every_worker_accepts() -> None:
 
 def test_start_fails_with_its_first_worker() -> None:
     with Daemon(workers=1) as daemon:
+        daemon.manager.wait("STATUS=.*")
+        until(lambda: state(daemon.pid) == "S")  # it has closed the socket for that
         enough = len(descriptors(daemon.pid))
     # One more is enough to start a worker; the worker then lacks one.
     wrapper = ("prlimit", f"--nofile={enough + 1}")
