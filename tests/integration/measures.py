@@ -1,6 +1,7 @@
 """What daemons use and how fast they answer, and how long a test goes on to find out."""
 
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,6 +42,13 @@ def private_kib(pids: Iterable[int]) -> int:
 def _private_kib(pid: int) -> int:
     rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(row.split()[1]) for row in rows if row.startswith("Private"))
+
+
+def anonymous_kib(pid: int) -> int:
+    """The memory that a process has written to, shared with forked ones or not."""
+    found = re.search(r"^RssAnon:\s+([0-9]+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert found
+    return int(found[1])
 
 
 def answer_times(client: Client, count: int) -> list[float]:

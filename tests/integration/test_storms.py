@@ -1,0 +1,133 @@
+"""Deaths, reloads and signals in close succession, while clients talk."""
+
+import contextlib
+import os
+import random
+import signal
+import statistics
+import time
+
+from integration.daemon import Daemon
+from integration.measures import anonymous_kib, scaled
+from integration.processes import descriptors, until
+from integration.talkers import Talkers
+
+TALKERS = 4
+
+#: What a process may be found to have grown by, as its allocator has it.
+SOME_KIB = 512
+
+GOOD = ['log_level = "info"\n', "max_line = 1000\n", "idle_timeout = 99\n"]
+BAD = ["workers = 'many'\n", "max_line = [\n", "no_such_setting = 1\n", "\0", "max_line = -1\n"]
+
+#: What is sent to a supervisor and its workers. Stopped ones go on after a moment.
+SIGNALS = [
+    *(signal.SIGSTOP, signal.SIGCONT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD),
+    *(signal.SIGPIPE, signal.SIGWINCH, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
+    *(signal.SIGURG, signal.SIGIO, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGPWR),
+    *(signal.SIGQUIT, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
+]
+
+
+def test_workers_killed_one_after_another() -> None:
+    """Only the connections of the dead end; none is refused, and nothing is left of them."""
+    deaths = scaled(30, 300)
+    with Daemon(workers=2) as daemon, Talkers(daemon.addresses[0], TALKERS) as talkers:
+        for number in range(deaths):
+            began = time.monotonic()
+            victim = random.choice(daemon.workers())
+            os.kill(victim, signal.SIGKILL)
+            daemon.wait_for_workers(2, without=victim)
+            if number == deaths // 3:
+                before = len(descriptors(daemon.pid)), anonymous_kib(daemon.pid)
+            time.sleep(max(0.0, began + 0.1 - time.monotonic()))
+        talkers.stop()
+        print(f"{talkers.answers} answers, failures: {dict(talkers.failures)}")
+        assert talkers.answers > deaths
+        assert not talkers.failures.keys() - {"cut"}
+        assert talkers.failures["cut"] <= TALKERS * deaths
+        assert len(descriptors(daemon.pid)) == before[0]
+        assert anonymous_kib(daemon.pid) <= before[1] + SOME_KIB
+
+
+def test_killed_worker_is_replaced_at_once() -> None:
+    times = []
+    with Daemon(workers=1) as daemon:
+        for _ in range(scaled(20, 300)):
+            assert daemon.connect().ask(b"hello") == b"HELLO"
+            (worker,) = daemon.workers()
+            began = time.monotonic()
+            os.kill(worker, signal.SIGKILL)
+            daemon.wait_for_workers(1, without=worker)
+            assert daemon.connect().ask(b"hello") == b"HELLO"
+            times.append(time.monotonic() - began)
+    print(f"replaced within {statistics.median(times):.3f} s, {max(times):.3f} s at the most")
+    assert statistics.median(times) < 0.1
+
+
+def test_reloads_one_after_another() -> None:
+    """Of good files and bad ones in turn: the last good one counts, and no answer is lost."""
+    chance = random.Random(1)
+    with Daemon(workers=2) as daemon, Talkers(daemon.addresses[0], TALKERS) as talkers:
+        before = len(descriptors(daemon.pid)), anonymous_kib(daemon.pid)
+        for number in range(scaled(40, 500)):
+            daemon.configure(chance.choice((GOOD, BAD)[number % 2]))
+            daemon.send_signal(signal.SIGHUP)
+            time.sleep(chance.choice((0, 0.01, 0.05)))
+        daemon.configure("lines_per_connection = 30\n")
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: answers_to(daemon, b"line\n" * 40) == b"LINE\n" * 30)
+        talkers.stop()
+        print(f"{talkers.answers} answers, longest wait {talkers.longest:.3f} s")
+        assert talkers.answers
+        assert not talkers.failures
+
+        daemon.wait_for_workers(2)
+        # The start and each reload, good or bad, is answered.
+        until(lambda: daemon.manager.count("READY=1") == 1 + daemon.manager.count("RELOADING=1"))
+        assert len(descriptors(daemon.pid)) == before[0]
+        assert anonymous_kib(daemon.pid) <= before[1] + SOME_KIB
+
+
+def answers_to(daemon: Daemon, data: bytes) -> bytes:
+    client = daemon.connect()
+    client.send(data)
+    client.end()
+    answers = client.read_to_end()
+    client.close()
+    return answers
+
+
+def test_random_signals() -> None:
+    """No zombie, no lost worker, no end that nobody asked for; the service goes on."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with Daemon(workers=2, wrapper=("env", "WATCHDOG_USEC=2000000")) as daemon:
+        with Talkers(daemon.addresses[0], TALKERS) as talkers:
+            for _ in range(scaled(1000, 10_000)):
+                target = chance.choice([daemon.pid, *daemon.workers()])
+                number = chance.choice(SIGNALS)
+                with contextlib.suppress(ProcessLookupError):  # a reload has just replaced it
+                    os.kill(target, number)
+                    if number == signal.SIGSTOP:
+                        time.sleep(chance.random() / 20)
+                        os.kill(target, signal.SIGCONT)
+            talkers.stop()
+        print(f"{talkers.answers} answers, longest wait {talkers.longest:.3f} s")
+        assert talkers.answers
+        assert not talkers.failures
+        daemon.wait_for_workers(2)
+        until(lambda: not daemon.zombies())
+        assert "killing" not in daemon.log
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+def test_worker_killed_by_a_signal_without_a_name() -> None:
+    """The C library keeps some for itself: they cannot be blocked, and Python does not know them."""
+    with Daemon(workers=1) as daemon:
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGRTMIN - 1)
+        daemon.wait_for_workers(1, without=worker)
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        assert f"worker {worker} was killed by signal 33" in daemon.log
