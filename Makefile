@@ -45,8 +45,9 @@ dist:
 	mkdir -p dist
 	git archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
 
-# What reviewers of Debian packages run beside the system tests; takes a quarter of an hour.
-package-checks:
+# What reviewers of Debian packages run beside the system tests; takes ten minutes.
+package-checks: $(VENV)/ready
+	command -v codespell piuparts uscan || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
 # For Python's package index: the wheel, and the sdist with all that its tests need.
