@@ -47,7 +47,7 @@ dist:
 
 # What reviewers of Debian packages run beside the system tests; takes ten minutes.
 package-checks: $(VENV)/ready
-	command -v codespell piuparts uscan || $(APT_INSTALL) codespell devscripts piuparts
+	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
 # For Python's package index: the wheel, and the sdist with all that its tests need.
