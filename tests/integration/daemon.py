@@ -109,7 +109,7 @@ class Daemon:
             if self._notify:
                 self.manager.wait("READY=1")  # so that a later call waits for a later one
         except BaseException:
-            print(self.log)
+            print(self.log[-10_000:])
             self._clean_up()
             raise
         return self
@@ -117,7 +117,7 @@ class Daemon:
     def __exit__(self, kind: object, *exception: object) -> None:
         try:
             if kind:
-                print(self.log)
+                print(self.log[-10_000:])
             else:
                 self._check_end()
         finally:

@@ -388,7 +388,8 @@ def test_counters_add_up() -> None:
         assert counters["taken"] == counters["given"] == 0
 
         daemon.reload()
-        until(lambda: daemon.counters()["taken"] == 20)
+        # A worker may take some before it is itself told to give all of its own.
+        until(lambda: daemon.counters()["given"] == daemon.counters()["taken"] >= 20)
         for client in clients[:5]:
             client.end()
             assert client.read_to_end() == b"HAL"
@@ -396,7 +397,6 @@ def test_counters_add_up() -> None:
             client.reset()
         until(lambda: daemon.counters()["open"] == 12)
         counters = daemon.counters()
-        assert counters["given"] == 20
         assert counters["accepted"] == 20
         assert counters["lines"] == 65
         assert counters["bytes"] == 20 * 14 + 5 * 3
