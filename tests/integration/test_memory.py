@@ -22,7 +22,7 @@ def test_idle_connection_takes_little_memory() -> None:
         each = (private_kib(processes) - before) * 1024 / count
         print(f"private: {each:.0f} bytes a connection")
         # Of 10,000 one takes 1 KiB at most (see the benchmarks); of fewer, tables that have just
-        # grown make it more. A __dict__ or a buffer for each would break this.
+        # grown make it more. A buffer for each would break this.
         assert each < 1280
 
 
