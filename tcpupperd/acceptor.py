@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tcpupperd import journal
+from tcpupperd.listeners import in_handshake, refuse
 from tcpupperd.scoreboard import ACCEPTED, SHORTAGES
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ class Acceptor:
         for _ in range(min(room, ACCEPTS_PER_TURN)):
             if not self._accept_one(listener):
                 return
+
+    def refuse(self) -> None:
+        """Begin no new connections."""
+        for listener in self.listeners:
+            refuse(listener.socket)
+
+    @property
+    def expects_more(self) -> bool:
+        """Whether connections will come although no new ones begin."""
+        return any(in_handshake(listener.socket) for listener in self.listeners)
 
     def take_queues(self) -> None:
         """Take all connections that are waiting, whatever the limits say."""

@@ -30,6 +30,10 @@ RECEIVE_SIZE = 65536
 #: Seconds that a client gets to end its side when the server has ended its own.
 LINGER_TIME = 2.0
 
+#: Seconds that a client who has just connected gets to be heard when the service stops. To it, a
+#: connection that ends without any answer is a failure, where others have to expect an end.
+NEWCOMER_TIME = 1.0
+
 #: Chunks answered at the most before a connection is ended from this side. A client that never
 #: stops sending would otherwise put the end off for ever.
 LAST_CHUNKS = 64
@@ -122,13 +126,15 @@ class UpperHandler(socketserver.StreamRequestHandler):
             self._flushed()
 
     def drain(self) -> None:
-        """Answer what has arrived, then end the connection from this side."""
+        """Answer what has arrived, then end the connection from this side, unless it is new."""
         for _ in range(LAST_CHUNKS):
             if self.unsent or self.protocol.finished:
                 return
             try:
                 self.handle()
             except BlockingIOError:
+                if self.is_new:
+                    return
                 break
         self.end()
 
@@ -157,6 +163,13 @@ class UpperHandler(socketserver.StreamRequestHandler):
         idle = self.active + (config.idle_timeout or math.inf)
         line = self.line_began + (config.line_timeout or math.inf) if self.line_began else math.inf
         return (line, LINE_TIMEOUT) if line < idle else (idle, IDLE_TIMEOUT)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the client has only just connected and may be about to send its first line."""
+        protocol, age = self.protocol, self.server.now - self.active
+        silent = not (protocol.lines or protocol.mid_line or protocol.finished)
+        return silent and age < NEWCOMER_TIME
 
     @property
     def interest(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import logging
@@ -9,6 +10,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +26,13 @@ LISTEN_FDS_START = 3
 
 #: Bytes of a Unix socket's path: sun_path of unix(7), less the NUL.
 PATH_MAX = 107
+
+#: A program for SO_ATTACH_FILTER (socket(7); linux/filter.h) that drops what asks for a new
+#: connection, and lets pass all else: byte 13 of a TCP header has the flags, SYN is 2 (RFC 9293).
+_DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+_SO_ATTACH_FILTER = 26
+_BPF = struct.Struct("HBBI")  # struct sock_filter
+_FPROG = struct.Struct("HP")  # struct sock_fprog
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
@@ -91,6 +100,36 @@ def listen_on(server_address: Any) -> socket.socket:
 def describe(listening: socket.socket) -> str:
     """A listening socket's address as `parse_address` takes it."""
     return _written(listening.getsockname())
+
+
+def refuse(listening: socket.socket) -> None:
+    """Begin no new connection; those that wait, or whose handshake is under way, stay.
+
+    To be called by who holds the socket alone: there is no way back. A TCP client tries again
+    after a second, and is refused then if the socket has been closed.
+    """
+    if listening.family == socket.AF_UNIX:
+        listening.shutdown(socket.SHUT_RD)
+    else:
+        program = array.array("B", b"".join(_BPF.pack(*step) for step in _DROP_SYN))
+        where, _ = program.buffer_info()
+        listening.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FPROG.pack(len(_DROP_SYN), where)
+        )
+
+
+def in_handshake(listening: socket.socket) -> bool:
+    """Whether a client of a TCP socket is about to be connected: SYN_RECV in /proc/net/tcp."""
+    if listening.family == socket.AF_UNIX:
+        return False
+    port = b":%04X" % listening.getsockname()[1]
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        with contextlib.suppress(OSError), open(table, "rb") as lines:
+            for line in lines:
+                _, address, _, state, *_ = line.split()
+                if state == b"03" and address.endswith(port):
+                    return True
+    return False
 
 
 def close(listening: Iterable[socket.socket]) -> None:

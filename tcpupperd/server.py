@@ -54,6 +54,12 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 #: for many minutes.
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
+#: Seconds that a stop leaves to handshakes under way. They take a round trip.
+HANDSHAKE_TIME = 1.0
+
+#: Seconds between two looks whether any still are: nothing tells when they end.
+HANDSHAKE_TICK = 0.02
+
 
 class Entry(Protocol):
     """What the poll set holds: a connection, a listener, a channel."""
@@ -92,6 +98,8 @@ class UpperServer(socketserver.BaseServer):
         self.bytes = 0  # sent
         self.draining = False
         self._give_up_at = math.inf  # when draining ends
+        self._last_call_at = math.inf  # when it no longer waits for handshakes under way
+        self._newcomers: list[UpperHandler] = []  # when draining: who has yet to speak
         self._sources: Counter[str] = Counter()
         self._refusals = journal.Sparing(log)
         self._deadlines = Deadlines()
@@ -149,7 +157,7 @@ class UpperServer(socketserver.BaseServer):
     def server_close(self) -> None:
         """Answer what has been received, for up to `drain_timeout`, and close everything."""
         self.drain()
-        while any(handler.unsent for handler in self.connections()):
+        while self._more_may_begin() or any(handler.unsent for handler in self.connections()):
             self.handle_request()
         for handler in self.connections():
             self.close_connection(handler)
@@ -191,6 +199,8 @@ class UpperServer(socketserver.BaseServer):
         while due := self._deadlines.due(self.now):
             for fd in due:
                 self.attempt(self._enforce_deadline, self._entries[fd])
+        if self._more_may_begin():
+            self._drain_on()
         if self.now >= self._give_up_at:
             self._give_up()
         self.acceptor.arrange()
@@ -284,7 +294,7 @@ class UpperServer(socketserver.BaseServer):
             handler.tick = self._deadlines.add(fd, when)
 
     def drain(self, *, take_queues: bool = True) -> None:
-        """Accept no more, answer what has been received, and end all connections.
+        """Begin to accept no more, to answer what has been received, and to end all connections.
 
         With `take_queues` those are served too that wait in the queues of the listeners; not, if
         somebody else holds the listeners and will serve them.
@@ -292,11 +302,33 @@ class UpperServer(socketserver.BaseServer):
         self.now = monotonic()
         self.draining = True
         self._give_up_at = self.now + self.config.drain_timeout
+        self._last_call_at = min(self.now + HANDSHAKE_TIME, self._give_up_at)
         if take_queues:
+            self.acceptor.refuse()
+        else:
+            self.acceptor.stop()
+        self._newcomers = self.connections()
+        self._drain_on()
+
+    def _drain_on(self) -> None:
+        """Take what still comes, and end all connections but those of newcomers."""
+        if self.acceptor.listeners:
+            last = self.now >= self._last_call_at or not self.acceptor.expects_more
             self.acceptor.take_queues()
-        self.acceptor.stop()
-        for handler in self.connections():
+            self._newcomers = self.connections()
+            if last:
+                self.acceptor.stop()
+        for handler in self._newcomers:
             self.attempt(UpperHandler.drain, handler)
+        self._newcomers = [
+            handler
+            for handler in self._newcomers
+            if handler.is_new and handler.request.fileno() in self._entries
+        ]
+
+    def _more_may_begin(self) -> bool:
+        """Whether, when draining, somebody may come or speak for the first time."""
+        return self.draining and bool(self.acceptor.listeners or self._newcomers)
 
     def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.
@@ -335,6 +367,8 @@ class UpperServer(socketserver.BaseServer):
 
     def patience(self) -> float | None:
         """Seconds to wait at the most until something is due; None is for ever."""
+        if self._more_may_begin():
+            return HANDSHAKE_TICK
         when = min(self._deadlines.next(), self._give_up_at, self.acceptor.resumes_at or math.inf)
         return None if when == math.inf else max(0.0, when - monotonic())
 

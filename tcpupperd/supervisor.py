@@ -388,6 +388,7 @@ class Supervisor:
         )
         self._tell_status()
         self._retire(self._workers.values(), order)
+        self._listeners.keep(())  # nobody else is connected once the workers accept no more
 
     def _retire(self, workers: Iterable[WorkerProcess], order: bytes) -> None:
         for one in workers:
