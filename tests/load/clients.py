@@ -44,7 +44,7 @@ class Clients:
         return self._ask("\n")
 
     def expect_the_end(self) -> Report:
-        """The server will end connections: each is owed an answer to what has reached it by now."""
+        """The server will end connections; it owes answers to what has reached it by now."""
         return self._ask("m\n")
 
     def finish(self) -> Report:
