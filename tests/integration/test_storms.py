@@ -124,7 +124,7 @@ def test_random_signals() -> None:
 
 
 def test_worker_killed_by_a_signal_without_a_name() -> None:
-    """The C library keeps some for itself: they cannot be blocked, and Python does not know them."""
+    """The C library keeps some for itself, which cannot be blocked and which Python has not."""
     with Daemon(workers=1) as daemon:
         (worker,) = daemon.workers()
         os.kill(worker, signal.SIGRTMIN - 1)

@@ -1,0 +1,89 @@
+"""The wall clock is set forward or back by an hour: no deadline comes early or late."""
+
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from integration.daemon import Daemon
+from integration.processes import cannot, until
+
+SOURCE = Path(__file__).with_name("wall_clock.c")
+HOUR = 3600
+TIMEOUT = 1.5
+LATENESS = 1.0
+
+
+class WallClock:
+    """The wall clock of the daemons that are started under it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "offset"
+        self._file.write_bytes(bytes(8))
+        library = directory / "wall_clock.so"
+        compiler = shutil.which("cc") or cannot("compile wall_clock.c without a C compiler")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+        self.wrapper = ("env", f"LD_PRELOAD={library}", f"WALL_CLOCK={self._file}")
+
+    def set(self, offset: int) -> None:
+        """Set it to so many seconds before or after the time of the machine."""
+        # In place: it is mapped.
+        with self._file.open("r+b") as file:
+            file.write(struct.pack("q", offset))
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> WallClock:
+    return WallClock(tmp_path)
+
+
+def set_by_an_hour(daemon: Daemon, clock: WallClock, offset: int) -> None:
+    """Set the clock, and see that the daemon sees it: its log has the time."""
+    clock.set(offset)
+    daemon.counters()
+    said = time.strptime(daemon.log.splitlines()[-1][:19], "%Y-%m-%d %H:%M:%S")
+    assert abs(time.mktime(said) - time.time() - offset) < HOUR / 2
+
+
+@pytest.mark.parametrize("offset", [HOUR, -HOUR])
+def test_timeouts(clock: WallClock, offset: int) -> None:
+    timeouts = {"idle_timeout": TIMEOUT, "line_timeout": TIMEOUT / 2, "write_timeout": TIMEOUT}
+    with Daemon(workers=1, wrapper=clock.wrapper, **timeouts) as daemon:
+        began = time.monotonic()
+        daemon.clog(daemon.connect(receive_buffer=8192))
+        daemon.connect().send(b"no newline")
+        daemon.connect()
+        set_by_an_hour(daemon, clock, offset)
+        assert daemon.counters()["open"] == 3
+        until(lambda: min(daemon.counters()[setting] for setting in timeouts) == 1)
+        assert TIMEOUT <= time.monotonic() - began <= 2 * TIMEOUT + LATENESS
+
+
+@pytest.mark.parametrize("offset", [HOUR, -HOUR])
+def test_drain_timeout(clock: WallClock, offset: int) -> None:
+    with Daemon(workers=1, wrapper=clock.wrapper, drain_timeout=TIMEOUT) as daemon:
+        daemon.clog(daemon.connect(receive_buffer=8192))
+        daemon.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        until(lambda: "stopping" in daemon.log)
+        clock.set(offset)
+        assert daemon.wait() == 0
+        assert TIMEOUT <= time.monotonic() - began <= TIMEOUT + LATENESS
+        assert "killing" not in daemon.log
+
+
+@pytest.mark.parametrize("offset", [HOUR, -HOUR])
+def test_watchdog(clock: WallClock, offset: int) -> None:
+    wrapper = (*clock.wrapper, "WATCHDOG_USEC=1000000")
+    with Daemon(workers=2, wrapper=wrapper) as daemon:
+        workers = daemon.workers()
+        set_by_an_hour(daemon, clock, offset)
+        count = daemon.manager.count("WATCHDOG=1")
+        began = time.monotonic()
+        until(lambda: daemon.manager.count("WATCHDOG=1") >= count + 5)
+        assert time.monotonic() - began <= 2.5 + LATENESS
+        assert daemon.workers() == workers
