@@ -10,7 +10,7 @@ APT_INSTALL := apt-get install --yes --no-install-recommends
 run:
 	$(PYTHON) -m tcpupperd
 
-test: $(VENV)/ready
+test: $(VENV)/ready tools
 	$(VENV)/bin/pytest
 	@echo "Left out: the system tests, which boot Debian in containers (sudo make system-test)."
 
@@ -21,7 +21,7 @@ check: $(VENV)/ready
 	if command -v mandoc; then mandoc -T lint -W warning man/*.[158]; fi
 
 system-test: $(VENV)/ready
-	command -v mmdebstrap systemd-nspawn git || $(APT_INSTALL) mmdebstrap systemd-container git
+	which git mmdebstrap systemd-nspawn || $(APT_INSTALL) git mmdebstrap systemd-container
 	$(VENV)/bin/pytest tests/system
 
 # Measures on Debian's own Python. Without root, peers that are not here are left out and named.
@@ -70,6 +70,11 @@ clean:
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+# What some tests look at the daemon with. Who is not root goes without: these tests are skipped.
+tools:
+	-which ip mandoc strace systemd-socket-activate || [ "$$(id -u)" != 0 ] || \
+	$(APT_INSTALL) iproute2 mandoc strace systemd
+
 # Debian's python3 can make no virtual environment without a package of its own.
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(APT_INSTALL) python3-venv
@@ -77,4 +82,4 @@ $(VENV)/ready: pyproject.toml
 	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
 	touch $@
 
-.PHONY: run test check system-test bench deb dist wheel package-checks install clean
+.PHONY: run tools test check system-test bench deb dist wheel package-checks install clean
