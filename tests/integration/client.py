@@ -95,7 +95,8 @@ class Client:
 @functools.cache
 def many_lines() -> memoryview:
     """More than the kernel's buffers between two sockets can hold; no two lines are the same."""
-    return memoryview(b"".join(b"line %d of many\n" % number for number in range(1_000_000)))
+    text = b"one of many words " * 50
+    return memoryview(b"".join(b"line %d: %s\n" % (number, text) for number in range(20_000)))
 
 
 def make_socket(address: str) -> socket.socket:

@@ -403,8 +403,9 @@ def test_counters_add_up() -> None:
         assert counters["reset"] == 3
         assert counters["errors"] == counters["damaged"] == 0
 
-        os.kill(daemon.workers()[0], signal.SIGKILL)
-        until(lambda: "replacing it" in daemon.log)
+        killed = daemon.workers()[0]
+        os.kill(killed, signal.SIGKILL)
+        daemon.wait_for_workers(2, without=killed)
         assert daemon.counters()["lines"] == 65
 
 
