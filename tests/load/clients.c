@@ -115,6 +115,7 @@ struct connection {
     size_t start;                /* where in the text it begins */
     int fd;                      /* -1: to be opened at the next turn */
     bool open, half_closed, expects_end;
+    int error;                   /* met in sending */
     size_t wanted, sent, received;
     size_t owed;                 /* bytes of answers that must come before the connection ends */
     uint64_t waits_since;        /* nanoseconds; 0: nothing is due */
@@ -232,8 +233,10 @@ static void send_wanted(struct connection *c)
         ssize_t count = send(c->fd, from, rest < CHUNK ? rest : CHUNK, MSG_NOSIGNAL);
         if (count < 0 && errno == EAGAIN)
             break;
-        if (count < 0) /* what happened is read where the answers are: some may still be there */
+        if (count < 0) { /* there may still be answers to receive */
+            c->error = errno;
             return;
+        }
         c->sent += count;
     }
     bool enough = ending || (c->habit->enough && c->sent >= c->habit->enough);
@@ -276,6 +279,8 @@ static void receive(struct connection *c, size_t most)
             return;
         if (count < 0)
             fail(c, errno);
+        else if (count == 0 && c->error == ECONNRESET) /* which recv(2) would have said */
+            fail(c, c->error);
         else if (count == 0)
             end_of_answers(c);
         else

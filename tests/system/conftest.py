@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from system.build import build_package
+from system.build import build_package, run_offline
 from system.container import Container, booted
 from system.roots import RELEASES, Root
 
 TOOLS = ("git", "mmdebstrap", "nsenter", "setpriv", "systemd-nspawn", "unshare")
+COMPILE = "gcc -O2 -Wall -Wextra -Werror -o /mnt/clients /mnt/tcpupperd/tests/load/clients.c"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -36,6 +37,13 @@ def release(request: pytest.FixtureRequest) -> str:
 def package(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of this tree, built for the release."""
     return build_package(release, tmp_path_factory.mktemp(release))
+
+
+@pytest.fixture(scope="session")
+def program(release: str, package: Path) -> str:
+    """The load generator, as it is called inside."""
+    run_offline(release, package.parent, COMPILE)
+    return "/mnt/clients"
 
 
 @pytest.fixture

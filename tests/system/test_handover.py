@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from load.clients import LASTING, Clients
 
-from system.build import run_offline
 from system.container import Container
 from system.service import SERVICE, SOCKET, main_pid, workers
 from system.test_package import newer_package
@@ -31,16 +30,7 @@ MANY = min(18_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 500 * 500 - 
 #: Answers that wait in the kernel do not wait in the daemon: by default two megabytes of them.
 SMALL_BUFFERS = "4096 16384 131072"
 
-COMPILE = "gcc -O2 -Wall -Wextra -Werror -o /mnt/clients /mnt/tcpupperd/tests/load/clients.c"
-
 Tell = Callable[[str, list[float]], None]
-
-
-@pytest.fixture(scope="session")
-def program(release: str, package: Path) -> str:
-    """The load generator, as it is called inside."""
-    run_offline(release, package.parent, COMPILE)
-    return "/mnt/clients"
 
 
 @pytest.fixture
