@@ -93,8 +93,11 @@ class Worker(UpperServer):
         self._leaving = True
         self._arrange_taking()
         # Whoever was woken for something and does not take it leaves it lying there until more
-        # comes: EPOLLEXCLUSIVE woke nobody else. So the last thing is to take what is there.
-        self._take_all()
+        # comes: EPOLLEXCLUSIVE woke nobody else. So the last thing is to take what is there. But
+        # not if all leave: at the head of the channel it will be taken first, while with restarts
+        # in quick succession it would else go to the end of it every time and never be served.
+        if order != STORE:
+            self._take_all()
         if order == DRAIN:
             self.drain(take_queues=not self._place.listeners_outlive_us)
         else:
