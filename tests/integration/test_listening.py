@@ -430,9 +430,12 @@ def test_socket_activation_for_each_connection(tmp_path: Path) -> None:
     with Manager(f"{tmp_path}/notify") as manager:
         command = [*activate("--accept", f"--listen={address}"), *COMMAND]
         environment = {**os.environ, **manager.environment, "TEST_DIRECTORY": ""}
-        with subprocess.Popen(command, cwd=ROOT, env=environment) as activator:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        ) as activator:
             try:
-                until(lambda: Path(address).exists())
+                assert activator.stderr
+                assert activator.stderr.readline().startswith("Listening on ")
                 for name in (b"one", b"two"):
                     with contextlib.closing(Client(address)) as client:
                         manager.wait("READY=1")
