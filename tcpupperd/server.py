@@ -29,12 +29,12 @@ from tcpupperd import journal
 from tcpupperd.acceptor import Acceptor
 from tcpupperd.config import Config
 from tcpupperd.deadlines import Deadlines
+from tcpupperd.drain import Drain
 from tcpupperd.handler import UpperHandler
 from tcpupperd.listeners import listen_on
 from tcpupperd.protocol import ChunkProtocol, LineProtocol
 from tcpupperd.scoreboard import (
     BYTES,
-    CUT,
     ERRORS,
     FIELDS,
     LINES,
@@ -53,12 +53,6 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 #: the end of what it gets for the end of its answers; and the kernel would keep what it has queued
 #: for many minutes.
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
-
-#: Seconds that a stop leaves to handshakes under way. They take a round trip.
-HANDSHAKE_TIME = 1.0
-
-#: Seconds between two looks whether any still are: nothing tells when they end.
-HANDSHAKE_TICK = 0.02
 
 
 class Entry(Protocol):
@@ -96,10 +90,7 @@ class UpperServer(socketserver.BaseServer):
         self.capacity = self.config.max_connections  # open ones, with which accepting stops
         self.lines = 0  # answered
         self.bytes = 0  # sent
-        self.draining = False
-        self._give_up_at = math.inf  # when draining ends
-        self._last_call_at = math.inf  # when it no longer waits for handshakes under way
-        self._newcomers: list[UpperHandler] = []  # when draining: who has yet to speak
+        self.draining: Drain | None = None
         self._sources: Counter[str] = Counter()
         self._refusals = journal.Sparing(log)
         self._deadlines = Deadlines()
@@ -156,8 +147,8 @@ class UpperServer(socketserver.BaseServer):
 
     def server_close(self) -> None:
         """Answer what has been received, for up to `drain_timeout`, and close everything."""
-        self.drain()
-        while self._more_may_begin() or any(handler.unsent for handler in self.connections()):
+        draining = self.drain()
+        while draining.more_may_begin or any(one.unsent for one in self.connections()):
             self.handle_request()
         for handler in self.connections():
             self.close_connection(handler)
@@ -199,10 +190,8 @@ class UpperServer(socketserver.BaseServer):
         while due := self._deadlines.due(self.now):
             for fd in due:
                 self.attempt(self._enforce_deadline, self._entries[fd])
-        if self._more_may_begin():
-            self._drain_on()
-        if self.now >= self._give_up_at:
-            self._give_up()
+        if self.draining:
+            self.draining.go_on()
         self.acceptor.arrange()
         # Counted in plain attributes first: to add to a shared number takes three times as long.
         self.counters[OPEN] = self.open
@@ -270,6 +259,11 @@ class UpperServer(socketserver.BaseServer):
             if self.debug:
                 log.debug("%s: closed after %d lines", handler.name, handler.protocol.lines)
 
+    def cut_connection(self, handler: UpperHandler) -> None:
+        """Close a connection in the midst of its answers, which are lost."""
+        handler.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        self.close_connection(handler)
+
     def _forget(self, fd: int, handler: UpperHandler) -> None:
         del self._entries[fd]
         self._deadlines.discard(fd, handler.tick)
@@ -293,42 +287,13 @@ class UpperServer(socketserver.BaseServer):
         if when < math.inf:
             handler.tick = self._deadlines.add(fd, when)
 
-    def drain(self, *, take_queues: bool = True) -> None:
-        """Begin to accept no more, to answer what has been received, and to end all connections.
-
-        With `take_queues` those are served too that wait in the queues of the listeners; not, if
-        somebody else holds the listeners and will serve them.
-        """
+    def drain(self, *, take_queues: bool = True) -> Drain:
+        """Begin to accept no more, to answer what has been received, and to end all connections;
+        `take_queues` as `Drain` has it."""
         self.now = monotonic()
-        self.draining = True
-        self._give_up_at = self.now + self.config.drain_timeout
-        self._last_call_at = min(self.now + HANDSHAKE_TIME, self._give_up_at)
-        if take_queues:
-            self.acceptor.refuse()
-        else:
-            self.acceptor.stop()
-        self._newcomers = self.connections()
-        self._drain_on()
-
-    def _drain_on(self) -> None:
-        """Take what still comes, and end all connections but those of newcomers."""
-        if self.acceptor.listeners:
-            last = self.now >= self._last_call_at or not self.acceptor.expects_more
-            self.acceptor.take_queues()
-            self._newcomers = self.connections()
-            if last:
-                self.acceptor.stop()
-        for handler in self._newcomers:
-            self.attempt(UpperHandler.drain, handler)
-        self._newcomers = [
-            handler
-            for handler in self._newcomers
-            if handler.is_new and handler.request.fileno() in self._entries
-        ]
-
-    def _more_may_begin(self) -> bool:
-        """Whether, when draining, somebody may come or speak for the first time."""
-        return self.draining and bool(self.acceptor.listeners or self._newcomers)
+        self.draining = Drain(self, take_queues=take_queues)
+        self.draining.go_on()
+        return self.draining
 
     def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.
@@ -367,9 +332,9 @@ class UpperServer(socketserver.BaseServer):
 
     def patience(self) -> float | None:
         """Seconds to wait at the most until something is due; None is for ever."""
-        if self._more_may_begin():
-            return HANDSHAKE_TICK
-        when = min(self._deadlines.next(), self._give_up_at, self.acceptor.resumes_at or math.inf)
+        when = min(self._deadlines.next(), self.acceptor.resumes_at or math.inf)
+        if self.draining:
+            when = min(when, self.draining.next_look)
         return None if when == math.inf else max(0.0, when - monotonic())
 
     def _enforce_deadline(self, handler: UpperHandler) -> None:
@@ -383,26 +348,11 @@ class UpperServer(socketserver.BaseServer):
             self.counters[reason] += 1
             log.debug("%s: %s", handler.name, FIELDS[reason])
         if reason == WRITE_TIMEOUT:
-            self._cut(handler)
+            self.cut_connection(handler)
         elif reason is None:
             self.close_connection(handler)
         else:
             handler.end()
-
-    def _give_up(self) -> None:
-        """Close what could not be drained in time."""
-        self._give_up_at = math.inf
-        for handler in self.connections():
-            if handler.unsent:
-                self.counters[CUT] += 1
-                self._cut(handler)
-            else:
-                self.close_connection(handler)
-
-    def _cut(self, handler: UpperHandler) -> None:
-        """Close a connection in the midst of its answers."""
-        handler.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-        self.close_connection(handler)
 
     def attempt(self, action: Callable[[UpperHandler], None], handler: Any) -> None:
         """Do something that may find, outside `handle`, that the client is gone."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcpupperd"
 
 #: Each may import those before it, and the leaves.
-CHAIN = ["protocol", "handler", "acceptor", "server", "worker", "supervisor", "cli"]
+CHAIN = ["protocol", "handler", "acceptor", "drain", "server", "worker", "supervisor", "cli"]
 
 #: Whom of the package a leaf may import.
 LEAVES: dict[str, set[str]] = {
