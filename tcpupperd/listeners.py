@@ -106,16 +106,18 @@ def refuse(listening: socket.socket) -> None:
     """Begin no new connection; those that wait, or whose handshake is under way, stay.
 
     To be called by who holds the socket alone: there is no way back. A TCP client tries again
-    after a second, and is refused then if the socket has been closed.
+    after a second, and is refused then if the socket has been closed. Where the kernel lets only
+    CAP_NET_ADMIN filter a TCP socket (6.18 does), nothing is done.
     """
     if listening.family == socket.AF_UNIX:
         listening.shutdown(socket.SHUT_RD)
     else:
         program = array.array("B", b"".join(_BPF.pack(*step) for step in _DROP_SYN))
         where, _ = program.buffer_info()
-        listening.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FPROG.pack(len(_DROP_SYN), where)
-        )
+        with contextlib.suppress(PermissionError):
+            listening.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FPROG.pack(len(_DROP_SYN), where)
+            )
 
 
 def in_handshake(listening: socket.socket) -> bool:
