@@ -15,8 +15,9 @@ from tcpupperd.scoreboard import CUT
 if TYPE_CHECKING:
     from tcpupperd.server import UpperServer
 
-#: Seconds that are left to handshakes under way. They take a round trip.
-HANDSHAKE_TIME = 1.0
+#: Seconds that are left to handshakes under way. They take a round trip, unless a segment is lost:
+#: it is sent again after a second, and once more two seconds later.
+HANDSHAKE_TIME = 3.5
 
 #: Seconds between two looks whether any still are: nothing tells when they end.
 HANDSHAKE_TICK = 0.02
