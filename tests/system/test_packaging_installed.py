@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,6 +13,17 @@ from system.roots import RELEASES, TESTING, Root
 
 # Keys, as readline(3) has them by default: Tab, Meta-*, Control-A, Control-E.
 COMPLETE, INSERT_ALL, LINE_START, LINE_END = "\t", "\x1b*", "\x01", "\x05"
+
+
+class Shell(NamedTuple):
+    """How to start an interactive shell, and what to type for it to complete."""
+
+    command: str
+    start: str
+
+
+BASH = Shell("bash --norc -i", "source /usr/share/bash-completion/bash_completion")
+ZSH = Shell("zsh -f -i", "PS1=; unsetopt prompt_cr; bindkey -e; autoload compinit; compinit -u")
 
 pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
@@ -26,7 +38,7 @@ def machine(release: str, package: Path) -> Iterator[Container]:
 
 @pytest.mark.parametrize("command", ["tcpupperd", "tcpupper"])
 def test_bash_completes_every_option(machine: Container, command: str) -> None:
-    offered = completed(machine, f"{command} --", INSERT_ALL)
+    offered = completed(machine, f"{command} --", INSERT_ALL, shell=BASH)
     documented = set(re.findall(r"--[a-z][a-z-]+", machine.run(command, "--help")))
     assert set(offered.split()[1:]) == documented
 
@@ -46,13 +58,20 @@ def test_bash_completes_every_option(machine: Container, command: str) -> None:
     ],
 )
 def test_bash_completes_values(machine: Container, typed: str, rest: str) -> None:
-    assert completed(machine, typed, COMPLETE) == typed + rest
+    assert completed(machine, typed, COMPLETE, shell=BASH) == typed + rest
 
 
-def test_zsh_knows_both_commands(machine: Container) -> None:
-    script = "autoload -U compinit && compinit -u && print $_comps[tcpupperd] $_comps[tcpupper]"
-    assert machine.run("zsh", "-fc", script).split() == ["_tcpupperd", "_tcpupperd"]
-    machine.run("zsh", "-n", "/usr/share/zsh/vendor-completions/_tcpupperd")
+@pytest.mark.parametrize(
+    ("typed", "rest"),
+    [
+        ("tcpupperd --framing n", "one"),
+        ("tcpupperd --listen=loc", "alhost:9999"),
+        ("tcpupper --timeo", "ut"),
+        ("tcpupper --port ", "9999"),
+    ],
+)
+def test_zsh_completes_values(machine: Container, typed: str, rest: str) -> None:
+    assert completed(machine, typed, COMPLETE, shell=ZSH) == typed + rest
 
 
 def test_apparmor_profile_is_right(machine: Container) -> None:
@@ -60,12 +79,12 @@ def test_apparmor_profile_is_right(machine: Container) -> None:
     assert machine.run("systemctl", "cat", "tcpupperd.service").count("AppArmorProfile=") == 1
 
 
-def completed(machine: Container, typed: str, key: str) -> str:
-    """What stands in the command line of an interactive bash after `key` was pressed."""
-    load = "source /usr/share/bash-completion/bash_completion"
+def completed(machine: Container, typed: str, key: str, *, shell: Shell) -> str:
+    """What stands in the command line of an interactive shell after `key` was pressed."""
     show = f"{LINE_START}echo '<{LINE_END}>'"
-    bash = ("script", "-qec", "env TERM=dumb bash --norc -i", "/dev/null")
-    output = machine.run(*bash, stdin=f"{load}\n{typed}{key}{show}\nexit\n")
+    terminal = ("script", "-qec", f"env TERM=dumb {shell.command}", "/dev/null")
+    keys = f"{shell.start}\n{typed}{key}{show}\nexit\n"
+    output = machine.run(*terminal, stdin=keys)
     found = re.findall(r"^<(.*)>\r?$", output, re.MULTILINE)
     assert found, output
     return str(found[-1]).rstrip()
