@@ -5,10 +5,11 @@
  * the wrong connection, or came twice, or not, is a wrong answer. A connection that ends is opened
  * again at its next turn.
  *
- * Each line on standard input asks for a report, one JSON object. One with an "m" says besides that
- * the server will end connections: they are to be answered first what has reached it by now. At
- * end of input all connections are ended from this side, and after their last answers comes the
- * last report.
+ * Each line on standard input asks for a report, one JSON object. One with an "m" marks the moment
+ * besides: reports tell who still waits for an answer since then, which connections are left that
+ * were open then, and which ended without an answer to what had reached the server by then. At end
+ * of input all connections are ended from this side, and after their last answers comes the last
+ * report.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -114,16 +115,16 @@ struct connection {
     const struct habit *habit;
     size_t start;                /* where in the text it begins */
     int fd;                      /* -1: to be opened at the next turn */
-    bool open, half_closed, expects_end;
+    bool open, half_closed, marked;
     int error;                   /* met in sending */
     size_t wanted, sent, received;
-    size_t owed;                 /* bytes of answers that must come before the connection ends */
+    size_t owed;                 /* bytes of answers that were due when the moment was marked */
     uint64_t waits_since;        /* nanoseconds; 0: nothing is due */
 };
 
 static int epoll, open_now, in_use; /* open_now is without those that soon hang up */
 static bool ending;
-static uint64_t now, longest_silence;
+static uint64_t now, marked_at, longest_silence;
 static uintmax_t opened, refused, reset, ended, wrong, lost, bytes;
 static struct connection *all;
 
@@ -170,7 +171,7 @@ static void leave(struct connection *c)
     in_use--;
     close(c->fd);
     c->fd = -1;
-    c->expects_end = false;
+    c->marked = false;
     c->waits_since = 0;
 }
 
@@ -323,28 +324,32 @@ static void handle_events(struct connection *c, uint32_t events)
 /* ---- the run ---- */
 
 /* The server owes an answer to what its kernel has acknowledged; of the rest it cannot know. */
-static void mark_debts(void)
+static void mark(void)
 {
+    marked_at = now;
     for (int i = 0; i < option.connections; i++) {
         struct connection *c = &all[i];
         int unacknowledged = 0;
         if (c->fd < 0 || ioctl(c->fd, SIOCOUTQ, &unacknowledged) < 0)
             continue;
-        c->expects_end = true;
+        c->marked = true;
         c->owed = due(c, c->sent - unacknowledged);
     }
 }
 
 static void report(void)
 {
-    int remaining = 0;
+    int remaining = 0, waiting = 0;
     for (int i = 0; i < option.connections; i++) {
         count_silence(&all[i]);
-        remaining += all[i].expects_end;
+        remaining += all[i].marked;
+        waiting += all[i].waits_since && all[i].waits_since <= marked_at;
     }
-    printf("{\"open\": %d, \"remaining\": %d, \"opened\": %ju, \"bytes\": %ju, \"refused\": %ju, \"reset\": %ju, "
-           "\"ended\": %ju, \"wrong\": %ju, \"lost\": %ju, \"silence\": %.6f}\n",
-           open_now, remaining, opened, bytes, refused, reset, ended, wrong, lost, longest_silence / 1e9);
+    printf("{\"open\": %d, \"remaining\": %d, \"waiting\": %d, \"opened\": %ju, \"bytes\": %ju, ",
+           open_now, remaining, waiting, opened, bytes);
+    printf("\"refused\": %ju, \"reset\": %ju, \"ended\": %ju, \"wrong\": %ju, \"lost\": %ju, ",
+           refused, reset, ended, wrong, lost);
+    printf("\"silence\": %.6f}\n", longest_silence / 1e9);
     fflush(stdout);
     longest_silence = 0;
 }
@@ -356,7 +361,7 @@ static bool answer_requests(void)
     ssize_t count = read(STDIN_FILENO, requests, sizeof requests);
     for (ssize_t i = 0; i < count; i++)
         if (requests[i] == 'm')
-            mark_debts();
+            mark();
         else if (requests[i] == '\n')
             report();
     return count > 0;

@@ -12,14 +12,15 @@ class Report(NamedTuple):
     """What the clients met since they began; `silence` is of the time since the last report."""
 
     open: int  # connections at present, without those that soon hang up
-    remaining: int  # of those that were to end
+    remaining: int  # of those that were open at the mark
+    waiting: int  # clients that wait for an answer since before the mark
     opened: int
     bytes: int  # answered, and right
     refused: int
     reset: int  # by the server, or failed otherwise
     ended: int  # by the server
     wrong: int  # answers
-    lost: int  # connections that ended without the answers they were owed
+    lost: int  # connections that ended without the answers that were due at the mark
     silence: float  # seconds: the longest that a client waited without hearing anything
 
     @property
@@ -43,8 +44,8 @@ class Clients:
         """How it stands."""
         return self._ask("\n")
 
-    def expect_the_end(self) -> Report:
-        """The server will end connections; it owes answers to what has reached it by now."""
+    def mark(self) -> Report:
+        """Mark this moment; later reports refer to it."""
         return self._ask("m\n")
 
     def finish(self) -> Report:

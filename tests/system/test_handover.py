@@ -139,7 +139,15 @@ def pause(clients: Clients, action: Callable[..., None], *arguments: Any) -> flo
     """The longest that any client waited for an answer while something was done, in seconds."""
     clients.report()
     action(*arguments)
-    return clients.report().silence
+    silences = [clients.mark().silence]
+
+    def all_have_heard() -> bool:
+        report = clients.report()
+        silences.append(report.silence)
+        return not report.waiting
+
+    until(all_have_heard)
+    return max(silences)
 
 
 def reload(machine: Container) -> None:
@@ -168,7 +176,7 @@ def kill(machine: Container) -> None:
 
 
 def stop_and_start(machine: Container, clients: Clients) -> None:
-    clients.expect_the_end()
+    clients.mark()
     machine.run("systemctl", "stop", SERVICE)
     machine.run("systemctl", "start", SERVICE)
     until(lambda: clients.report().remaining == 0)
