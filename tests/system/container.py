@@ -128,8 +128,10 @@ def start_machine(
     root: Root, share: Path, cgroup: Path, console: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     enter = ("sh", "-c", 'echo $$ >"$0"/cgroup.procs && exec "$@"', str(cgroup))
+    # The system manager inside filters by IPAddressAllow= with BPF programs.
+    options = ("--private-network", "--system-call-filter=bpf", "--boot")
     return subprocess.Popen(
-        [*enter, *nspawn(root, share, "--private-network", "--boot")],
+        [*enter, *nspawn(root, share, *options)],
         env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         stdin=subprocess.DEVNULL,
         stdout=console,

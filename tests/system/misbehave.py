@@ -1,0 +1,185 @@
+"""What an intruder would try inside the service's sandbox, where this runs as a program.
+
+Each of ATTEMPTS is made in a process of its own, and a line printed: "name: done" or "name:" and
+the error by which it failed.
+"""
+
+import ctypes
+import glob
+import mmap
+import os
+import platform
+import resource
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+LISTEN_FDS_START = 3
+UNUSED_PORT = 9
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWNET = 0x10000000, 0x00020000, 0x40000000
+PTRACE_TRACEME, PTRACE_SEIZE = 0, 0x4206
+CLOCK_REALTIME = 0
+SYS_INIT_MODULE = {"x86_64": 175, "aarch64": 105}.get(platform.machine(), 0)
+SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 0)
+SYS_ADD_KEY = {"x86_64": 248, "aarch64": 217}.get(platform.machine(), 0)
+
+
+class Succeeded(Exception):  # noqa: N818
+    """With something to say about it."""
+
+
+def call(name: str, *values: Any) -> None:
+    """Call a function of the C library, which fails with -1."""
+    if getattr(libc, name)(*values) == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def execute_through_the_loader() -> None:
+    """Which has to be executable, and maps the program."""
+    (loader,) = glob.glob("/usr/lib/*-linux-gnu/ld-linux-*.so.*")
+    result = subprocess.run([loader, "/bin/true"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise PermissionError(result.stderr.strip())
+
+
+def execute_from_memory() -> None:
+    """A program that lies in no file system that could forbid to execute it."""
+    program = os.memfd_create("program", 0)
+    with open("/bin/true", "rb") as file:
+        os.write(program, file.read())
+    os.execve(program, ["true"], {})
+
+
+def connect_with_a_passed_socket() -> None:
+    """Make a listening socket, which belongs to the network outside, one that connects out."""
+    passed = os.dup(LISTEN_FDS_START)
+    any_family = bytes(16)
+    call("connect", passed, any_family, len(any_family))  # connect(2): dissolves what it was
+    with socket.socket(fileno=passed) as client, suppress(ConnectionRefusedError):
+        client.settimeout(2)
+        client.connect(("127.0.0.1", UNUSED_PORT))
+
+
+def write_into_a_folder() -> None:
+    for folder, _, _ in os.walk("/"):
+        with suppress(OSError):
+            os.close(os.open(f"{folder}/misbehaved", os.O_WRONLY | os.O_CREAT, 0o600))
+            raise Succeeded(folder)
+    raise PermissionError("none is writable")
+
+
+def write_to_a_file() -> None:
+    """But for the process's own affairs, and for what systemd 254 and later let it ask."""
+    for folder, folders, names in os.walk("/"):
+        if folder == "/":
+            folders[:] = set(folders) - {"proc", "dev"}
+        for path in (f"{folder}/{name}" for name in names if name != "memory.pressure"):
+            with suppress(OSError):
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+                raise Succeeded(path)
+    raise PermissionError("none is writable")
+
+
+def read_somebodys_home() -> None:
+    for home in ("/home", "/root"):
+        with suppress(OSError):
+            raise Succeeded(f"{home}: {os.listdir(home)}")
+    raise PermissionError("none is readable")
+
+
+def see_others() -> None:
+    """Processes of other users."""
+    others = [pid for pid in os.listdir("/proc") if pid.isdigit() and owner(pid) != os.getuid()]
+    if not others:
+        raise ProcessLookupError("none to see")
+    raise Succeeded(str(others))
+
+
+def owner(pid: str) -> int:
+    return os.stat(f"/proc/{pid}").st_uid
+
+
+def be_traced() -> None:
+    call("ptrace", PTRACE_TRACEME, 0, 0, 0)
+
+
+def run_in_real_time() -> None:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+
+def raise_a_limit() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    call("setrlimit", resource.RLIMIT_NOFILE, struct.pack("LL", hard + 1, hard + 1))
+
+
+ATTEMPTS: dict[str, Callable[[], Any]] = {
+    "open an Internet socket": partial(socket.socket, socket.AF_INET),
+    "open an IPv6 socket": partial(socket.socket, socket.AF_INET6),
+    "open a netlink socket": partial(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW),
+    "open a packet socket": partial(socket.socket, socket.AF_PACKET, socket.SOCK_RAW),
+    "execute a shell": partial(os.execv, "/bin/sh", ["sh", "-c", ""]),
+    "execute through the loader": execute_through_the_loader,
+    "execute from memory": execute_from_memory,
+    "write into a folder": write_into_a_folder,
+    "write to a file": write_to_a_file,
+    "read somebody's home": read_somebodys_home,
+    "see others' processes": see_others,
+    "load a module": partial(call, "syscall", SYS_INIT_MODULE, 0, 0, b""),
+    "load a BPF program": partial(call, "syscall", SYS_BPF, 5, 0, 0),
+    "add a key": partial(call, "syscall", SYS_ADD_KEY, b"user", b"name", b"key", 3, -3),
+    "trace another process": partial(call, "ptrace", PTRACE_SEIZE, os.getppid(), 0, 0),
+    "be traced": be_traced,
+    "become root": partial(os.setuid, 0),
+    "become another group": partial(os.setgid, 0),
+    "make a user namespace": partial(call, "unshare", CLONE_NEWUSER),
+    "make a mount namespace": partial(call, "unshare", CLONE_NEWNS),
+    "make a network namespace": partial(call, "unshare", CLONE_NEWNET),
+    "mount": partial(call, "mount", b"none", b"/tmp", b"tmpfs", 0, 0),
+    "change the root": partial(os.chroot, "/"),
+    "write and execute memory": partial(
+        mmap.mmap, -1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    ),
+    "set the clock": partial(call, "clock_settime", CLOCK_REALTIME, bytes(16)),
+    "name the host": partial(socket.sethostname, "misbehaved"),
+    "make a device": partial(os.mknod, "/dev/shm/mem", 0o020600, os.makedev(1, 1)),
+    "reboot": partial(call, "reboot", 0),
+    "change the personality": partial(call, "personality", 0x0040000),
+    "take precedence": partial(os.setpriority, os.PRIO_PROCESS, 0, -5),
+    "run in real time": run_in_real_time,
+    "raise a limit": raise_a_limit,
+    "end the service manager": partial(os.kill, 1, signal.SIGTERM),
+    "connect with a passed socket": connect_with_a_passed_socket,  # last: it spoils the socket
+}
+
+
+def attempt(action: Callable[[], Any]) -> str:
+    """Try it in a child; what came of it."""
+    reader, writer = os.pipe()
+    if not os.fork():
+        outcome = "done"
+        try:
+            action()
+        except Succeeded as success:
+            outcome = f"done: {success}"
+        except OSError as error:
+            outcome = str(error)
+        os.write(writer, outcome.encode())
+        os._exit(0)
+    os.close(writer)
+    os.wait()
+    with os.fdopen(reader) as said:
+        # A program that is executed in its place says nothing.
+        return said.read() or "done"
+
+
+if __name__ == "__main__":
+    for name, action in ATTEMPTS.items():
+        print(f"{name}: {attempt(action)}", flush=True)

@@ -1,0 +1,67 @@
+"""What an intruder could do inside the service's sandbox."""
+
+from pathlib import Path
+
+from system.container import Container
+from system.misbehave import ATTEMPTS
+from system.service import SERVICE, SOCKET, drop_in
+from system.waiting import until
+
+SCRIPT = "/opt/misbehave.py"
+
+#: In place of the service, with all that the service has: its sandbox and its sockets.
+IN_ITS_PLACE = f"""
+[Service]
+Type=exec
+Restart=no
+WatchdogSec=0
+ExecStart=
+ExecStart=/usr/bin/python3 {SCRIPT}
+"""
+
+#: What the units leave possible; SECURITY.md says what it means.
+POSSIBLE = {"execute from memory", "connect with a passed socket"}
+
+FOREIGN = "198.51.100.1"
+ONLY_LOOPBACK = """
+[Socket]
+ListenStream=
+ListenStream=0.0.0.0:9999
+IPAddressDeny=any
+IPAddressAllow=127.0.0.1
+"""
+ONLY_FOREIGN = f"[Socket]\nIPAddressDeny=any\nIPAddressAllow={FOREIGN}\n"
+
+
+def test_misbehaviour_fails(machine: Container) -> None:
+    assert misbehave(machine) == POSSIBLE
+
+
+def test_intruder_connects_only_where_clients_may_come_from(machine: Container) -> None:
+    drop_in(machine, SOCKET, ONLY_FOREIGN)
+    assert misbehave(machine) == POSSIBLE - {"connect with a passed socket"}
+
+
+def test_foreign_clients_are_not_let_in(machine: Container) -> None:
+    machine.run("ip", "address", "add", f"{FOREIGN}/32", "dev", "lo")
+    drop_in(machine, SOCKET, ONLY_LOOPBACK)
+    machine.run("systemctl", "restart", SOCKET, SERVICE)
+    assert machine.run("tcpupper", "--host", "127.0.0.1", "hello") == "HELLO"
+    # Its packets are dropped, so it would wait for long.
+    assert (
+        machine.try_run("timeout", "3", "tcpupper", "--host", FOREIGN, "hello").returncode == 124
+    )
+
+
+def misbehave(machine: Container) -> set[str]:
+    """The attempts that succeed."""
+    machine.write(SCRIPT, (Path(__file__).parent / "misbehave.py").read_text())
+    machine.run("systemctl", "stop", SERVICE, SOCKET)
+    drop_in(machine, SERVICE, IN_ITS_PLACE)
+    machine.run("systemctl", "start", SOCKET, SERVICE)
+    until(lambda: machine.show(SERVICE, "ActiveState") == "inactive")
+    said = machine.journal("--output=cat", f"--unit={SERVICE}", "_COMM=python3").splitlines()
+    print("\n".join(said))
+    outcome = dict(line.split(": ", 1) for line in said)
+    assert outcome.keys() == ATTEMPTS.keys()
+    return {name for name in ATTEMPTS if outcome[name].startswith("done")}
