@@ -1,4 +1,4 @@
-# run, test, check, system-test, bench, deb, dist, wheel, package-checks, install, clean: see CONTRIBUTING.md.
+# run, test, check, system-test, soak, bench, deb, dist, wheel, package-checks, install, clean: see CONTRIBUTING.md.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,6 +23,13 @@ check: $(VENV)/ready
 system-test: $(VENV)/ready
 	which git mmdebstrap systemd-nspawn || $(APT_INSTALL) git mmdebstrap systemd-container
 	$(VENV)/bin/pytest tests/system
+
+# The long forms of the tests, and fuzzing: about two hours, with what needs root as root.
+soak: $(VENV)/ready tools
+	$(VENV)/bin/pip install --quiet atheris
+	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
+	SOAK=1 $(VENV)/bin/pytest
+	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py
 
 # Measures on Debian's own Python. Without root, peers that are not here are left out and named.
 bench:
@@ -82,4 +89,4 @@ $(VENV)/ready: pyproject.toml
 	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
 	touch $@
 
-.PHONY: run tools test check system-test bench deb dist wheel package-checks install clean
+.PHONY: run tools test check system-test soak bench deb dist wheel package-checks install clean
