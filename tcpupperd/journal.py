@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import socket
 from collections.abc import Mapping
 from time import monotonic
 
@@ -20,6 +21,9 @@ PRIORITIES = {
     logging.ERROR: 3,
     logging.CRITICAL: 2,
 }
+
+#: The facility of system daemons, of syslog(3).
+LOG_DAEMON = 3 << 3
 
 #: Bytes of a line at the most: PIPE_BUF of pipe(7). Up to this a write does not wait that goes to
 #: a pipe that poll(2) calls writable, or to a Unix socket, which then has three quarters free.
@@ -39,15 +43,10 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(level.upper())
 
 
-def to_syslog() -> None:
+def to_syslog(address: str = "/dev/log") -> None:
     """Log to syslog from now on; standard error is about to go."""
-    from logging.handlers import SysLogHandler  # only --daemonize has no better place
-
-    address = "/dev/log" if os.path.exists("/dev/log") else ("localhost", 514)
-    handler = SysLogHandler(address, facility=SysLogHandler.LOG_DAEMON)
-    handler.ident = "tcpupperd: "
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(handlers=[handler], force=True, level=logging.getLogger().level)
+    level = logging.getLogger().level
+    logging.basicConfig(handlers=[SyslogHandler(address)], force=True, level=level)
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
@@ -88,9 +87,12 @@ class StreamHandler(logging.Handler):
 
     def _write(self, text: str, priority: int) -> bool:
         # Line by line: the journal takes each as a message of its own, also of a traceback.
-        prefix = f"<{priority}>" if self._prefixed else ""
+        prefix = self._prefix(priority)
         lines = [(prefix + line).encode(errors="backslashreplace") for line in text.splitlines()]
         return all(self._write_now(line[: LINE_MAX - 1] + b"\n") for line in lines)
+
+    def _prefix(self, priority: int) -> str:
+        return f"<{priority}>" if self._prefixed else ""
 
     def _write_now(self, data: bytes) -> bool:
         try:
@@ -101,6 +103,29 @@ class StreamHandler(logging.Handler):
             return bool(poll.poll(0)) and os.write(self._fd, data) == len(data)
         except OSError:
             return False
+
+
+class SyslogHandler(StreamHandler):
+    """Sends messages to the local syslog daemon, as syslog(3) does.
+
+    `logging.handlers.SysLogHandler` waits for a daemon that does not read: for ever, if need be.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(-1, prefixed=True)
+        self._address = address
+        # Not connected, so that a daemon which was started anew is found.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def _prefix(self, priority: int) -> str:
+        return f"<{LOG_DAEMON | priority}>tcpupperd: "
+
+    def _write_now(self, data: bytes) -> bool:
+        try:
+            self._socket.sendto(data, socket.MSG_DONTWAIT, self._address)
+        except OSError:
+            return False
+        return True
 
 
 class Sparing:
