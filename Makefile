@@ -5,7 +5,7 @@ VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
 # Debian's tools are for Debian's Python, not for another one that comes first on the path.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
-APT_INSTALL := apt-get install --yes --no-install-recommends
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends
 
 run:
 	$(PYTHON) -m tcpupperd
