@@ -42,8 +42,8 @@ def answer(connection):
             pass
     connection.close()
 
-with socket.create_server(("127.0.0.1", 9998), backlog=1000) as listener:
-    print("listening", flush=True)
+with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+    print(listener.getsockname()[1], flush=True)
     while fault != "refused":
         threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 """
@@ -67,11 +67,11 @@ def test_clients_see_every_fault(bare_machine: Container, program: str) -> None:
 @contextmanager
 def at_work(machine: Container, program: str, fault: str) -> Iterator[Clients]:
     """Clients of a server that has a fault."""
-    words = (program, "--port=9998", "--connections=500", "--round=0.5")
+    words = (program, "--connections=500", "--round=0.5")
     with machine.popen("python3", "-c", SERVER, fault, stdout=PIPE) as server:
         assert server.stdout
-        assert server.stdout.readline() == "listening\n"
-        with machine.popen(*words, stdin=PIPE, stdout=PIPE) as process:
+        port = int(server.stdout.readline())
+        with machine.popen(*words, f"--port={port}", stdin=PIPE, stdout=PIPE) as process:
             try:
                 yield Clients(process)
             finally:
