@@ -68,7 +68,8 @@ class Worker(UpperServer):
         """Tell the supervisor, who waits for signals only, that this worker accepts."""
         self._place.numbers[HEARTBEAT] = int(self.now * 1_000_000)
         self._place.numbers[STATE] = ACCEPTING
-        os.kill(os.getppid(), signal.SIGCHLD)
+        with contextlib.suppress(PermissionError):  # it is gone, and our parent now process 1
+            os.kill(os.getppid(), signal.SIGCHLD)
 
     def service_actions(self) -> None:
         """Once a turn: also a sign of life."""
