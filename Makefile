@@ -79,8 +79,8 @@ clean:
 
 # What some tests look at the daemon with. Who is not root goes without: these tests are skipped.
 tools:
-	-which ip mandoc strace systemd-socket-activate || [ "$$(id -u)" != 0 ] || \
-	$(APT_INSTALL) iproute2 mandoc strace systemd
+	-which ip kill mandoc strace systemd-socket-activate || [ "$$(id -u)" != 0 ] || \
+	$(APT_INSTALL) iproute2 mandoc procps strace systemd
 
 # Debian's python3 can make no virtual environment without a package of its own.
 $(VENV)/ready: pyproject.toml

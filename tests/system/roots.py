@@ -21,8 +21,8 @@ RELEASES = ("bookworm", "trixie")
 # What becomes the next one: the package is checked there, too.
 TESTING = "forky"
 
-# With these in its cache, apt installs the built package without a network.
-DEPENDENCIES = ("python3", "python3-daemon", "python3-sdnotify")
+# What the package depends on. With these in its cache, apt installs it without a network.
+DEPENDENCIES = ("procps", "python3", "python3-daemon", "python3-sdnotify")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Root:
         ]
 
 
-BOOTED = "systemd,systemd-sysv,dbus,libpam-systemd,procps,iproute2,python3"
+BOOTED = "systemd,systemd-sysv,dbus,libpam-systemd,iproute2,python3"
 BUILD_DEPENDENCIES = [
     '--customize-hook=mkdir -p "$1"/source/debian',
     "--customize-hook=copy-in debian/control /source/debian",
@@ -83,7 +83,7 @@ PURPOSES = {
     # A machine with systemd; "apt install" finds what the package depends on in apt's cache.
     "booted": [
         f"--include={BOOTED}",
-        '--customize-hook=chroot "$1" apt-get install --yes --download-only '
+        '--customize-hook=chroot "$1" apt-get install --yes --download-only --install-recommends '
         + " ".join(DEPENDENCIES),
     ],
     # A machine with the package's build dependencies.

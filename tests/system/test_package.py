@@ -6,6 +6,7 @@ from pathlib import Path
 from system.build import build_package, run_offline
 from system.conftest import install
 from system.container import Container
+from system.roots import DEPENDENCIES
 from system.service import CONFIGURATION, SERVICE, SOCKET, answer
 from system.waiting import until
 
@@ -83,9 +84,10 @@ def test_upgrade_leaves_a_stopped_and_disabled_service_alone(
 def test_remove_keeps_the_configuration_and_purge_nothing(
     bare_machine: Container, package: Path
 ) -> None:
+    bare_machine.run("apt-get", "install", "--yes", *DEPENDENCIES)
     before = files(bare_machine)
     install(bare_machine, package)
-    bare_machine.run("apt-get", "remove", "--yes", "--autoremove", "tcpupperd")
+    bare_machine.run("apt-get", "remove", "--yes", "tcpupperd")
     assert "LISTEN" not in bare_machine.run("ss", "-tln")
     assert bare_machine.show(SERVICE, "LoadState") == "not-found"
     bare_machine.run("test", "-e", CONFIGURATION)
