@@ -1,0 +1,140 @@
+"""What is fuzzed: functions of some bytes, which raise nothing unless there is a bug.
+
+Each takes bytes as they come from a fuzzer, makes of them what a client, an administrator or
+another version of the daemon could have written, and checks what can be checked of the outcome.
+"""
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+from tcpupperd import cli, handover
+from tcpupperd.config import Config, ConfigError, read_file
+from tcpupperd.handover import HandoverError
+from tcpupperd.listeners import parse_address
+from tcpupperd.protocol import ChunkProtocol, LineProtocol
+
+
+def protocol(data: bytes) -> None:
+    """Two bytes of settings, then chunks, each after a byte with its length: all that is
+    answered, and nothing else, is what was sent, upper-cased."""
+    max_line, limit = data[0] + 1, data[1] % 4
+    protocols = [LineProtocol(max_line, limit), LineProtocol(max_line), ChunkProtocol()]
+    answers = [b""] * len(protocols)
+    sent = b""
+    for chunk in chunks(data[2:]):
+        sent += chunk
+        for number, one in enumerate(protocols):
+            answers[number] += one.receive(chunk)
+            assert len(one.held) <= max_line
+    for number, one in enumerate(protocols):
+        answers[number] += one.receive_eof()
+    lines = split(sent.upper())
+    assert answers[0] == (b"".join(lines[:limit]) if limit else sent.upper())
+    assert answers[1] == answers[2] == sent.upper()
+    assert protocols[1].lines == len(lines)
+
+
+def chunks(data: bytes) -> Iterator[bytes]:
+    """None is empty: that would be the end of input."""
+    while data:
+        size = data[0]
+        if chunk := data[1 : size + 1]:
+            yield chunk
+        data = data[size + 1 :]
+
+
+def split(data: bytes) -> list[bytes]:
+    """Lines with their newlines; `bytes.splitlines` takes more than newlines for their ends."""
+    lines = [line + b"\n" for line in data.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
+
+
+def configuration(data: bytes) -> None:
+    """A configuration file: settings that are all usable, or the one error meant for people."""
+    message, settings = "", {}
+    file = os.memfd_create("tcpupperd.toml")
+    try:
+        os.write(file, data)
+        settings = read_file(f"/proc/self/fd/{file}")
+    except ConfigError as error:
+        message = str(error)
+    finally:
+        os.close(file)
+    assert "\n" not in message
+    config = Config(**settings)
+    assert config.worker_count > 0
+    for address in config.listen:
+        parse_address(address)
+
+
+def command_line(data: bytes) -> None:
+    """Arguments with NULs between them: they are taken, or the exit status is 2 (0 for --help)."""
+    arguments = [os.fsdecode(argument) for argument in data.split(b"\0")]
+    said, status = io.StringIO(), None
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            cli.parse(arguments)
+        except SystemExit as end:
+            status = end.code
+    assert (status, said.getvalue()) == (None, "") or (status in (0, 2) and said.getvalue())
+
+
+def address(data: bytes) -> None:
+    """An address to listen on."""
+    with contextlib.suppress(ValueError):
+        parse_address(os.fsdecode(data))
+
+
+def handover_message(data: bytes) -> None:
+    """A message of another version: a byte with the number of sockets, a byte with the length of
+    the greeting, the greeting, and the state. Every socket arrives, and nothing is left open."""
+    count, size = data[0] % 4, data[1]
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with give, take:
+        send_message(give, data[2 : size + 2], data[size + 2 :], count)
+        try:
+            sockets = [one.socket for one in handover.take(take)]
+        except HandoverError as error:
+            sockets = error.sockets
+        except EOFError:
+            sockets = []
+        for one in sockets:
+            one.close()
+    file = os.dup(0)
+    os.close(file)
+    assert file == lowest_free
+
+
+def send_message(end: socket.socket, greeting: bytes, state: bytes, count: int) -> None:
+    file = os.memfd_create("state")
+    sockets = [socket.socket(socket.AF_UNIX) for _ in range(count)]
+    try:
+        os.write(file, state)
+        socket.send_fds(end, [greeting], [file, *(one.fileno() for one in sockets)])
+    finally:
+        os.close(file)
+        for one in sockets:
+            one.close()
+
+
+#: Each with the least number of bytes that it makes sense of.
+TARGETS: dict[str, tuple[Callable[[bytes], None], int]] = {
+    "protocol": (protocol, 2),
+    "configuration": (configuration, 0),
+    "command_line": (command_line, 0),
+    "address": (address, 0),
+    "handover_message": (handover_message, 2),
+}
+
+
+def run(name: str, data: bytes) -> None:
+    """Try a target."""
+    target, least = TARGETS[name]
+    if len(data) >= least:
+        target(data)
