@@ -12,6 +12,7 @@ import pytest
 from integration.client import make_socket, many_lines, where
 from integration.daemon import Daemon
 from integration.measures import scaled
+from integration.processes import DEADLINE
 
 CLIENTS = scaled(200, 5000)
 TIMEOUT = scaled(1.5, 10.0)
@@ -117,11 +118,12 @@ def lifetimes(
     lives, alive = [], {client.fileno(): client for client in clients}
     since = {client.fileno(): began for client, began in clients.items()}
     next_drip = time.monotonic()
+    give_up = next_drip + TIMEOUT + DEADLINE
     with select.epoll() as poll:
         for fd in alive:
             events = select.EPOLLOUT | select.EPOLLET if flood else select.EPOLLIN
             poll.register(fd, events | select.EPOLLRDHUP)
-        while alive:
+        while alive and time.monotonic() < give_up:
             if drip and time.monotonic() >= next_drip:
                 next_drip += PAUSE
                 for client in alive.values():
@@ -146,6 +148,7 @@ def try_send(client: socket.socket, data: bytes) -> bool:
 
 
 def check(lives: list[float], earliest: float = TIMEOUT - 0.05) -> None:
-    print(f"{len(lives)} clients given up after {min(lives):.2f} to {max(lives):.2f} s")
+    assert len(lives) == CLIENTS
+    print(f"{CLIENTS} clients given up after {min(lives):.2f} to {max(lives):.2f} s")
     assert min(lives) >= earliest
     assert max(lives) <= TIMEOUT + LATENESS
