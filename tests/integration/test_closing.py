@@ -78,7 +78,7 @@ def test_end_of_a_client_that_never_reads() -> None:
 
 def wait_for_rest(daemon: Daemon) -> None:
     """Nothing to do is nothing done."""
-    until(lambda: cpu_share(daemon.workers(), 0.3) < 0.02)
+    until(lambda: cpu_share(daemon.workers(), 0.2) < 0.03)
 
 
 @contextlib.contextmanager

@@ -76,20 +76,6 @@ def test_refusals_do_not_flood_the_log() -> None:
         assert 1 <= said <= 1 + (time.monotonic() - began) // QUIET
 
 
-def test_number_of_refusals_left_out_of_the_log_is_told() -> None:
-    with Daemon(workers=1, max_connections_per_source=1) as daemon:
-        assert daemon.connect().ask(b"one") == b"ONE"
-        for _ in range(5):
-            assert daemon.connect().read_to_end() == b""
-
-        def refused_again() -> bool:
-            return daemon.connect().read_to_end() == b"" and "left out" in daemon.log
-
-        until(refused_again, QUIET + 5)
-        left_out = int(daemon.log.rpartition("; ")[2].split()[0])
-        assert left_out == daemon.counters()["refused"] - 2
-
-
 def test_refused_clients_take_nobodys_place() -> None:
     """Not even if they stay connected: there is a place left for another source."""
     with Daemon(workers=1, max_connections=2, max_connections_per_source=1) as daemon:

@@ -13,7 +13,7 @@ from integration.measures import private_kib, scaled
 from integration.processes import descriptors, until
 from integration.talkers import Talkers
 
-SECONDS = scaled(10.0, 1800.0)
+SECONDS = scaled(6.0, 1800.0)
 SAMPLES = 40
 
 #: What private memory may grow by, from the second quarter to the last. A short run sees processes

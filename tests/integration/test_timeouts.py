@@ -7,15 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import pytest
-
 from integration.client import make_socket, many_lines, where
 from integration.daemon import Daemon
 from integration.measures import scaled
 from integration.processes import DEADLINE
 
 CLIENTS = scaled(200, 5000)
-TIMEOUT = scaled(1.5, 10.0)
+TIMEOUT = scaled(1.25, 10.0)
 
 #: Seconds that a deadline may be missed by.
 LATENESS = 1.0
@@ -52,22 +50,21 @@ def test_clients_that_stop_reading_are_given_up_at_write_timeout() -> None:
         assert daemon.counters()["write_timeout"] == CLIENTS
 
 
-@pytest.mark.parametrize("line", [b"line\n", b"a line in its own time\n"])
-def test_clients_that_keep_the_rules_stay(line: bytes) -> None:
+def test_clients_that_keep_the_rules_stay() -> None:
     """However long they are connected: each line, and each pause, is short enough."""
     with Daemon(workers=1, line_timeout=TIMEOUT, idle_timeout=TIMEOUT) as daemon:
         client, began = daemon.connect(), time.monotonic()
         while time.monotonic() < began + 2 * TIMEOUT:
-            client.send(line[:2])
+            client.send(b"a line ")
             time.sleep(TIMEOUT / 4)
-            client.send(line[2:])
-            assert client.read_line() == line.upper()
+            client.send(b"in its own time\n")
+            assert client.read_line() == b"A LINE IN ITS OWN TIME\n"
         assert daemon.counters()["open"] == 1
 
 
 def test_client_that_reads_slowly_stays() -> None:
     """Left alone, the kernel takes megabytes for it, and then nothing until a third is gone."""
-    step, steps = 65536, 12
+    step, steps = 65536, 8
     sent = many_lines()[: 64 * step]
     with Daemon(workers=1, write_timeout=TIMEOUT) as daemon:
         client = daemon.connect(receive_buffer=8192)
