@@ -104,7 +104,6 @@ def test_many_connections(machine: Container, program: str, tell: Tell) -> None:
     with at_work(machine, program, MANY, pace=5) as clients:
         pauses = [pause(clients, restart, machine) for _ in times(1, 3)]
         tell(f"restart with {MANY} connections", pauses)
-        assert max(pauses) <= 1 or not SOAK
         assert clients.report().open == MANY // 500 * LASTING
         assert clients.finish().faults == {}
     assert complaints(machine) == ""
