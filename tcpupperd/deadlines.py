@@ -18,7 +18,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._buckets: dict[int, set[int]] = {}
-        self._ticks: list[int] = []  # a heap; may name buckets that are gone
+        self._ticks: list[int] = []  # a heap of the buckets' ticks
 
     def add(self, fd: int, when: float) -> int:
         """Hold `fd` until `when` (seconds); returns the tick to `discard` it by."""
@@ -32,16 +32,15 @@ class Deadlines:
 
     def discard(self, fd: int, tick: int) -> None:
         """Let go of `fd`; it may be gone already."""
-        bucket = self._buckets.get(tick)
-        if bucket is not None:
-            bucket.discard(fd)
-            if not bucket:
-                del self._buckets[tick]
+        # An empty bucket stays until its turn: one made anew for each connection that comes and
+        # goes would put its tick into the heap each time.
+        if tick in self._buckets:
+            self._buckets[tick].discard(fd)
 
     def next(self) -> float:
         """When `due` will have something next; infinity if nothing is held."""
-        while self._ticks and self._ticks[0] not in self._buckets:
-            heapq.heappop(self._ticks)
+        while self._ticks and not self._buckets[self._ticks[0]]:
+            del self._buckets[heapq.heappop(self._ticks)]
         return self._ticks[0] * self.TICK if self._ticks else math.inf
 
     def due(self, now: float) -> set[int]:

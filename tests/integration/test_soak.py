@@ -64,9 +64,9 @@ KINDS = [pipeline, go_away, be_slow, never_read, write_no_newline]
 def test_memory_and_descriptors_stay_flat() -> None:
     timeouts = {"line_timeout": 1, "idle_timeout": 2, "write_timeout": 1}
     with Daemon(workers=2, **timeouts) as daemon, ExitStack() as stack:
-        talkers = stack.enter_context(Talkers(daemon.addresses[0], 2))
         processes = [daemon.pid, *daemon.workers()]
         before = {pid: len(descriptors(pid)) for pid in processes}
+        talkers = stack.enter_context(Talkers(daemon.addresses[0], 2))
         stop = threading.Event()
         stack.callback(stop.set)
         for kind in KINDS:
