@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -45,7 +44,7 @@ static struct {
 } option = {.host = "127.0.0.1", .connections = 1, .line = 64, .depth = 1, .seconds = 1};
 
 static int epoll, busy; /* busy: connections whose answer is due */
-static uint64_t deadline, lines, batches;
+static uint64_t deadline, lines, batches, idle; /* idle: nanoseconds without anything to do */
 static struct connection *probe;
 
 /* ---- time and latency ---- */
@@ -240,12 +239,25 @@ static struct connection *make_connections(void)
     return all;
 }
 
+/* Looks again instead of sleeping: to wake a sleeper would cost the server time, and the less the
+ * faster it is. A client on another machine costs it none. */
+static int wait_for_events(struct epoll_event *events)
+{
+    uint64_t began = now(), time = began;
+    int count;
+    while (!(count = epoll_wait(epoll, events, EVENTS_PER_TURN, 0))) {
+        time = now();
+        if (time - began > GRACE_SECONDS * 1000000000ull)
+            errx(1, "no answer for %d s", GRACE_SECONDS);
+    }
+    idle += time - began;
+    return count;
+}
+
 static void serve_events(void)
 {
     struct epoll_event events[EVENTS_PER_TURN];
-    int count = epoll_wait(epoll, events, EVENTS_PER_TURN, GRACE_SECONDS * 1000);
-    if (count == 0)
-        errx(1, "no answer for %d s", GRACE_SECONDS);
+    int count = wait_for_events(events);
     for (int i = 0; i < count; i++) {
         struct connection *c = events[i].data.ptr;
         if (c->sent < c->size && events[i].events & EPOLLOUT)
@@ -257,14 +269,10 @@ static void serve_events(void)
 
 static void print_result(uint64_t began)
 {
-    struct rusage usage;
-    double seconds = (now() - began) / 1e9;
-    getrusage(RUSAGE_SELF, &usage);
-    double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec
-                 + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
-    printf("{\"lines\": %ju, \"seconds\": %.6f, \"cpu_seconds\": %.6f, \"p50_us\": %.1f, "
-           "\"p99_us\": %.1f, \"p999_us\": %.1f}\n", (uintmax_t)lines, seconds, cpu,
-           percentile_us(0.5), percentile_us(0.99), percentile_us(0.999));
+    uint64_t time = now() - began;
+    printf("{\"lines\": %ju, \"seconds\": %.6f, \"busy_seconds\": %.6f, \"p50_us\": %.1f, "
+           "\"p99_us\": %.1f, \"p999_us\": %.1f}\n", (uintmax_t)lines, time / 1e9,
+           (time - idle) / 1e9, percentile_us(0.5), percentile_us(0.99), percentile_us(0.999));
 }
 
 int main(int argc, char **argv)

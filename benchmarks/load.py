@@ -63,7 +63,7 @@ def measure(running: Running, work: Work, seconds: float) -> Outcome:
         rate=result["lines"] / result["seconds"],
         cpu_us=cpu / result["lines"] * 1e6,
         server_busy=cpu / result["seconds"],
-        load_busy=result["cpu_seconds"] / result["seconds"],
+        load_busy=result["busy_seconds"] / result["seconds"],
         p50_us=result["p50_us"],
         p99_us=result["p99_us"],
         p999_us=result["p999_us"],
