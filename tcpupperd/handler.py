@@ -104,10 +104,9 @@ class UpperHandler(socketserver.StreamRequestHandler):
             self.eof = True
             answer = protocol.receive_eof()
         self.active = server.now
-        answered = protocol.lines - before
-        server.lines += answered
+        server.lines += protocol.lines - before
         if protocol.mid_line or self.line_began:
-            self._time_line(answered)
+            self._time_line(protocol.lines - before)
         if server.debug:
             log.debug("%s: received %d bytes, answering %d", self.name, len(data), len(answer))
         if answer:

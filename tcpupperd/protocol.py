@@ -35,17 +35,16 @@ class LineProtocol:
         end = data.find(b"\n") + 1
         if not end:
             return self._hold(data)
+        rest = b""
         if end == len(data):
             self.lines += 1
         else:
             self.lines += count_lines(data)
             end = data.rfind(b"\n") + 1
-        self.finished = self.lines == self._limit
+            data, rest = data[:end], data[end:]
         self.mid_line = False
-        answer = (data if end == len(data) else data[:end]).upper()
-        if self._held:
-            answer = self._take_held() + answer
-        return answer if end == len(data) else answer + self._hold(data[end:])
+        answer = self._take_held() + data.upper() if self._held else data.upper()
+        return answer + self._hold(rest) if rest else answer
 
     def receive_eof(self) -> bytes:
         """The answer to a last line that came without a newline."""
@@ -79,6 +78,7 @@ class LineProtocol:
             end = data.find(b"\n", end) + 1
             if not end:
                 return data
+        self.finished = True
         return data[:end]
 
     def _hold(self, data: bytes) -> bytes:
