@@ -20,10 +20,25 @@ def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
     """
     source = folder / "tcpupperd"
     source.mkdir()
-    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=TREE, text=True)
-    for name in listed.rstrip("\0").split("\0"):
+    for name in git("ls-files", "-z").decode().rstrip("\0").split("\0"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(TREE / name, source / name, follow_symlinks=False)
+    return _build(release, folder, profile)
+
+
+def build_previous_package(release: str, folder: Path) -> Path:
+    """The same of the commit before the last; of the last, where git has no other."""
+    commit = git("rev-list", "--max-count=2", "HEAD").decode().split()[-1]
+    source = git("archive", "--prefix=tcpupperd/", commit)
+    subprocess.run(["tar", "--extract", f"--directory={folder}"], input=source, check=True)
+    return _build(release, folder, "nocheck")
+
+
+def git(*words: str) -> bytes:
+    return subprocess.check_output(["git", *words], cwd=TREE)
+
+
+def _build(release: str, folder: Path, profile: str) -> Path:
     environment = f"DEB_BUILD_PROFILES={profile} DEB_BUILD_OPTIONS={profile}"
     build = "dpkg-buildpackage --build=binary --no-sign"
     run_offline(release, folder, f"cd /mnt/tcpupperd && {environment} {build}")

@@ -6,6 +6,7 @@ done often enough to be believed, and the pauses that the clients saw are printe
 
 import os
 import resource
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import Any
 import pytest
 from load.clients import LASTING, Clients
 
+from system.build import build_previous_package
 from system.container import Container
 from system.service import SERVICE, SOCKET, main_pid, workers
-from system.test_package import newer_package
+from system.test_package import with_version
 from system.waiting import until
 
 SOAK = bool(os.environ.get("SOAK"))
@@ -31,6 +33,14 @@ MANY = min(18_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 500 * 500 - 
 SMALL_BUFFERS = "4096 16384 131072"
 
 Tell = Callable[[str, list[float]], None]
+
+
+@pytest.fixture
+def previous(release: str, package: Path, tmp_path: Path) -> str:
+    """The package of the commit before the last, where it is inside: hand-over may be another
+    version there."""
+    shutil.copy(build_previous_package(release, tmp_path), package.parent / "previous")
+    return "/mnt/previous"
 
 
 @pytest.fixture
@@ -63,17 +73,18 @@ def test_restart(machine: Container, program: str, tell: Tell) -> None:
     assert complaints(machine) == ""
 
 
-def test_upgrade_and_downgrade(
-    machine: Container, program: str, package: Path, tell: Tell
+def test_downgrade_and_upgrade(
+    machine: Container, program: str, package: Path, previous: str, tell: Tell
 ) -> None:
-    newer, older = newer_package(machine, package), f"/mnt/{package.name}"
+    """Between this package and that of the commit before; their versions may be the same."""
+    older, newer = with_version(machine, previous, "~older"), f"/mnt/{package.name}"
     with at_work(machine, program) as clients:
         pauses = [
             pause(clients, install_version, machine, file)
             for _ in times(1, 10)
-            for file in (newer, older)
+            for file in (older, newer)
         ]
-        tell("apt install of a newer and an older package", pauses)
+        tell("apt install of an older and a newer package", pauses)
         assert clients.finish().faults == {}
     assert complaints(machine) == ""
 

@@ -104,13 +104,18 @@ def test_installs_again_after_purge(machine: Container, package: Path) -> None:
 
 def newer_package(machine: Container, package: Path) -> str:
     """The same package under a later version."""
+    return with_version(machine, f"/mnt/{package.name}", "+newer")
+
+
+def with_version(machine: Container, file: str, suffix: str) -> str:
+    """The same package, with something added to its version."""
     script = (
-        'dpkg-deb --raw-extract "$0" /tmp/newer && '
-        "sed -i '/^Version:/s/$/+newer/' /tmp/newer/DEBIAN/control && "
-        "dpkg-deb --build /tmp/newer /tmp/newer.deb"
+        'dpkg-deb --raw-extract "$0" "/tmp/repacked$1" && '
+        'sed -i "/^Version:/s/$/$1/" "/tmp/repacked$1/DEBIAN/control" && '
+        'dpkg-deb --build "/tmp/repacked$1" "/tmp/repacked$1.deb"'
     )
-    machine.run("sh", "-c", script, f"/mnt/{package.name}")
-    return "/tmp/newer.deb"
+    machine.run("sh", "-c", script, file, suffix)
+    return f"/tmp/repacked{suffix}.deb"
 
 
 def files(machine: Container) -> set[str]:
