@@ -41,15 +41,16 @@ def _panel(results: Rounds, servers: Sequence[Server], work: Work, top: int) -> 
 
     title = f"{work.title}: {work.unit} a second, C epoll = 100 %"
     parts = [f'<text class="title" x="0" y="{top}">{escape(title)}</text>\n']
+    scale = BAR_WIDTH / max(max(results.ratios(server, LIMIT, work)) for server in servers)
     for row, server in enumerate(sorted(servers, key=share, reverse=True)):
         ratios = results.ratios(server, LIMIT, work)
         rate = results.median(server, work, "rate")
-        parts.append(_bar(server, ratios, rate, top + 10 + row * STEP))
+        parts.append(_bar(server, ratios, scale, rate, top + 10 + row * STEP))
     return "".join(parts)
 
 
-def _bar(server: Server, ratios: Sequence[float], rate: float, y: int) -> str:
-    share, low, high = (BAR_WIDTH * of(ratios) for of in (median, min, max))
+def _bar(server: Server, ratios: Sequence[float], scale: float, rate: float, y: int) -> str:
+    share, low, high = (scale * of(ratios) for of in (median, min, max))
     kind = "ours" if server is DAEMON else "peer"
     baseline, middle = y + BAR_HEIGHT - 3, y + BAR_HEIGHT / 2
     label = f"{median(ratios):.1%} · {rate:,.0f}/s"
@@ -59,5 +60,5 @@ def _bar(server: Server, ratios: Sequence[float], rate: float, y: int) -> str:
         f'<rect class="{kind}" x="{NAME_WIDTH}" y="{y}" width="{max(share, 1):.1f}" '
         f'height="{BAR_HEIGHT}" rx="2"/>\n'
         f'<path class="range" d="M{NAME_WIDTH + low:.1f} {middle}H{NAME_WIDTH + high:.1f}"/>\n'
-        f'<text x="{NAME_WIDTH + max(share, high) + 8:.1f}" y="{baseline}">{label}</text>\n'
+        f'<text x="{NAME_WIDTH + BAR_WIDTH + 8}" y="{baseline}">{label}</text>\n'
     )
