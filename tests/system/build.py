@@ -1,5 +1,6 @@
 """The Debian package of the work tree as it is, built on the release it is for."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,13 +30,14 @@ def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
 def build_previous_package(release: str, folder: Path) -> Path:
     """The same of the commit before the last; of the last, where git has no other."""
     commit = git("rev-list", "--max-count=2", "HEAD").decode().split()[-1]
-    source = git("archive", "--prefix=tcpupperd/", commit)
-    subprocess.run(["tar", "--extract", f"--directory={folder}"], input=source, check=True)
+    index = {"GIT_INDEX_FILE": str(folder / "index")}  # in the place of that of the work tree
+    git("read-tree", commit, **index)
+    git("checkout-index", "--all", f"--prefix={folder}/tcpupperd/", **index)
     return _build(release, folder, "nocheck")
 
 
-def git(*words: str) -> bytes:
-    return subprocess.check_output(["git", *words], cwd=TREE)
+def git(*words: str, **environment: str) -> bytes:
+    return subprocess.check_output(["git", *words], cwd=TREE, env=os.environ | environment)
 
 
 def _build(release: str, folder: Path, profile: str) -> Path:
