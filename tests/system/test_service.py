@@ -20,6 +20,10 @@ from system.service import (
 from system.waiting import until
 
 WRONG_CONFIGURATION = "workers = 'many'\n"
+JOURNAL = "systemd-journald.service"
+
+#: Messages that wait for a journal that does not read: systemd.exec(5) has it eight megabytes.
+MORE_THAN_A_BUFFER = 15_000
 
 
 def test_status_and_first_answer(machine: Container) -> None:
@@ -166,6 +170,34 @@ def test_journal_tells_the_priorities(machine: Container) -> None:
     assert {entry["PRIORITY"] for entry in entries} == {"6"}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in entries} == {"tcpupperd"}
     assert not any(entry["MESSAGE"].startswith("<") for entry in entries)
+
+
+def test_serves_while_the_journal_hangs(machine: Container) -> None:
+    """What the journal does not take is dropped and counted."""
+    machine.write(CONFIGURATION, 'log_level = "debug"\n')
+    drop_in(machine, SERVICE, "[Service]\nLogRateLimitIntervalSec=0\n")
+    machine.run("systemctl", "restart", SERVICE)
+    journal = machine.show(JOURNAL, "MainPID")
+    with Conversation(machine) as conversation:
+        machine.run("kill", "-STOP", journal)
+        for number in range(MORE_THAN_A_BUFFER):
+            assert conversation.ask(f"line {number}") == f"LINE {number}"
+        machine.run("kill", "-CONT", journal)
+
+        def told() -> bool:
+            conversation.ask("anything new?")
+            return "messages were dropped" in machine.journal(f"--unit={SERVICE}")
+
+        until(told)
+
+
+def test_serves_without_a_journal(machine: Container) -> None:
+    sockets = ("systemd-journald.socket", "systemd-journald-dev-log.socket")
+    machine.run("systemctl", "stop", *sockets, JOURNAL)
+    machine.run("systemctl", "reload", SERVICE)
+    assert answer(machine, "nobody listens\n") == "NOBODY LISTENS"
+    machine.run("systemctl", "restart", SERVICE)
+    assert answer(machine, "still nobody\n") == "STILL NOBODY"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
