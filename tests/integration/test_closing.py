@@ -36,13 +36,15 @@ def test_half_close_while_stalled() -> None:
         assert client.read_to_end() == sent.upper()
 
 
-def test_daemon_ends_while_stalled() -> None:
-    """It has answered its last line, but for what the client does not take."""
+@pytest.mark.parametrize("more", [b"", b"one more\n" * 50_000])
+def test_daemon_ends_while_stalled(more: bytes) -> None:
+    """A client that takes answers slowly has sent its last line, and then more than is read, or
+    nothing, not even an end."""
     limit = 1000
     sent = (b"x" * 4000 + b"\n") * limit
     with Daemon(workers=1, lines_per_connection=limit) as daemon:
         client = daemon.connect(receive_buffer=4096)
-        with sending(client, sent + b"one more\n"):
+        with sending(client, sent + more, end=bool(more)):
             until(lambda: daemon.counters()["lines"] > 0)
             wait_for_rest(daemon)
             assert client.read_to_end() == sent.upper()
@@ -50,7 +52,7 @@ def test_daemon_ends_while_stalled() -> None:
 
 @pytest.mark.parametrize("client_ends", [True, False])
 def test_stop_while_stalled(client_ends: bool) -> None:
-    with Daemon(workers=1) as daemon:
+    with Daemon(workers=1, drain_timeout=60) as daemon:
         client = daemon.connect(receive_buffer=4096)
         sent = daemon.clog(client)
         if client_ends:
@@ -82,13 +84,14 @@ def wait_for_rest(daemon: Daemon) -> None:
 
 
 @contextlib.contextmanager
-def sending(client: Client, data: bytes) -> Iterator[None]:
+def sending(client: Client, data: bytes, *, end: bool = True) -> Iterator[None]:
     """Send in a thread of its own, as much as the daemon takes, and end."""
 
     def send() -> None:
         with contextlib.suppress(OSError):
             client.send(data)
-            client.end()
+            if end:
+                client.end()
 
     thread = threading.Thread(target=send)
     thread.start()

@@ -1,12 +1,13 @@
 """More clients than a worker has descriptors for."""
 
 import resource
+import select
 import time
 
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.measures import cpu_share, scaled
-from integration.processes import descriptors, until
+from integration.processes import DEADLINE, descriptors, until
 
 LIMIT = 64
 TOO_MANY = 100
@@ -102,3 +103,27 @@ def test_nobody_is_lost_in_a_reload_without_descriptors() -> None:
             client.send(b"at last\n")
             served.pop().close()
         assert [client.read_line() for client in waiting] == [b"AT LAST\n"] * 5
+
+
+def test_nobody_is_lost_where_fewer_workers_have_not_room_for_all() -> None:
+    """Those wait in the channel, until others end."""
+    with Daemon(workers=2, wrapper=("prlimit", f"--nofile={LIMIT}")) as daemon:
+        clients: list[Client] = []
+
+        def all_are_full() -> bool:
+            clients.append(daemon.connect())
+            return daemon.log.count("cannot accept") == 2
+
+        until(all_are_full)
+        taken = daemon.counters()["open"]
+        daemon.reload(workers=1)
+        for client in clients:
+            client.send(b"after\n")
+        until(lambda: daemon.counters()["given"] >= taken)
+        while clients:
+            ready, _, _ = select.select([one.socket for one in clients], [], [], DEADLINE)
+            assert ready, f"{len(clients)} clients wait in vain"
+            for client in [one for one in clients if one.socket in ready]:
+                assert client.read_line() == b"AFTER\n"
+                clients.remove(client)
+                client.close()

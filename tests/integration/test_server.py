@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,19 @@ def test_end_is_put_off_while_the_client_has_answers_to_read() -> None:
         until(lambda: server.open == 0)
 
 
+def test_last_answer_may_leave_in_several_pieces() -> None:
+    config = Config(lines_per_connection=1)
+    line = b"x" * (RECEIVE_SIZE - 1) + b"\n"
+    with (
+        serving(CountingServer(listeners=[small_listener()], config=config)) as server,
+        connected(server, receive_buffer=4096) as client,
+    ):
+        client.send(line)
+        (handler,) = until(server.connections)
+        until(lambda: handler.unsent)
+        assert client.read_to_end() == line.upper()
+
+
 @pytest.mark.parametrize("framing", ["line", "none"])
 def test_last_of_several_lines_ends_the_connection(framing: str) -> None:
     config = Config(lines_per_connection=3, framing=framing)
@@ -575,6 +589,22 @@ def test_client_that_never_reads_and_never_stops_is_bounded(tight: CountingServe
         assert len(sent) < 16 << 20
 
 
+def test_of_an_answer_only_what_is_unsent_stays_in_memory() -> None:
+    client, request = socket.socketpair()
+    with UpperServer() as server, client:
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE_SIZE // 4)
+        server.process_request(request, "")
+        client.sendall(b"x" * (RECEIVE_SIZE - 1) + b"\n")
+        tracemalloc.start()
+        server.handle_request()
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        (handler,) = server.connections()
+        assert 0 < len(handler.unsent) < RECEIVE_SIZE - 16384
+        assert kept < len(handler.unsent) + 8192
+        client.close()
+
+
 # Timeouts
 
 
@@ -650,6 +680,7 @@ def test_no_line_no_line_timeout() -> None:
 
 def test_client_that_does_not_read_is_cut() -> None:
     with timed(write_timeout=0.6) as (server, client):
+        time.sleep(0.3)  # it is looked at when 0.6 have passed since the connect
         handler = stall(server, client)
         until(lambda: server.open == 0)
         check_time(handler.active, 0.6)
@@ -681,6 +712,20 @@ def stall(server: CountingServer, client: Client) -> UpperHandler:
     (handler,) = server.connections()
     until(lambda: handler.unsent)
     return handler
+
+
+def test_client_may_reset_in_the_turn_in_which_its_deadline_comes() -> None:
+    with (
+        UpperServer(ANY_PORT, config=Config(idle_timeout=0.3)) as server,
+        connected(server) as client,
+    ):
+        server.handle_request()
+        client.reset()
+        until(lambda: server.patience() == 0)
+        server.now = time.monotonic()
+        server.service_actions()  # where the reset is not known of yet
+        assert server.open == 0
+        assert server.counters[RESET] == 1
 
 
 def test_without_timeouts_nothing_is_ever_looked_at() -> None:

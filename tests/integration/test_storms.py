@@ -46,6 +46,7 @@ def test_workers_killed_one_after_another() -> None:
         assert talkers.answers > deaths
         assert not talkers.failures.keys() - {"cut"}
         assert talkers.failures["cut"] <= TALKERS * deaths
+        until(lambda: daemon.counters()["open"] == 0)
         until(lambda: len(descriptors(daemon.pid)) <= before[0])
         assert anonymous_kib(daemon.pid) <= before[1] + SOME_KIB
 

@@ -1,11 +1,14 @@
 """Clients that are slow, silent or stop reading: given up at their deadline, and not before."""
 
+import heapq
 import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+import pytest
 
 from integration.client import make_socket, many_lines, where
 from integration.daemon import Daemon
@@ -31,7 +34,7 @@ PAUSE = scaled(0.25, 1.0)
 def test_slow_writers_are_given_up_at_line_timeout() -> None:
     with Daemon(workers=2, line_timeout=TIMEOUT, idle_timeout=60) as daemon:
         with many_clients(daemon, CLIENTS) as clients:
-            lives = lifetimes(clients, drip=b"x")
+            lives = lifetimes(clients, says=b"x", again=True)
         check(lives)
         assert daemon.counters()["line_timeout"] == CLIENTS
 
@@ -39,7 +42,7 @@ def test_slow_writers_are_given_up_at_line_timeout() -> None:
 def test_silent_clients_are_given_up_at_idle_timeout() -> None:
     with Daemon(workers=2, idle_timeout=TIMEOUT) as daemon:
         with many_clients(daemon, CLIENTS) as clients:
-            lives = lifetimes(clients)
+            lives = lifetimes(clients, says=b"a line\n")
         check(lives)
         assert daemon.counters()["idle_timeout"] == CLIENTS
 
@@ -81,17 +84,31 @@ def test_client_that_reads_slowly_stays() -> None:
         assert daemon.counters()["write_timeout"] == 0
 
 
-def test_timeouts_of_zero_are_none() -> None:
-    with Daemon(workers=1, line_timeout=0, idle_timeout=0, write_timeout=0) as daemon:
+@pytest.mark.parametrize(
+    ("settings", "stay"),
+    [
+        ({}, {"slow", "silent", "stalled"}),
+        # For the sake of one, every connection is looked at.
+        ({"line_timeout": TIMEOUT / 2}, {"silent", "stalled"}),
+        ({"idle_timeout": TIMEOUT / 2}, {"stalled"}),
+        ({"write_timeout": TIMEOUT / 2}, {"slow", "silent"}),
+    ],
+)
+def test_timeouts_of_zero_are_none(settings: dict[str, float], stay: set[str]) -> None:
+    none = {"line_timeout": 0.0, "idle_timeout": 0.0, "write_timeout": 0.0}
+    with Daemon(workers=1, **(none | settings)) as daemon:
         slow, silent, stalled = (daemon.connect(receive_buffer=4096) for _ in range(3))
         slow.send(b"no new")
         sent = daemon.clog(stalled)
         time.sleep(TIMEOUT)
-        slow.send(b"line\n")
-        assert slow.read_line() == b"NO NEWLINE\n"
-        assert silent.ask(b"still there?") == b"STILL THERE?"
-        stalled.end()
-        assert stalled.read_to_end() == sent.upper()
+        if "slow" in stay:
+            slow.send(b"line\n")
+            assert slow.read_line() == b"NO NEWLINE\n"
+        if "silent" in stay:
+            assert silent.ask(b"still there?") == b"STILL THERE?"
+        if "stalled" in stay:
+            stalled.end()
+            assert stalled.read_to_end() == sent.upper()
 
 
 @contextmanager
@@ -113,28 +130,25 @@ def many_clients(
 
 
 def lifetimes(
-    clients: dict[socket.socket, float], *, drip: bytes = b"", flood: bytes = b""
+    clients: dict[socket.socket, float],
+    *,
+    says: bytes = b"",
+    again: bool = False,
+    flood: bytes = b"",
 ) -> list[float]:
-    """Seconds from when each client connected, or first sent a `drip`, or last could send some of
-    a `flood`, to when the daemon ended the connection. They read nothing until then; a drip they
-    send at every pause."""
+    """Seconds from when each client first said something, or last could send some of a `flood`, to
+    when the daemon ended the connection. They read nothing until then, and begin one after the
+    other within half of TIMEOUT; those that say it again do so after each pause."""
     lives, alive = [], {client.fileno(): client for client in clients}
-    began: dict[int, float] = {}
-    if not drip:
-        began = {client.fileno(): connected for client, connected in clients.items()}
-    next_drip = time.monotonic()
-    give_up = next_drip + TIMEOUT + DEADLINE
+    began = {client.fileno(): connected for client, connected in clients.items()}
+    start, step = time.monotonic(), TIMEOUT / 2 / len(clients)
+    turns = [(start + step * number, fd, True) for number, fd in enumerate(alive)] if says else []
     with select.epoll() as poll:
         for fd in alive:
-            events = select.EPOLLOUT | select.EPOLLET if flood else select.EPOLLIN
-            poll.register(fd, events | select.EPOLLRDHUP)
-        while alive and time.monotonic() < give_up:
-            if drip and time.monotonic() >= next_drip:
-                next_drip += PAUSE
-                for fd, client in alive.items():
-                    try_send(client, drip)
-                    began.setdefault(fd, time.monotonic())
-            for fd, events in poll.poll(PAUSE / 4):
+            poll.register(fd, select.EPOLLRDHUP | (select.EPOLLOUT | select.EPOLLET) * bool(flood))
+        while alive and time.monotonic() < start + 2 * TIMEOUT + DEADLINE:
+            began |= dict(take_turns(turns, alive, says, again))
+            for fd, events in poll.poll(step):
                 if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
                     lives.append(time.monotonic() - began[fd])
                     poll.unregister(fd)
@@ -143,6 +157,19 @@ def lifetimes(
                     while try_send(alive[fd], flood):
                         began[fd] = time.monotonic()
     return lives
+
+
+def take_turns(
+    turns: list[tuple[float, int, bool]], alive: dict[int, socket.socket], says: bytes, again: bool
+) -> Iterator[tuple[int, float]]:
+    """Have those clients speak whose turn it is; those that do for the first time, and when."""
+    while turns and turns[0][0] <= time.monotonic():
+        when, fd, first = heapq.heappop(turns)
+        if fd in alive and try_send(alive[fd], says):
+            if first:
+                yield fd, time.monotonic()
+            if again:
+                heapq.heappush(turns, (when + PAUSE, fd, False))
 
 
 def try_send(client: socket.socket, data: bytes) -> bool:
@@ -154,6 +181,7 @@ def try_send(client: socket.socket, data: bytes) -> bool:
 
 
 def check(lives: list[float], earliest: float = TIMEOUT - 0.05) -> None:
+    assert lives, "nobody was given up"
     print(f"{len(lives)} clients given up after {min(lives):.2f} to {max(lives):.2f} s")
     assert min(lives) >= earliest
     assert max(lives) <= TIMEOUT + LATENESS

@@ -5,7 +5,7 @@ import os
 import signal
 import statistics
 from itertools import pairwise
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -67,6 +67,18 @@ def test_stuck_worker_is_replaced() -> None:
         assert f"worker {stuck} shows no sign of life" in daemon.log
         assert other in daemon.workers()
         assert daemon.connect().ask(b"hello") == b"HELLO"
+
+
+def test_service_that_was_stopped_as_a_whole_goes_on() -> None:
+    with Daemon(wrapper=watched(0.5)) as daemon:
+        workers = daemon.workers()
+        for _ in range(3):
+            with stopped(daemon.pid, *workers):  # it goes on in this order
+                sleep(1)
+            for _ in range(4):
+                daemon.manager.wait("WATCHDOG=1")
+        assert daemon.workers() == workers
+        assert "no sign of life" not in daemon.log
 
 
 def test_idle_and_busy_workers_both_live() -> None:
