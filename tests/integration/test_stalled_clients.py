@@ -39,7 +39,6 @@ INPUT = {
 def test_stalled_clients_cost_little(kind: str) -> None:
     with Daemon(workers=1) as quiet, Daemon(workers=1) as daemon, ExitStack() as stack:
         workers = daemon.workers()
-        run_on_one_cpu([*workers, *quiet.workers()])
         other, comparison = daemon.connect(), quiet.connect()
         stalled = [stack.enter_context(stalling(daemon.addresses[0])) for _ in range(CLIENTS)]
         assert other.ask(b"all connected?") == b"ALL CONNECTED?"
@@ -69,12 +68,6 @@ def on_one_cpu(pids: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, own)
-
-
-def run_on_one_cpu(pids: list[int]) -> None:
-    """So that whatever else keeps one CPU busy delays them alike."""
-    for pid in pids:
-        os.sched_setaffinity(pid, {min(os.sched_getaffinity(pid))})
 
 
 def slow_answer(client: Client) -> float:
