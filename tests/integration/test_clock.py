@@ -17,6 +17,9 @@ HOUR = 3600
 TIMEOUT = 1.5
 LATENESS = 1.0
 
+#: Seconds between warnings that clients can cause.
+QUIET = 10
+
 
 class WallClock:
     """The wall clock of the daemons that are started under it."""
@@ -87,3 +90,15 @@ def test_watchdog(clock: WallClock, offset: int) -> None:
         until(lambda: daemon.manager.count("WATCHDOG=1") >= count + 5)
         assert time.monotonic() - began <= 2.5 + LATENESS
         assert daemon.workers() == workers
+
+
+def test_warnings_that_clients_can_cause(clock: WallClock) -> None:
+    settings = {"workers": 1, "max_connections_per_source": 1}
+    with Daemon(wrapper=clock.wrapper, **settings) as daemon:
+        began = time.monotonic()
+        assert daemon.connect().ask(b"one") == b"ONE"
+        assert daemon.connect().read_to_end() == b""
+        set_by_an_hour(daemon, clock, HOUR)
+        assert daemon.connect().read_to_end() == b""
+        assert daemon.counters()["refused"] == 2
+        assert daemon.log.count("refused another") <= 1 + (time.monotonic() - began) // QUIET
