@@ -201,6 +201,31 @@ def test_reloads_in_a_row_are_each_answered() -> None:
         assert client.ask(b"hello") == b"HELLO"
 
 
+def test_reload_asked_for_during_a_reload_follows_it() -> None:
+    with Daemon() as daemon:
+        for number in range(1, 11):
+            daemon.configure(lines_per_connection=number)
+            daemon.send_signal(signal.SIGHUP)
+            daemon.manager.wait("RELOADING=1")
+        daemon.manager.wait("READY=1")
+        client = daemon.connect()
+        client.send(b"line\n" * 20)
+        assert client.read_to_end() == b"LINE\n" * 10
+
+
+def test_workers_that_leave_at_the_same_time_are_all_buried() -> None:
+    """One SIGCHLD may stand for several."""
+    with Daemon(drain_timeout=60) as daemon:
+        old = daemon.workers()
+        with stopped(*old):
+            daemon.reload(max_line=1000)
+            with stopped(daemon.pid):
+                for pid in old:
+                    os.kill(pid, signal.SIGKILL)
+                until(lambda: len(daemon.zombies()) == len(old))
+            until(lambda: not daemon.zombies())
+
+
 def test_connections_survive_reload_whatever_their_state() -> None:
     with Daemon() as daemon:
         half = [daemon.connect() for _ in range(20)]
@@ -365,6 +390,8 @@ def test_signals_without_a_meaning_are_harmless() -> None:
             daemon.send_signal(number)
         assert daemon.counters()["accepted"] <= 1  # it still heeds those with a meaning
         assert client.ask(b"hello") == b"HELLO"
+        until(lambda: state(daemon.pid) == "S")  # it has fetched them all
+        assert "stopping" not in daemon.log
         assert daemon.workers() == workers
 
 
