@@ -293,6 +293,14 @@ def test_reload_changes_the_addresses() -> None:
         until(lambda: refused("@tcpupperd-test-old"))
 
 
+def test_who_waits_at_an_address_that_a_reload_drops_is_served() -> None:
+    with Daemon(listen=["127.0.0.1:0", "@tcpupperd-test-old"]) as daemon:
+        with stopped(*daemon.workers()):
+            waiting = [daemon.connect("@tcpupperd-test-old") for _ in range(40)]
+            daemon.reload(listen=["127.0.0.1:0"])
+        assert [client.ask(b"hello") for client in waiting] == [b"HELLO"] * 40
+
+
 def test_worker_killed_during_reload_is_replaced() -> None:
     with Daemon() as daemon:
         first = daemon.workers()

@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import tomllib
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -272,7 +273,11 @@ def test_huge_file_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None
     path = tmp_path / "huge"
     path.touch()
     os.truncate(path, 1 << 30)
+    tracemalloc.start()
     assert complaint(path) == f" is larger than {FILE_SIZE_MAX} bytes; name a TOML file"
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * FILE_SIZE_MAX
 
 
 def test_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
