@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -155,9 +155,11 @@ def leader_of(machine: subprocess.Popen[bytes]) -> int:
     assert machine.poll() is None, "systemd-nspawn has ended"
     for nspawn_pid in children_of(machine.pid):
         for child in children_of(nspawn_pid):
-            ids = next(line for line in read_lines(f"/proc/{child}/status") if "NSpid" in line)
-            if ids.split()[-1] == "1":
-                return child
+            with suppress(OSError):  # it has just ended
+                status = read_lines(f"/proc/{child}/status")
+                ids = next(line for line in status if "NSpid" in line)
+                if ids.split()[-1] == "1":
+                    return child
     return 0
 
 

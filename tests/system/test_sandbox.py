@@ -33,6 +33,8 @@ def test_service_has_no_network_and_no_rights(machine: Container) -> None:
     assert "CapEff:\t0000000000000000" in status
     assert "Seccomp:\t2" in status
     assert "\nUid:\t0\t" not in status
+    networks = [f"/proc/{pid}/ns/net" for pid in (main_pid(machine), 1)]
+    assert len(set(machine.run("readlink", *networks).splitlines())) == 2
     links = machine.run("nsenter", f"--target={main_pid(machine)}", "--net", "ip", "-o", "link")
     assert [line.split()[1] for line in links.splitlines()] == ["lo:"]
 

@@ -130,6 +130,7 @@ def test_stopped_worker_is_replaced(machine: Container) -> None:
 
 
 def test_stopped_main_process_is_restarted_by_the_watchdog(machine: Container) -> None:
+    assert machine.show(SERVICE, "WatchdogUSec") == "20s"  # too long to wait for
     drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n")
     machine.run("systemctl", "restart", SERVICE)
     machine.run("kill", "-STOP", str(main_pid(machine)))
@@ -143,6 +144,8 @@ def test_wrong_configuration_is_not_tried_again(machine: Container) -> None:
     machine.run("systemctl", "stop", SERVICE)
     machine.write(CONFIGURATION, WRONG_CONFIGURATION)
     assert machine.try_run("systemctl", "start", SERVICE).returncode != 0
+    # It would be "activating" while it waits to be tried again.
+    assert machine.show(SERVICE, "ActiveState") == "failed"
     assert machine.show(SERVICE, "Result") == "exit-code"
     assert machine.show(SERVICE, "ExecMainStatus") == "78"
     assert machine.show(SERVICE, "NRestarts") == "0"
