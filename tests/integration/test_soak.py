@@ -68,11 +68,11 @@ def test_memory_and_descriptors_stay_flat() -> None:
         before = {pid: len(descriptors(pid)) for pid in processes}
         talkers = stack.enter_context(Talkers(daemon.addresses[0], 2))
         stop = threading.Event()
-        stack.callback(stop.set)
         for kind in KINDS:
             thread = threading.Thread(target=repeat, args=(kind, daemon.addresses[0], stop))
             thread.start()
             stack.callback(thread.join)
+        stack.callback(stop.set)  # before they are waited for
         memory = []
         for _ in range(SAMPLES):
             time.sleep(SECONDS / SAMPLES)
