@@ -380,6 +380,29 @@ def test_workers_leave_when_their_supervisor_is_killed() -> None:
         assert daemon.log.count("the supervisor is gone, leaving") == len(workers)
 
 
+def test_no_worker_waits_for_another_when_their_supervisor_is_killed() -> None:
+    """Each learns of it by the end of its own pipe, which no other may hold."""
+    with Daemon(drain_timeout=60) as daemon:
+        workers = daemon.workers()
+        busy: dict[int, Client] = {}
+
+        def all_have_one() -> bool:
+            client = daemon.connect(receive_buffer=4096)
+            assert client.ask(b"hello") == b"HELLO"
+            busy[daemon.worker_of(client)] = client
+            return len(busy) == len(workers)
+
+        until(all_have_one)
+        for client in busy.values():
+            daemon.clog(client)
+        daemon.send_signal(signal.SIGKILL)
+        assert daemon.wait() == -signal.SIGKILL
+        until(lambda: daemon.log.count("the supervisor is gone, leaving") == len(workers))
+        for client in daemon.clients:
+            client.close()
+        until(lambda: not any(map(is_running, workers)))
+
+
 # Other signals
 
 
