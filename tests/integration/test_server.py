@@ -779,6 +779,15 @@ def test_no_more_than_the_limit_of_one_source_are_served() -> None:
             assert again.ask(b"in again") == b"IN AGAIN"
 
 
+def test_source_that_is_gone_takes_no_memory() -> None:
+    config = Config(max_connections_per_source=1)
+    with serving(CountingServer(ANY_PORT, config=config)) as server:
+        with connected(server) as client:
+            assert client.ask(b"in") == b"IN"
+            assert len(server._sources) == 1
+        until(lambda: len(server._sources) == 0)
+
+
 def test_one_ipv4_source_is_the_same_on_a_socket_for_both() -> None:
     config = Config(max_connections_per_source=1)
     with serving(CountingServer(("", 0), config=config)) as server:
