@@ -26,7 +26,7 @@ def main() -> int:
     allow_many_files()
     build_all()
     servers = choose(options.only)
-    rounds, seconds = (2, 0.3) if options.short else (7, 0.7)
+    rounds, seconds = (2, 0.3) if options.short else (15, 0.3)
     results = Rounds()
     results.run(servers, (*RATES, *LATENCIES), rounds, seconds)
     parts = [report.conditions(rounds, seconds), report.disturbance(results)]
