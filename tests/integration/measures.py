@@ -30,7 +30,7 @@ def cpu_share(pids: Iterable[int], seconds: float) -> float:
     """The part of one CPU that processes use in the next `seconds`."""
     pids = list(pids)
     before, began = cpu_seconds(pids), time.monotonic()
-    time.sleep(seconds)
+    time.sleep(seconds)  # what is measured, not a wait
     return (cpu_seconds(pids) - before) / (time.monotonic() - began)
 
 

@@ -27,7 +27,7 @@ def until(condition: Callable[[], T | None], timeout: float = DEADLINE) -> T:
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"still {value!r} after {timeout} s"
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL)  # the one place where tests wait for what nothing announces
     return value
 
 

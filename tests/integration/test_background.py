@@ -600,7 +600,7 @@ def test_tcpupperd_that_cannot_listen_says_so_on_the_terminal(python: str, tmp_p
 
 @needs_root
 def test_tcpupperd_serves_as_another_user(python: str, tmp_path: Path) -> None:
-    probe = "import os; os.setuid(65534); import logging.handlers, tcpupperd.cli"
+    probe = "import os; os.setuid(65534); import tcpupperd.cli"
     readable = subprocess.run([python, "-c", probe], cwd=ROOT, capture_output=True, check=False)
     if readable.returncode != 0:
         pytest.skip("Python or this checkout is where other users cannot read it")

@@ -54,7 +54,7 @@ class CountingServer(UpperServer):
     def turns_in(self, seconds: float) -> int:
         """The turns within so many seconds, which is looked at, not waited for."""
         before = self.turns
-        time.sleep(seconds)
+        time.sleep(seconds)  # what is measured, not a wait
         return self.turns - before
 
 
@@ -641,7 +641,7 @@ def test_any_byte_keeps_a_connection_from_being_idle() -> None:
         first = time.monotonic()
         while time.monotonic() < first + 1.5:
             client.send(b"x")
-            time.sleep(0.1)
+            time.sleep(0.1)  # the client's own pace
         began = time.monotonic() - 0.1
         assert is_silent(client)
         assert client.read_to_end() == b""
@@ -653,7 +653,7 @@ def test_line_that_never_ends_is_ended() -> None:
         began = time.monotonic()
         while is_silent(client):
             client.send(b"x")
-            time.sleep(0.05)
+            time.sleep(0.05)  # the client's own pace
             assert time.monotonic() < began + DEADLINE
         check_time(began, 0.6)
         client.wait_for_end()
@@ -665,7 +665,7 @@ def test_line_timeout_begins_anew_with_each_line() -> None:
         first = time.monotonic()
         while time.monotonic() < first + 1.5:
             client.send(b"end\nbegin ")
-            time.sleep(0.1)
+            time.sleep(0.1)  # the client's own pace
         began = time.monotonic() - 0.1
         client.wait_for_end()
         check_time(began, 0.6)
@@ -680,7 +680,7 @@ def test_no_line_no_line_timeout() -> None:
 
 def test_client_that_does_not_read_is_cut() -> None:
     with timed(write_timeout=0.6) as (server, client):
-        time.sleep(0.3)  # it is looked at when 0.6 have passed since the connect
+        time.sleep(0.3)  # so that the first look, 0.6 after the connect, comes too early
         handler = stall(server, client)
         until(lambda: server.open == 0)
         check_time(handler.active, 0.6)
@@ -698,8 +698,8 @@ def test_client_that_reads_slowly_is_not_cut() -> None:
             taken = handler.active
             while handler.unsent and handler.active == taken:
                 assert client.socket.recv(512)
-                time.sleep(0.005)
-            time.sleep(0.25)
+                time.sleep(0.005)  # until the daemon has sent more
+            time.sleep(0.25)  # the client's own pace
         assert time.monotonic() > began + 1.5 + Deadlines.TICK
         assert server.counters[WRITE_TIMEOUT] == 0
         client.end()

@@ -42,7 +42,7 @@ def be_slow(client: Client) -> None:
     """So slow that line_timeout ends it."""
     for _ in range(40):
         client.send(b"x")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the client's own pace
 
 
 def never_read(client: Client) -> None:
@@ -75,7 +75,7 @@ def test_memory_and_descriptors_stay_flat() -> None:
         stack.callback(stop.set)  # before they are waited for
         memory = []
         for _ in range(SAMPLES):
-            time.sleep(SECONDS / SAMPLES)
+            time.sleep(SECONDS / SAMPLES)  # the load goes on meanwhile
             memory.append(private_kib(processes))
         stop.set()
         talkers.stop()

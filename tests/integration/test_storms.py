@@ -40,7 +40,7 @@ def test_workers_killed_one_after_another() -> None:
             daemon.wait_for_workers(2, without=victim)
             if number == deaths // 3:
                 before = len(descriptors(daemon.pid)), anonymous_kib(daemon.pid)
-            time.sleep(max(0.0, began + 0.1 - time.monotonic()))
+            time.sleep(max(0.0, began + 0.1 - time.monotonic()))  # one death each 100 ms
         talkers.stop()
         print(f"{talkers.answers} answers, failures: {dict(talkers.failures)}")
         assert talkers.answers > deaths
@@ -74,6 +74,7 @@ def test_reloads_one_after_another() -> None:
         for number in range(scaled(40, 500)):
             daemon.configure(chance.choice((GOOD, BAD)[number % 2]))
             daemon.send_signal(signal.SIGHUP)
+            # The next signal comes in the midst of a reload, right after it, or later.
             time.sleep(chance.choice((0, 0.01, 0.05)))
         daemon.configure("lines_per_connection = 30\n")
         daemon.send_signal(signal.SIGHUP)
@@ -112,7 +113,7 @@ def test_random_signals() -> None:
                 with contextlib.suppress(ProcessLookupError):  # a reload has just replaced it
                     os.kill(target, number)
                     if number == signal.SIGSTOP:
-                        time.sleep(chance.random() / 20)
+                        time.sleep(chance.random() / 20)  # so long it is stopped
                         os.kill(target, signal.SIGCONT)
             talkers.stop()
         print(f"{talkers.answers} answers, longest wait {talkers.longest:.3f} s")

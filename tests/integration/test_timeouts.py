@@ -62,7 +62,7 @@ def test_clients_that_keep_the_rules_stay() -> None:
         client, began = daemon.connect(), time.monotonic()
         while time.monotonic() < began + 2 * TIMEOUT:
             client.send(b"a line ")
-            time.sleep(TIMEOUT / 4)
+            time.sleep(TIMEOUT / 4)  # the client's own pace
             client.send(b"in its own time\n")
             assert client.read_line() == b"A LINE IN ITS OWN TIME\n"
         assert daemon.counters()["open"] == 1
@@ -77,7 +77,7 @@ def test_client_that_reads_slowly_stays() -> None:
         sender = threading.Thread(target=lambda: (client.send(sent), client.end()))
         sender.start()
         for start in range(0, steps * step, step):
-            time.sleep(TIMEOUT / 4)
+            time.sleep(TIMEOUT / 4)  # the client's own pace
             assert client.read(step) == bytes(sent[start : start + step]).upper()
         assert client.read_to_end() == bytes(sent[steps * step :]).upper()
         sender.join()
@@ -100,7 +100,7 @@ def test_timeouts_of_zero_are_none(settings: dict[str, float], stay: set[str]) -
         slow, silent, stalled = (daemon.connect(receive_buffer=4096) for _ in range(3))
         slow.send(b"no new")
         sent = daemon.clog(stalled)
-        time.sleep(TIMEOUT)
+        time.sleep(TIMEOUT)  # that nothing happens can only be seen when the time has passed
         if "slow" in stay:
             slow.send(b"line\n")
             assert slow.read_line() == b"NO NEWLINE\n"
