@@ -24,7 +24,7 @@ system-test: $(VENV)/ready
 	which git mmdebstrap systemd-nspawn || $(APT_INSTALL) git mmdebstrap systemd-container
 	$(VENV)/bin/pytest tests/system
 
-# The long forms of the tests, and fuzzing: about two hours, with what needs root as root.
+# The long forms of the tests, and fuzzing: some hours, with what needs root as root.
 soak: $(VENV)/ready tools
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
