@@ -18,7 +18,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	if command -v mandoc; then mandoc -T lint -W warning man/*.[158]; fi
+	if command -v mandoc; then mandoc -T lint -W warning data/man/*.[158]; fi
 
 system-test: $(VENV)/ready
 	which git mmdebstrap systemd-nspawn || $(APT_INSTALL) git mmdebstrap systemd-container

@@ -12,23 +12,22 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from tcpupperd import __version__, background, config, journal
-from tcpupperd.background import Background, BackgroundError
-from tcpupperd.config import SETTINGS, Config, ConfigError, Setting
-from tcpupperd.handover import open_channel
-from tcpupperd.listeners import ListenError, Listeners, passed_in
-from tcpupperd.notify import Notifier
-from tcpupperd.server import UpperServer
-from tcpupperd.supervisor import StartError, Supervisor
+from tcpupperd import __version__, config
+from tcpupperd.config import SETTINGS, Config, Setting
+from tcpupperd.errors import ExpectedError
+from tcpupperd.host import background, journal
+from tcpupperd.host.activation import passed_in
+from tcpupperd.host.background import Background
+from tcpupperd.host.notify import Notifier
+from tcpupperd.host.sockets import Listeners
+from tcpupperd.processes.channel import open_channel
+from tcpupperd.processes.supervisor import StartError, Supervisor
+from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
 #: Columns of --help.
 HELP_WIDTH = 79
-
-#: Exit statuses for the errors that are not ours. 71 and 78 are EX_OSERR and EX_CONFIG of
-#: sysexits.h; argparse exits with 2.
-STATUS = {ConfigError: 78, ListenError: 71, BackgroundError: 1, StartError: 1}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("tcpupperd: the configuration is good")
         else:
             serve(arguments, settings, load)
-    except tuple(STATUS) as error:
+    except ExpectedError as error:
         log.critical("%s", error)
-        return STATUS[type(error)]
+        return error.status
     except Exception:
         log.critical("bug, please report it", exc_info=True)
         return 1
@@ -90,7 +89,7 @@ def run_in_background(
     try:
         supervisor.run(started=stage.ready)
     except StartError as error:
-        stage.failed(STATUS[StartError], str(error))
+        stage.failed(error.status, str(error))
         raise
 
 

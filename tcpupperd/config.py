@@ -8,14 +8,17 @@ import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tcpupperd.listeners import parse_address
+from tcpupperd.address import parse_address
+from tcpupperd.errors import ExpectedError
 
 #: Bytes of a configuration file that are read at the most. A wrong path must not fill the memory.
 FILE_SIZE_MAX = 1 << 20
 
 
-class ConfigError(Exception):
+class ConfigError(ExpectedError):
     """The configuration cannot be used; the message says where, what, and what would be right."""
+
+    status = 78  # EX_CONFIG of sysexits.h
 
 
 class Setting(NamedTuple):

@@ -10,11 +10,12 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 
-from tcpupperd import cli, handover
+from tcpupperd import cli
+from tcpupperd.address import parse_address
 from tcpupperd.config import Config, ConfigError, read_file
-from tcpupperd.handover import HandoverError
-from tcpupperd.listeners import parse_address
-from tcpupperd.protocol import ChunkProtocol, LineProtocol
+from tcpupperd.processes import handover
+from tcpupperd.processes.handover import HandoverError
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
 
 
 def protocol(data: bytes) -> None:

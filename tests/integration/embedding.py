@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from integration.client import Client
 from integration.processes import DEADLINE
-from tcpupperd.listeners import describe
-from tcpupperd.server import UpperServer
+from tcpupperd.address import written
+from tcpupperd.serving.server import UpperServer
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)
 
@@ -34,7 +34,7 @@ def serving(server: Server) -> Iterator[Server]:
 
 def address_of(server: UpperServer) -> str:
     """The address of its first listener, as the daemon writes it."""
-    return describe(server.acceptor.listeners[0].socket)
+    return written(server.acceptor.listeners[0].socket.getsockname())
 
 
 @contextmanager

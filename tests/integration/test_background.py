@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from tcpupperd import background
+from tcpupperd.host import background
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 30.0  # seconds; every wait is bounded by it, none is expected to take so long
@@ -34,7 +34,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change 
 
 PROGRAM = """
 import json, os, resource, signal, socket, sys
-from tcpupperd import background
+from tcpupperd.host import background
 
 def describe():
     links = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
@@ -265,7 +265,7 @@ def test_standard_streams_may_be_closed(python: str) -> None:
 
 def test_open_standard_streams_takes_each_closed_number() -> None:
     program = (
-        "import os; from tcpupperd.background import open_standard_streams as fill; fill();"
+        "import os; from tcpupperd.host.background import open_standard_streams as fill; fill();"
         "os.write(9, ' '.join(os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)).encode());"
         "import sys; print('nobody reads this'); sys.stderr.write('nor this'); sys.stdin.read()"
     )
@@ -492,7 +492,7 @@ def test_group_alone_is_refused() -> None:
 
 def test_only_root_can_change_the_user() -> None:
     program = (
-        "import os; from tcpupperd import background\n"
+        "import os; from tcpupperd.host import background\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "background.find_owner('root', None)"
     )

@@ -175,7 +175,7 @@ def test_stopped_as_asked() -> None:
 
 
 def test_shipped_file_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
-    shipped = ROOT / "etc/tcpupperd.toml"
+    shipped = ROOT / "data/tcpupperd.toml"
     assert run("--check", "--config", str(shipped))[0] == 0
     shown = tmp_path / "defaults.toml"
     shown.write_text(re.sub("^#(?=[a-z_]+ =)", "", shipped.read_text(), flags=re.MULTILINE))

@@ -31,7 +31,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 #: Gives the daemon a bug.
 BUG = """
-from tcpupperd.protocol import LineProtocol
+from tcpupperd.serving.protocol import LineProtocol
 receive = LineProtocol.receive
 def receive_or_fail(self, data):
     if b"bug" in data:

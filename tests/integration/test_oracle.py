@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from integration.embedding import serving
 from integration.processes import DEADLINE
 from tcpupperd.config import Config
-from tcpupperd.server import UpperServer
+from tcpupperd.serving.server import UpperServer
 
 ANY_PORT = ("127.0.0.1", 0)
 

@@ -18,7 +18,8 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
 from integration.processes import is_running, stopped, until
-from tcpupperd.handover import GIVE_END, TAKE_END, VERSION, Connection, give
+from tcpupperd.processes.channel import GIVE_END, TAKE_END
+from tcpupperd.processes.handover import VERSION, Connection, give
 
 MANY = 2000
 

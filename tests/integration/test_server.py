@@ -20,10 +20,9 @@ import pytest
 from integration.client import Client
 from integration.embedding import address_of, connected, serving, small_listener
 from integration.processes import DEADLINE, cannot, descriptors, until
+from tcpupperd.address import source_of
 from tcpupperd.config import Config
-from tcpupperd.deadlines import Deadlines
-from tcpupperd.handler import RECEIVE_SIZE, UpperHandler
-from tcpupperd.scoreboard import (
+from tcpupperd.serving.counters import (
     ACCEPTED,
     ERRORS,
     IDLE_TIMEOUT,
@@ -33,7 +32,9 @@ from tcpupperd.scoreboard import (
     RESET,
     WRITE_TIMEOUT,
 )
-from tcpupperd.server import UpperServer, source_of
+from tcpupperd.serving.deadlines import Deadlines
+from tcpupperd.serving.handler import RECEIVE_SIZE, UpperHandler
+from tcpupperd.serving.server import UpperServer
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)
@@ -834,8 +835,8 @@ def test_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same
 NETWORKS = """
 import socket, threading
 from tcpupperd.config import Config
-from tcpupperd.deadlines import Deadlines
-from tcpupperd.server import UpperServer
+from tcpupperd.serving.deadlines import Deadlines
+from tcpupperd.serving.server import UpperServer
 
 def answer(source):
     client = socket.create_connection(server.server_address[:2], 10, (source, 0))
@@ -879,7 +880,7 @@ def test_one_ipv6_source_is_a_network() -> None:
 
 SHORT = """
 import logging, resource, sys
-from tcpupperd.server import UpperServer
+from tcpupperd.serving.server import UpperServer
 
 logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
 resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))

@@ -19,9 +19,9 @@ import pytest
 from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped, until
-from tcpupperd.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
-from tcpupperd.handler import RECEIVE_SIZE
-from tcpupperd.server import UpperServer
+from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
+from tcpupperd.serving.handler import RECEIVE_SIZE
+from tcpupperd.serving.server import UpperServer
 
 LINE = b"x" * 63 + b"\n"
 MANY_LINES = LINE * 256

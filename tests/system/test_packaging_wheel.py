@@ -31,6 +31,6 @@ def test_wheel_and_sdist(release: str, clone: Path) -> None:
     assert "tcpupperd: the configuration is good" in output
     assert re.search(r"^\d+ passed", output, re.MULTILINE)
     (wheel,) = (clone / "dist/wheel").glob("*.whl")
-    allowed = r"tcpupperd/\w+\.(py|typed)|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
+    allowed = r"tcpupperd/[\w/]+\.(py|typed)|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in names if not re.fullmatch(allowed, name)] == []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcpupperd"
 
-#: Each may import those before it, and the leaves.
-CHAIN = ["protocol", "handler", "acceptor", "drain", "server", "worker", "supervisor", "cli"]
-
-#: Whom of the package a leaf may import.
-LEAVES: dict[str, set[str]] = {
-    "__init__": set(),
-    "background": set(),
-    "client": set(),
-    "config": {"listeners"},
-    "deadlines": set(),
-    "handover": {"notify"},
-    "journal": set(),
-    "listeners": set(),
-    "notify": set(),
-    "scoreboard": set(),
-}
+#: Folders are floors, from the ground up: a module imports from its own floor and those below.
+#: The modules directly in the package are values, at the bottom, or commands, at the top.
+FLOORS = ["", "host", "serving", "processes", "commands"]
+COMMANDS = {"__main__", "cli", "client"}
 
 #: What a run without options loads of the standard library, less what the interpreter loads by
 #: itself and modules that are private.
@@ -91,53 +80,58 @@ STANDARD = {
 PUT_OFF = {"linecache", "token", "tokenize"}
 
 #: The only parts that are not loaded by every run.
-LEFT_OUT = {"__init__", "__main__", "client"}
+LEFT_OUT = {"__main__", "client"}
 
 
 def modules() -> list[str]:
-    return sorted(path.stem for path in PACKAGE.glob("*.py"))
+    """All modules by their names in the package; a folder's own is left out if it is only a
+    docstring."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return sorted(".".join(path.parts) for path in paths if path.name != "__init__")
+
+
+def floor(module: str) -> int:
+    folder = module.rpartition(".")[0]
+    return FLOORS.index("commands" if module in COMMANDS else folder)
 
 
 def imports(module: str) -> Iterator[str]:
-    """The modules that a module imports anywhere when it runs."""
-    pending: list[ast.AST] = [ast.parse((PACKAGE / f"{module}.py").read_text())]
-    while pending:
-        node = pending.pop()
+    """The modules that a module imports anywhere, TYPE_CHECKING included."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level
             yield str(node.module)
-            if node.module == "tcpupperd":
-                yield from (f"tcpupperd.{alias.name}" for alias in node.names)
-        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            pending.extend(ast.iter_child_nodes(node))
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def own_imports(module: str) -> set[str]:
     """Those of them that belong to the package."""
-    found = {name.removeprefix("tcpupperd.") for name in imports(module) if "tcpupperd." in name}
-    return found & set(modules())
+    return {name.removeprefix("tcpupperd.") for name in imports(module)} & set(modules())
 
 
-def test_every_module_has_its_place() -> None:
-    assert modules() == sorted([*CHAIN, *LEAVES, "__main__"])
-    assert own_imports("__main__") == {"cli"}
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down_only(module: str) -> None:
+    higher = {name for name in own_imports(module) if floor(name) > floor(module)}
+    assert not higher
+    assert module == "__main__" or not own_imports(module) & COMMANDS
 
 
-@pytest.mark.parametrize("module", CHAIN)
-def test_chain_goes_in_one_direction(module: str) -> None:
-    assert own_imports(module) <= {*CHAIN[: CHAIN.index(module)], *LEAVES} - {"client"}
+def test_there_is_no_circle() -> None:
+    TopologicalSorter({module: own_imports(module) for module in modules()}).prepare()
 
 
-@pytest.mark.parametrize("module", LEAVES)
-def test_leaves_know_nothing_of_the_chain(module: str) -> None:
-    assert own_imports(module) == LEAVES[module]
+@pytest.mark.parametrize("module", modules())
+def test_architecture_tells_of_every_module(module: str) -> None:
+    name = module.rpartition(".")[2]
+    assert f"`{name}`" in (ROOT / "ARCHITECTURE.md").read_text() or module == "__main__"
 
 
-@pytest.mark.parametrize("module", ["protocol", "deadlines"])
+@pytest.mark.parametrize("module", ["serving.protocol", "serving.deadlines"])
 def test_what_does_no_io_can_do_none(module: str) -> None:
-    assert set(imports(module)) <= {"__future__", "heapq", "math"}
+    used = {name.partition(".")[0] for name in imports(module)}
+    assert used <= {"__future__", "heapq", "math"}
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the list is of Python 3.11")
@@ -145,7 +139,8 @@ def test_a_run_loads_only_what_it_uses() -> None:
     loaded = {name for name in loaded_by_a_run() if not name.startswith("_") and "._" not in name}
     own = {name for name in loaded if name.partition(".")[0] == "tcpupperd"}
     used = set(modules()) - LEFT_OUT
-    assert own == {"tcpupperd", *(f"tcpupperd.{module}" for module in used)}
+    folders = {f"tcpupperd.{folder}" for folder in FLOORS[1:-1]}
+    assert own == {"tcpupperd", *folders, *(f"tcpupperd.{module}" for module in used)}
     assert loaded - own <= STANDARD
     assert STANDARD - loaded <= PUT_OFF
 

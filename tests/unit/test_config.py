@@ -388,7 +388,7 @@ def test_auto_is_the_number_of_usable_cpus() -> None:
 
 
 def test_installed_file_shows_every_default_and_sets_nothing(tmp_path: Path) -> None:
-    text = (ROOT / "etc/tcpupperd.toml").read_text()
+    text = (ROOT / "data/tcpupperd.toml").read_text()
     assert tomllib.loads(text) == {}
     lines = re.findall(r"^#(\w+ = .*)$", text, re.MULTILINE)
     assert [line.partition(" = ")[0] for line in lines] == NAMES
@@ -397,7 +397,7 @@ def test_installed_file_shows_every_default_and_sets_nothing(tmp_path: Path) -> 
 
 def manual() -> dict[str, str]:
     """The text on each setting in the man page, as plain words."""
-    page = (ROOT / "man/tcpupperd.toml.5").read_text()
+    page = (ROOT / "data/man/tcpupperd.toml.5").read_text()
     described = page.partition(".Sh SETTINGS")[2].partition(".Sh FILES")[0]
     plain = re.sub(r"^\.(Li|Pq|Cm|Xr) ", "", described, flags=re.MULTILINE).replace(r"\(dq", '"')
     _, *parts = re.split(r"^\.It (?=\w+$)|^\.It Cm (?=\w+$)", plain, flags=re.MULTILINE)

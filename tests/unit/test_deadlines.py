@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpupperd.deadlines import Deadlines
+from tcpupperd.serving.deadlines import Deadlines
 
 TICK = Deadlines.TICK
 times = st.floats(0, 100)

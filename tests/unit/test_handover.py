@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tcpupperd import handover
-from tcpupperd.handover import BATCH, Channel, Connection, HandoverError, give, open_channel, take
-from tcpupperd.notify import Notifier
+from tcpupperd.host.notify import Notifier
+from tcpupperd.processes import channel as channel_module
+from tcpupperd.processes import handover
+from tcpupperd.processes.channel import Channel, open_channel
+from tcpupperd.processes.handover import BATCH, Connection, HandoverError, give, take
 from unit.conftest import open_descriptors
 
 NOBODY = Notifier({})
@@ -373,7 +375,7 @@ def test_what_finds_no_room_is_lost_and_the_rest_is_left(damage: Damage, room: i
 
 def test_channel_that_was_kept_is_taken_up(channel: Channel) -> None:
     give(channel.give, [])
-    stored = {handover.GIVE_END: channel.give, handover.TAKE_END: channel.take}
+    stored = {channel_module.GIVE_END: channel.give, channel_module.TAKE_END: channel.take}
     again = open_channel(stored, NOBODY, store=True)
     assert again == Channel(channel.give, channel.take, outlives_us=True)
     assert take(again.take) == []

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tcpupperd import journal
-from tcpupperd.journal import LINE_MAX, StreamHandler, is_journal
+from tcpupperd.host import journal
+from tcpupperd.host.journal import LINE_MAX, StreamHandler, is_journal
 
 
 class Pipe:

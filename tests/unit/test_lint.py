@@ -65,7 +65,7 @@ def test_types() -> None:
     check(sys.executable, "-m", "mypy")
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "man").iterdir()), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted((ROOT / "data/man").iterdir()), ids=lambda page: page.name)
 def test_man_page(page: Path) -> None:
     need_command("mandoc")
     check("mandoc", "-T", "lint", "-W", "warning", page)

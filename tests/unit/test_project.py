@@ -20,7 +20,7 @@ OTHERS = {"salsa.debian.org", "toml.io", "www.debian.org"}
 def documents() -> Iterator[Path]:
     """The files that tell people of the project. A tarball of the source has no debian/."""
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
-    for folder in ("completion", "debian", "docs", "etc", "man", "systemd"):
+    for folder in ("data", "debian", "docs", "systemd"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "tcpupperd" not in path.relative_to(ROOT / folder).parts[:-1]:
                 yield path

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpupperd.protocol import ChunkProtocol, LineProtocol, count_lines
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, count_lines
 
 CASES = [
     (b"", b""),

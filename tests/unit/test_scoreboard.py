@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tcpupperd.scoreboard import ACCEPTING, FIELDS, HEARTBEAT, LINES, OPEN, STATE, Scoreboard
+from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.serving.counters import ACCEPTING, FIELDS, HEARTBEAT, LINES, OPEN, STATE
 
 
 def test_new_slot_is_all_zero_and_has_a_number_for_each_field() -> None:

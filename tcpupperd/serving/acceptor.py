@@ -10,12 +10,12 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tcpupperd import journal
-from tcpupperd.listeners import in_handshake, refuse
-from tcpupperd.scoreboard import ACCEPTED, SHORTAGES
+from tcpupperd.host import journal
+from tcpupperd.host.sockets import in_handshake, refuse
+from tcpupperd.serving.counters import ACCEPTED, SHORTAGES
 
 if TYPE_CHECKING:
-    from tcpupperd.server import UpperServer
+    from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Acceptor:
             self._server.counters[SHORTAGES] += 1
         if not self._complained and self._server.now >= self._may_complain_at:
             self._complained = True
-            self._may_complain_at = self._server.now + journal.Sparing.INTERVAL
+            self._may_complain_at = self._server.now + journal.RateLimitedLog.INTERVAL
             log.warning(
                 "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
                 why,

@@ -25,15 +25,12 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from tcpupperd import journal
-from tcpupperd.acceptor import Acceptor
+from tcpupperd.address import plain_host, source_of
 from tcpupperd.config import Config
-from tcpupperd.deadlines import Deadlines
-from tcpupperd.drain import Drain
-from tcpupperd.handler import UpperHandler
-from tcpupperd.listeners import listen_on
-from tcpupperd.protocol import ChunkProtocol, LineProtocol
-from tcpupperd.scoreboard import (
+from tcpupperd.host import journal
+from tcpupperd.host.sockets import listen_on
+from tcpupperd.serving.acceptor import Acceptor
+from tcpupperd.serving.counters import (
     BYTES,
     ERRORS,
     FIELDS,
@@ -43,11 +40,12 @@ from tcpupperd.scoreboard import (
     RESET,
     WRITE_TIMEOUT,
 )
+from tcpupperd.serving.deadlines import Deadlines
+from tcpupperd.serving.drain import Drain
+from tcpupperd.serving.handler import UpperHandler
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
 
 log = logging.getLogger(__name__)
-
-#: How an IPv4 address begins that is written as an IPv6 one (RFC 4291, section 2.5.5.2).
-MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
 #: SO_LINGER of socket(7), on, with no time. A client that comes to read after all must not take
 #: the end of what it gets for the end of its answers; and the kernel would keep what it has queued
@@ -92,7 +90,7 @@ class UpperServer(socketserver.BaseServer):
         self.bytes = 0  # sent
         self.draining: Drain | None = None
         self._sources: Counter[str] = Counter()
-        self._refusals = journal.Sparing(log)
+        self._refusals = journal.RateLimitedLog(log)
         self._deadlines = Deadlines()
         timeouts = self.config.idle_timeout, self.config.line_timeout, self.config.write_timeout
         self._shortest_timeout = min(filter(None, timeouts), default=math.inf)
@@ -164,7 +162,7 @@ class UpperServer(socketserver.BaseServer):
         limit = self.config.max_connections_per_source
         if not limit or self._sources[source_of(client_address)] < limit:
             return True
-        host = client_address[0].removeprefix("::ffff:")
+        host = plain_host(client_address[0])
         self._refusals.warn("%s has max_connections_per_source open, refused another", host)
         return False
 
@@ -405,17 +403,3 @@ class Waker:
     def close(self) -> None:
         """Release the descriptor."""
         os.close(self._fd)
-
-
-def source_of(client_address: Any) -> str:
-    """Who is limited by `max_connections_per_source`: an IPv4 address, or an IPv6 network of 64
-    bits, which is what one customer gets; "" for a local client, who is not limited."""
-    if not isinstance(client_address, tuple):
-        return ""
-    host = client_address[0]
-    if ":" not in host:
-        return str(host)
-    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if packed.startswith(MAPPED_PREFIX):
-        return socket.inet_ntop(socket.AF_INET, packed[len(MAPPED_PREFIX) :])
-    return packed[:8].hex()

@@ -22,11 +22,13 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
+from tcpupperd.errors import ExpectedError
+
 LONGEST_REPORT = 4096  # PIPE_BUF, pipe(7): the kernel keeps so much in one piece
 MOST_DESCRIPTORS = 1 << 20  # Linux's default for fs.nr_open
 
 
-class BackgroundError(Exception):
+class BackgroundError(ExpectedError):
     """Why the daemon cannot go to the background, for the user who asked for it."""
 
 

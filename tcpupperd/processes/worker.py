@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from io import FileIO
 from typing import NamedTuple
 
-from tcpupperd import handover
 from tcpupperd.config import Config
-from tcpupperd.handler import UpperHandler
-from tcpupperd.scoreboard import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, STATE, TAKEN
-from tcpupperd.server import Call, UpperServer
+from tcpupperd.processes import handover
+from tcpupperd.serving.counters import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, STATE, TAKEN
+from tcpupperd.serving.handler import UpperHandler
+from tcpupperd.serving.server import Call, UpperServer
 
 log = logging.getLogger(__name__)
 

@@ -128,7 +128,7 @@ class SyslogHandler(StreamHandler):
         return True
 
 
-class Sparing:
+class RateLimitedLog:
     """Warnings that clients can cause as often as they like."""
 
     INTERVAL = 10.0  # seconds in which there is no more than one

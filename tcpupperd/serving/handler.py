@@ -11,15 +11,16 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING
 
-from tcpupperd.protocol import ChunkProtocol, LineProtocol
-from tcpupperd.scoreboard import (
+from tcpupperd.address import written
+from tcpupperd.serving.counters import (
     IDLE_TIMEOUT,
     LINE_TIMEOUT,
     WRITE_TIMEOUT,
 )
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
 
 if TYPE_CHECKING:
-    from tcpupperd.server import UpperServer
+    from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +179,7 @@ class UpperHandler(socketserver.StreamRequestHandler):
     @property
     def name(self) -> str:
         """The client as messages call it."""
-        address = self.client_address
-        if not isinstance(address, tuple):
-            return "local client"
-        host, port = address[0].removeprefix("::ffff:"), address[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return written(self.client_address)
 
     def _time_line(self, answered: int) -> None:
         """Note when the line began that has not ended yet."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpupperd.listeners import PATH_MAX, Address, parse_address
+from tcpupperd.address import PATH_MAX, Address, parse_address
 
 GOOD = [
     ("9999", Address("", 9999)),

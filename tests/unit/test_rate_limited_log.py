@@ -5,18 +5,18 @@ import time
 
 import pytest
 
-from tcpupperd.journal import Sparing
+from tcpupperd.host.journal import RateLimitedLog
 
 
 def test_first_is_logged_and_more_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    warnings = Sparing(logging.getLogger(__name__))
+    warnings = RateLimitedLog(logging.getLogger(__name__))
     for number in range(100):
         warnings.warn("%s is refused", number)
     assert caplog.messages == ["0 is refused"]
 
 
 def test_number_left_out_is_told_with_the_next(caplog: pytest.LogCaptureFixture) -> None:
-    warnings = Sparing(logging.getLogger(__name__))
+    warnings = RateLimitedLog(logging.getLogger(__name__))
     warnings.INTERVAL = 0.2  # type: ignore[misc]
     began, left_out = time.monotonic(), -1
     while len(caplog.messages) < 2:

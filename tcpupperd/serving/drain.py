@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tcpupperd.handler import UpperHandler
-from tcpupperd.scoreboard import CUT
+from tcpupperd.serving.counters import CUT
+from tcpupperd.serving.handler import UpperHandler
 
 if TYPE_CHECKING:
-    from tcpupperd.server import UpperServer
+    from tcpupperd.serving.server import UpperServer
 
 #: Seconds that are left to handshakes under way. They take a round trip, unless a segment is lost:
 #: it is sent again after a second, and once more two seconds later.

@@ -10,48 +10,7 @@ from __future__ import annotations
 import mmap
 from typing import NamedTuple
 
-#: What is counted, in the order of a slot. The first three say how the worker is; all that
-#: follow only ever grow, and live on in the totals when their worker is gone.
-FIELDS = (
-    "state",
-    "heartbeat",  # CLOCK_MONOTONIC in microseconds when the last turn began
-    "open",  # connections at present
-    "accepted",
-    "taken",  # over from another process
-    "given",  # to another process
-    "lines",
-    "bytes",
-    "refused",  # over max_connections_per_source
-    "reset",  # by the client, or failed otherwise
-    "idle_timeout",
-    "line_timeout",
-    "write_timeout",
-    "cut",  # ended with answers still to send: drain_timeout
-    "damaged",  # ended because their state could not be read when taken over
-    "errors",  # bugs of ours
-    "shortages",  # times that accepting stopped for want of room, descriptors or memory
-)
-(
-    STATE,
-    HEARTBEAT,
-    OPEN,
-    ACCEPTED,
-    TAKEN,
-    GIVEN,
-    LINES,
-    BYTES,
-    REFUSED,
-    RESET,
-    IDLE_TIMEOUT,
-    LINE_TIMEOUT,
-    WRITE_TIMEOUT,
-    CUT,
-    DAMAGED,
-    ERRORS,
-    SHORTAGES,
-) = range(len(FIELDS))
-
-STARTING, ACCEPTING = range(2)  # values of `state`
+from tcpupperd.serving.counters import FIELDS, OPEN
 
 _SLOT_SIZE = 256  # bytes: whole cache lines, so that workers do not slow each other
 

@@ -1,4 +1,4 @@
-"""Listening sockets: passed in by a service manager, or bound here."""
+"""Listening sockets: those bound here, and what is done with any."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import socket
 import stat
 import struct
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from tcpupperd.address import Address, parse_address, written
+from tcpupperd.errors import ExpectedError
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +23,6 @@ log = logging.getLogger(__name__)
 #: try again after 1, 2, 4 ... seconds.
 BACKLOG = 4096
 
-#: The first descriptor that is passed in: SD_LISTEN_FDS_START of sd_listen_fds(3).
-LISTEN_FDS_START = 3
-
-#: Bytes of a Unix socket's path: sun_path of unix(7), less the NUL.
-PATH_MAX = 107
-
 #: A program for SO_ATTACH_FILTER (socket(7); linux/filter.h) that drops what asks for a new
 #: connection, and lets pass all else: byte 13 of a TCP header has the flags, SYN is 2 (RFC 9293).
 _DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
@@ -34,39 +30,11 @@ _SO_ATTACH_FILTER = 26
 _BPF = struct.Struct("HBBI")  # struct sock_filter
 _FPROG = struct.Struct("HP")  # struct sock_fprog
 
-_FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
+class ListenError(ExpectedError):
+    """There is no socket to listen on, or one that was passed in cannot be used."""
 
-class ListenError(Exception):
-    """No socket to listen on can be had; the message names it, the reason and a remedy."""
-
-
-class Address(NamedTuple):
-    """Where to listen: a host ("" is any) and port, or the path of a Unix socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""  # begins with a NUL if it is abstract
-
-
-class Passed(NamedTuple):
-    """The sockets that a service manager passed in."""
-
-    listening: list[socket.socket]
-    connected: list[socket.socket]  # from a socket unit with Accept=yes
-    stored: dict[str, socket.socket]  # what an earlier run gave to the service manager, by name
-
-
-def parse_address(text: str) -> Address:
-    """An address as ListenStream= of systemd.socket(5) has it; ValueError if it is none."""
-    if text.startswith(("/", "@")):
-        if len(os.fsencode(text)) > PATH_MAX or "\0" in text or len(text) == 1:
-            raise ValueError(f'"{text}": a socket path has 1 to {PATH_MAX} bytes and no NUL')
-        return Address(path="\0" + text[1:] if text.startswith("@") else text)
-    found = re.fullmatch(r"(?:(?:\[([^][]+)\]|([^][:@/\s]+)):)?([0-9]{1,5})", text, re.ASCII)
-    if not found or int(found[3]) > 65535:
-        raise ValueError(f'"{text}": {_FORMS} (0 to 65535)')
-    return Address(host=found[1] or found[2] or "", port=int(found[3]))
+    status = 71  # EX_OSERR of sysexits.h
 
 
 def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:
@@ -99,7 +67,7 @@ def listen_on(server_address: Any) -> socket.socket:
 
 def describe(listening: socket.socket) -> str:
     """A listening socket's address as `parse_address` takes it."""
-    return _written(listening.getsockname())
+    return written(listening.getsockname())
 
 
 def refuse(listening: socket.socket) -> None:
@@ -144,89 +112,6 @@ def close(listening: Iterable[socket.socket]) -> None:
                 os.unlink(path)
 
 
-def passed_in(environ: MutableMapping[str, str]) -> Passed:
-    """The sockets passed in by the rules of sd_listen_fds(3), which are: for this process only,
-    descriptors from 3 on, names by position. The variables are removed from `environ`.
-
-    Raises ListenError if they are malformed, or a descriptor is not what this daemon can use.
-    """
-    variables = {
-        name: environ.pop(name)
-        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
-        if name in environ
-    }
-    passed = Passed([], [], {})
-    if not _meant_for_us(variables):
-        return passed
-    count = _number(variables, "LISTEN_FDS")
-    names = variables["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in variables else []
-    if names and len(names) != count:
-        raise ListenError(f"LISTEN_FDNAMES has {len(names)} names for LISTEN_FDS={count} sockets")
-    for index in range(count):
-        _sort_in(LISTEN_FDS_START + index, names[index] if names else "unknown", passed)
-    return passed
-
-
-def _meant_for_us(variables: dict[str, str]) -> bool:
-    if "LISTEN_PID" not in variables or _number(variables, "LISTEN_PID") != os.getpid():
-        return False
-    identity = variables.get("LISTEN_PIDFDID")
-    # A process id can be used again, the inode of a pidfd (systemd 259, Linux 6.9) cannot.
-    return identity is None or _pidfd_inode() in (None, _number(variables, "LISTEN_PIDFDID"))
-
-
-def _pidfd_inode() -> int | None:
-    """The inode of our own pidfd, or None where the kernel has no pidfs that gives it one."""
-    try:
-        pidfd, eventfd = os.pidfd_open(os.getpid()), os.eventfd(0)
-    except OSError:
-        return None
-    try:
-        ours, anonymous = os.fstat(pidfd), os.fstat(eventfd)
-    finally:
-        os.close(pidfd)
-        os.close(eventfd)
-    # Without pidfs it is an anonymous inode, one and the same for all. (Its name tells nothing:
-    # with pidfs too it is "anon_inode:[pidfd]".)
-    return ours.st_ino if ours.st_dev != anonymous.st_dev else None
-
-
-def _number(variables: dict[str, str], name: str) -> int:
-    text = variables.get(name, "")
-    if re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) and int(text) > 0:
-        return int(text)
-    raise ListenError(f'{name}="{text}" is not a number above 0; a service manager sets it')
-
-
-def _sort_in(fd: int, name: str, passed: Passed) -> None:
-    what = f'descriptor {fd} ("{name}"), which was passed in,'
-    try:
-        os.set_inheritable(fd, False)
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise ListenError(f"{what} is not a socket; use ListenStream=")
-        one = socket.socket(fileno=fd)
-    except OSError as error:
-        raise ListenError(f"{what} cannot be used: {error.strerror}") from None
-    if one.type == socket.SOCK_SEQPACKET:
-        passed.stored[name] = one
-    elif one.type != socket.SOCK_STREAM:
-        raise ListenError(f"{what} is a {one.type.name} socket; use ListenStream=")
-    elif one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        passed.listening.append(one)
-    elif name == "connection" or _is_connected(one):  # or it was, and its client is gone
-        passed.connected.append(one)
-    else:
-        raise ListenError(f"{what} neither listens nor is connected; use ListenStream=")
-
-
-def _is_connected(one: socket.socket) -> bool:
-    try:
-        one.getpeername()
-    except OSError:
-        return False
-    return True
-
-
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
     # As bytes, or getaddrinfo would encode even an ASCII name by IDNA, and import all it takes.
     host = address.host.encode() if address.host.isascii() else address.host
@@ -236,21 +121,14 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
     return list(dict.fromkeys((family, where) for family, _, _, _, where in found))
 
 
-def _written(address: Any) -> str:
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return os.fsdecode(address).replace("\0", "@", 1)
-
-
 def _listen_all(
     text: str,
     addresses: list[tuple[socket.AddressFamily, Any]],
     have: Mapping[str, socket.socket],
 ) -> list[socket.socket]:
     """Listen on all of the addresses that this host has; one at least."""
-    kept = [have[_written(where)] for _, where in addresses if _written(where) in have]
-    addresses = [one for one in addresses if _written(one[1]) not in have]
+    kept = [have[written(where)] for _, where in addresses if written(where) in have]
+    addresses = [one for one in addresses if written(one[1]) not in have]
     bound: list[socket.socket] = []
     missing: OSError | None = None
     for family, where in addresses:

@@ -14,21 +14,15 @@ from io import FileIO
 from time import monotonic
 from typing import NoReturn
 
-from tcpupperd import journal, worker
 from tcpupperd.config import WORKERS_MAX, Config, ConfigError
-from tcpupperd.handover import Channel
-from tcpupperd.listeners import ListenError, Listeners
-from tcpupperd.notify import Notifier
-from tcpupperd.scoreboard import (
-    ACCEPTED,
-    ACCEPTING,
-    HEARTBEAT,
-    OPEN,
-    STATE,
-    TAKEN,
-    Scoreboard,
-    Slot,
-)
+from tcpupperd.errors import ExpectedError
+from tcpupperd.host import journal
+from tcpupperd.host.notify import Notifier
+from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.processes import worker
+from tcpupperd.processes.channel import Channel
+from tcpupperd.processes.scoreboard import Scoreboard, Slot
+from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +55,7 @@ GRACE = 1.0
 EX_SOFTWARE = 70
 
 
-class StartError(Exception):
+class StartError(ExpectedError):
     """The first workers cannot start."""
 
 

@@ -1,4 +1,4 @@
-"""Prints the shell completion of tcpupperd and tcpupper: python3 completion/make.py bash|zsh.
+"""Prints the shell completion of tcpupperd and tcpupper: python3 data/completion/make.py bash|zsh.
 
 Both follow from the table of settings, so what is offered is what they take.
 """
@@ -12,7 +12,7 @@ from string import Template
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
 from tcpupperd.config import SETTINGS, Setting  # noqa: E402
 

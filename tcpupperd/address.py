@@ -1,0 +1,65 @@
+"""Addresses: where to listen, and who has connected."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from typing import Any, NamedTuple
+
+#: Bytes of a Unix socket's path: sun_path of unix(7), less the NUL.
+PATH_MAX = 107
+
+#: How an IPv4 address begins that is written as an IPv6 one (RFC 4291, section 2.5.5.2).
+MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+
+_FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
+
+
+class Address(NamedTuple):
+    """Where to listen: a host ("" is any) and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""  # begins with a NUL if it is abstract
+
+
+def parse_address(text: str) -> Address:
+    """An address as ListenStream= of systemd.socket(5) has it; ValueError if it is none."""
+    if text.startswith(("/", "@")):
+        if len(os.fsencode(text)) > PATH_MAX or "\0" in text or len(text) == 1:
+            raise ValueError(f'"{text}": a socket path has 1 to {PATH_MAX} bytes and no NUL')
+        return Address(path="\0" + text[1:] if text.startswith("@") else text)
+    found = re.fullmatch(r"(?:(?:\[([^][]+)\]|([^][:@/\s]+)):)?([0-9]{1,5})", text, re.ASCII)
+    if not found or int(found[3]) > 65535:
+        raise ValueError(f'"{text}": {_FORMS} (0 to 65535)')
+    return Address(host=found[1] or found[2] or "", port=int(found[3]))
+
+
+def written(address: Any) -> str:
+    """A socket's address, of either end, as `parse_address` takes it; "local client" for a Unix
+    socket that has none."""
+    if isinstance(address, tuple):
+        host, port = plain_host(address[0]), address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return os.fsdecode(address).replace("\0", "@", 1) or "local client"
+
+
+def plain_host(host: str) -> str:
+    """An IPv4 address that a socket for both families shows as an IPv6 one, without its prefix."""
+    return host.removeprefix("::ffff:")
+
+
+def source_of(client_address: Any) -> str:
+    """The client for which `max_connections_per_source` counts: an IPv4 address, or the first 64
+    bits of an IPv6 one, which is what one customer gets; "" for a local client, which is never
+    limited."""
+    if not isinstance(client_address, tuple):
+        return ""
+    host = client_address[0]
+    if ":" not in host:
+        return str(host)
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if packed.startswith(MAPPED_PREFIX):
+        return socket.inet_ntop(socket.AF_INET, packed[len(MAPPED_PREFIX) :])
+    return packed[:8].hex()

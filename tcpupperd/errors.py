@@ -1,0 +1,12 @@
+"""The errors that a user or the machine can cause. All else is a bug."""
+
+from __future__ import annotations
+
+
+class ExpectedError(Exception):
+    """Something outside the program is wrong; the message names it, the value and the remedy.
+
+    `status` is the exit status of a command that ends with it.
+    """
+
+    status = 1

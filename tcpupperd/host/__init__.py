@@ -1,0 +1,1 @@
+"""What the machine gives and wants: descriptors passed in, sockets, notifications, logs."""

@@ -1,0 +1,1 @@
+"""How several processes are one service: supervisor, workers, hand-over."""

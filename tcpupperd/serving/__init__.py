@@ -1,0 +1,1 @@
+"""How one process serves: protocols, connections, one epoll."""
