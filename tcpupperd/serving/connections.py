@@ -141,7 +141,10 @@ class Connections:
             if Sharing.possible:
                 self._poller.unwatch(connection.fd)
             self._forget(connection)
-            self._hang_up(connection.socket)
+            try:
+                self._hang_up(connection.socket)
+            except Exception:
+                self._on_bug(connection.socket, connection.client_address)
             if self._tally.debug:
                 log.debug("%s: closed after %d lines", connection, connection.protocol.lines)
 
