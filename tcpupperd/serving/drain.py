@@ -59,7 +59,7 @@ class Drain:
         if self._acceptor.listeners:
             self._take_queues(now)
         for connection, turns in list(self._turns_left.items()):
-            self._drain(connection, turns)
+            self._drain(connection, turns, now)
         if now >= self._give_up_at:
             self._give_up()
         self._next_look = self._when_next(now)
@@ -88,13 +88,15 @@ class Drain:
         if last:
             self._acceptor.stop()
 
-    def _drain(self, connection: Connection, turns: int) -> None:
-        """Answer what one connection has received, 64 KiB at the most; end it if it is time."""
-        if connection in self._connections and not connection.unsent:
-            self._connections.attempt(self._answer if turns else Connection.end, connection)
+    def _drain(self, connection: Connection, turns: int, now: float) -> None:
+        """Answer what one connection has received, unless it has had this turn; end it if it is
+        time."""
+        has_had_turn = connection.unsent or connection.last_activity == now
+        if connection in self._connections and not has_had_turn:
+            self._connections.attempt(self._answer if turns > 0 else Connection.end, connection)
         if connection not in self._connections or connection.protocol.finished:
             del self._turns_left[connection]
-        else:
+        elif connection.last_activity == now:
             self._turns_left[connection] = turns - 1
 
     def _when_next(self, now: float) -> float:
