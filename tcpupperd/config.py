@@ -121,80 +121,86 @@ SETTINGS = (
         ("localhost:9999",),
         addresses,
         "ADDRESS",
-        "where to listen: host:port, [::1]:port, port, /path or @abstract; several are allowed;"
-        " ignored when a service manager passes sockets in",
+        "address to listen on: host:port, [::1]:port, port, /path or @abstract; may be repeated;"
+        " ignored if a service manager passes sockets",
     ),
-    Setting("workers", "auto", workers, "N", "processes; auto is the number of usable CPUs"),
+    Setting(
+        "workers",
+        "auto",
+        workers,
+        "N",
+        "number of worker processes; auto: one for each usable CPU",
+    ),
     Setting(
         "framing",
         "line",
         one_of("line", "none"),
         "KIND",
-        "line: answer each line when it is complete; none: answer whatever arrives at once",
+        "line: answer each line once it is complete; none: answer data as it arrives",
     ),
     Setting(
         "lines_per_connection",
         0,
         whole(0, 2**31 - 1),
         "N",
-        "lines after which a connection is closed; 0 is without end",
+        "close a connection after this many lines; 0: no limit",
     ),
     Setting(
         "max_line",
         65536,
         whole(1, 2**30),
         "BYTES",
-        "what is held of an unfinished line before it is answered in pieces",
+        "answer a line that is longer than this in pieces",
     ),
     Setting(
         "max_connections",
         10000,
         whole(1, 10**6),
         "N",
-        "open connections of a worker; more wait in the kernel's queue",
+        "open connections per worker; more wait in the kernel's queue",
     ),
     Setting(
         "max_connections_per_source",
         0,
         whole(0, 10**6),
         "N",
-        "the same for one client address (IPv6: /64 network); more are closed at once;"
-        " 0 is without limit",
+        "open connections per worker from one client address (IPv6: /64 network); more are"
+        " closed at once; 0: no limit",
     ),
     Setting(
         "idle_timeout",
         300.0,
         seconds(0, DAY),
         "SECONDS",
-        "how long a connection may go without a byte; 0 is for ever",
+        "close a connection without traffic for this long; 0: never",
     ),
     Setting(
         "line_timeout",
         60.0,
         seconds(0, DAY),
         "SECONDS",
-        "how long a line may take from its first byte to its newline; 0 is for ever",
+        "close a connection if a line takes longer than this to arrive; 0: never",
     ),
     Setting(
         "write_timeout",
         60.0,
         seconds(0, DAY),
         "SECONDS",
-        "how long a client may take no answer; 0 is for ever",
+        "close a connection if the client reads no answer for this long; 0: never",
     ),
     Setting(
         "drain_timeout",
         10.0,
         seconds(0, 3600),
         "SECONDS",
-        "how long answers get to leave when the service stops",
+        "time to deliver answers when the service stops",
     ),
     Setting(
         "log_level",
         "info",
         one_of("debug", "info", "warning", "error"),
         "LEVEL",
-        "least important messages to log; connections and data are debug",
+        "least severe messages to log; debug includes each connection",
     ),
 )
 
@@ -247,7 +253,7 @@ def explain(path: str | None, options: dict[str, Any]) -> list[str]:
     for name, value in values.items():
         origin = "command line" if name in options else "default"
         if name in in_file and name not in options:
-            origin = _place(str(path), _find_line(text, name))
+            origin = _place("".join(map(_escaped, str(path))), _find_line(text, name))
         lines.append(f"{name} = {as_toml(value)}  # {origin}")
     return lines
 
@@ -307,7 +313,7 @@ def as_toml(value: Any) -> str:
 
 
 def _escaped(character: str) -> str:
-    if character.isprintable() and character not in '"\\':
+    if character.isascii() and character.isprintable() and character not in '"\\':
         return character
     return f"\\U{ord(character):08x}"
 
