@@ -189,6 +189,14 @@ SETTINGS = (
         "close a connection if the client reads no answer for this long; 0: never",
     ),
     Setting(
+        "keepalive",
+        60.0,
+        seconds(0, DAY),
+        "SECONDS",
+        "silence after which the kernel asks a client, four times in as long again, whether its"
+        " machine is still there; 0 is never",
+    ),
+    Setting(
         "drain_timeout",
         10.0,
         seconds(0, 3600),
@@ -221,6 +229,7 @@ class Config:
     idle_timeout: float
     line_timeout: float
     write_timeout: float
+    keepalive: float
     drain_timeout: float
     log_level: str
 
