@@ -13,6 +13,8 @@ import socket
 from collections.abc import Mapping
 from time import monotonic
 
+from tcpupperd.words import counted
+
 #: Levels of syslog(3), which sd-daemon(3) writes before a line as <N>.
 PRIORITIES = {
     logging.DEBUG: 7,
@@ -84,7 +86,7 @@ class StreamHandler(logging.Handler):
             text = f"bug: a message that cannot be formatted: {record.msg!r} {record.args!r}"
             if record.exc_info:  # from Python 3.13 on, a traceback takes a free descriptor
                 text += f" {record.exc_info[1]!r}"
-        if self._dropped and self._write(f"{self._dropped} messages were dropped", 4):
+        if self._dropped and self._write(f"{counted(self._dropped, 'message')} dropped", 4):
             self._dropped = 0
         if not self._write(text, PRIORITIES.get(record.levelno, 6)):
             self._dropped += 1
@@ -152,6 +154,6 @@ class RateLimitedLog:
             return
         self._next = now + self.INTERVAL
         if self._left_out:
-            message += f"; {self._left_out} messages like this were left out"
+            message += f"; {counted(self._left_out, 'similar message')} suppressed"
             self._left_out = 0
         self._log.warning(message, *values)

@@ -243,7 +243,7 @@ def test_serves_while_nobody_reads_the_log(tmp_path: Path) -> None:
                 assert select.select([reader], [], [], DEADLINE)[0]
                 log += read_all(reader)
             first, *_ = log.decode().splitlines()
-            assert re.search("[0-9]+ messages were dropped", first)
+            assert re.search("[0-9]+ messages? dropped", first)
             assert int(re.findall("[0-9]+", first)[-1]) > 100
 
 
