@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from typing import Protocol
 
@@ -23,3 +24,23 @@ def raise_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Sharing:
+    """Whether a process that was forked from this one may have its files open, too.
+
+    Then close(2) ends nothing: a connection stays open, and its file stays in the epoll.
+    """
+
+    possible = False
+
+
+def _forked_from() -> None:
+    Sharing.possible = True
+
+
+def _forked() -> None:
+    Sharing.possible = False
+
+
+os.register_at_fork(after_in_parent=_forked_from, after_in_child=_forked)

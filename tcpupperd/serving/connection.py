@@ -288,6 +288,8 @@ class Connection:
         if self.unsent:
             return None
         self.unsent = b""  # lets go of the answer
+        if self.line_began:
+            self.line_began = now  # nothing of the line could be received meanwhile
         ending = self._end_our_side(now) if self.protocol.finished else None
         return ending or Next.WATCH
 

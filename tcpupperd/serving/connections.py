@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tcpupperd.address import source_of
+from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.deadlines import Deadlines
@@ -67,6 +68,8 @@ class Connections:
 
     def has_room_for(self, client_address: object) -> bool:
         """Whether the source of a client is below its limit."""
+        if not self._counts_sources:
+            return True
         return self._sources[source_of(client_address)] < self.limits.per_source
 
     # A turn
@@ -125,7 +128,8 @@ class Connections:
         self._by_fd[fd] = connection
         if self._counts_sources:
             self._count_source(connection, 1)
-        self._schedule(connection)
+        if self.limits.shortest < math.inf:
+            connection.tick = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
 
     def remove(self, connection: Connection) -> None:
         """Serve it no more; its socket stays open."""
@@ -134,8 +138,10 @@ class Connections:
 
     def close(self, connection: Connection) -> None:
         """Serve it no more and close it; it may be closed already."""
-        if connection in self:
-            self.remove(connection)
+        if self._by_fd.get(connection.fd) is connection:
+            if Sharing.possible:
+                self._poller.unwatch(connection.fd)
+            self._forget(connection)
             self._hang_up(connection.socket)
             if self._tally.debug:
                 lines = counted(connection.protocol.lines, "line")
@@ -154,9 +160,9 @@ class Connections:
                 self.cut(connection)
             case Next.WATCH:
                 self._poller.watch_for(connection.fd, connection.interest)
-                self._reschedule(connection)
+                self._schedule(connection)
             case Next.SCHEDULE:
-                self._reschedule(connection)
+                self._schedule(connection)
 
     def _failed(self, connection: Connection, error: Exception) -> None:
         if isinstance(error, OSError):
@@ -187,10 +193,7 @@ class Connections:
         No later than the shortest timeout from now: any deadline that arises later is at least
         that far ahead. So nothing needs to be done here when bytes move.
         """
+        self._deadlines.discard(connection.fd, connection.tick)
         when = min(connection.deadline()[0], self._poller.now + self.limits.shortest)
         if when < math.inf:
             connection.tick = self._deadlines.add(connection.fd, when)
-
-    def _reschedule(self, connection: Connection) -> None:
-        self._deadlines.discard(connection.fd, connection.tick)
-        self._schedule(connection)

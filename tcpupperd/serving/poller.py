@@ -61,8 +61,10 @@ class Poller:
         """Call what was added for a descriptor that is ready."""
         call = self._calls.get(fd)
         if call is not None:  # else it was removed earlier in this turn
-            with contextlib.suppress(BlockingIOError):
+            try:
                 call()
+            except BlockingIOError:
+                return  # somebody else was faster
 
     # What somebody else calls
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from tcpupperd.address import plain_host, written
 from tcpupperd.config import Config
+from tcpupperd.host.descriptors import Sharing
 from tcpupperd.host.journal import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
@@ -212,8 +213,7 @@ class UpperServer(socketserver.BaseServer):
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
             else:
-                self.tally.add(REFUSED)
-                self.shutdown_request(request)
+                self._refuse(request)
         except OSError as error:
             self.tally.add(RESET)
             log.debug("%s: %s", client_address, error)
@@ -221,6 +221,15 @@ class UpperServer(socketserver.BaseServer):
         except Exception:
             self.handle_error(request, client_address)
             self.shutdown_request(request)
+
+    def _refuse(self, request: socket.socket) -> None:
+        """End a connection before it begins; its client reads end of file, not a reset.
+
+        It is not kept until the client ends its side, too: it would take somebody else's place.
+        """
+        self.tally.add(REFUSED)
+        request.shutdown(socket.SHUT_WR)  # goes ahead of the reset, if input has come by now
+        self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the source of a connection is below its limit."""
@@ -254,10 +263,9 @@ class UpperServer(socketserver.BaseServer):
         if connection:
             self.connections.attempt(Connection.end, connection)
             return
-        # Ahead of close(2), which ends nothing while a forked process has the socket, too. Its
-        # client reads end of file then, also where input that came meanwhile makes it a reset.
-        with contextlib.suppress(OSError):
-            request.shutdown(socket.SHUT_WR)
+        if Sharing.possible:
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
         self.close_request(request)
 
     def close_request(self, request: Any) -> None:
