@@ -115,6 +115,9 @@ def addresses(value: Any) -> tuple[str, ...]:
 
 DAY = 86400
 
+#: Seconds that the kernel takes for TCP_KEEPIDLE, tcp(7), at the most.
+KEEPALIVE_MAX = 32767
+
 SETTINGS = (
     Setting(
         "listen",
@@ -191,10 +194,10 @@ SETTINGS = (
     Setting(
         "keepalive",
         60.0,
-        seconds(0, DAY),
+        seconds(0, KEEPALIVE_MAX),
         "SECONDS",
-        "silence after which the kernel asks a client, four times in as long again, whether its"
-        " machine is still there; 0 is never",
+        "probe a client that has been silent for this long, and cut the connection after as long"
+        " again without an answer from its host; 0: never",
     ),
     Setting(
         "drain_timeout",

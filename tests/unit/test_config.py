@@ -43,6 +43,7 @@ SECONDS = {
     "idle_timeout": (0, 86400),
     "line_timeout": (0, 86400),
     "write_timeout": (0, 86400),
+    "keepalive": (0, 32767),
     "drain_timeout": (0, 3600),
 }
 WORDS = {
