@@ -339,7 +339,8 @@ class Supervisor:
         self._reload_failed(why)
 
     def _reload_failed(self, why: str) -> None:
-        log.error("reload failed, going on as before: %s", why)
+        for line in why.splitlines():
+            log.error("reload failed, going on as before: %s", line)
         self._trouble = "the last reload failed, see the log"
         self._listeners.keep(self._config.listen)
         self._notifier.ready()

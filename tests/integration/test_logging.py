@@ -117,6 +117,7 @@ def test_level_changes_with_a_reload() -> None:
         daemon.configure(log_level="debug")
         daemon.send_signal(signal.SIGHUP)
         until(lambda: "reloaded: " in daemon.log)
+        until(lambda: daemon.log.count(" has left") == 2)  # of the old level, to the last moment
         daemon.connect()
         until(lambda: ": connected" in daemon.log)
 
