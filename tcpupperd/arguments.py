@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The command line's values; exits with status 2 if it is wrong."""
         values, unknown = self.parse_known_args(argv)
-        if unknown:
+        if unknown := [word for word in unknown if word != "--"]:
             self.error(self._what_is_wrong_with(unknown))
         return values
 
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
         wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
         if not wrong.startswith("-"):
-            return f"unexpected argument: {wrong}"
+            return f"unexpected argument: {wrong!r}"
         option = wrong.partition("=")[0]
         close = get_close_matches(option, self._option_string_actions, n=1)
         return f"{option}: no such option" + (f"; did you mean {close[0]}?" if close else "")

@@ -107,7 +107,10 @@ def test_auto_is_a_worker_for_each_usable_cpu() -> None:
         (["--work", "3"], "--work: no such option; did you mean --workers?"),
         (["--pid-file", "/tmp/x"], "--pid-file, --user and --group require --daemonize"),
         (["--verbose"], "--verbose requires --check"),
-        (["hello"], "unexpected argument: hello"),
+        (["hello"], "unexpected argument: 'hello'"),
+        ([""], "unexpected argument: ''"),
+        (["--", "hello"], "unexpected argument: 'hello'"),
+        (["hello", "--lisen"], "--lisen: no such option; did you mean --listen?"),
     ],
 )
 def test_wrong_command_line(options: list[str], why: str) -> None:
