@@ -119,6 +119,8 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
     if isinstance(server_address, (str, bytes)):
         return _listen_unix(os.fsdecode(server_address), backlog)
     host, port = server_address[:2]
+    if not 0 <= port <= 65535:
+        raise OverflowError(f"port {port} is not from 0 to 65535")  # as socket.bind has it
     if not host:
         return _listen_everywhere(port, backlog, reuse)
     family, where = _resolve(Address(host, port))[0]

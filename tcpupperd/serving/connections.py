@@ -142,7 +142,10 @@ class Connections:
             if Sharing.possible:
                 self._poller.unwatch(connection.fd)
             self._forget(connection)
-            self._hang_up(connection.socket)
+            try:
+                self._hang_up(connection.socket)
+            except Exception:
+                self._on_bug(connection.socket, connection.client_address)
             if self._tally.debug:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: closed after %s", connection, lines)

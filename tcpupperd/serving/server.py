@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 #: The handlers that it can serve, and the framing that each stands for.
 FRAMINGS = {UpperHandler: "line", ChunkHandler: "none"}
 
+#: What makes a handler: one that inherits all of these from another does the same.
+STEPS = ("__init__", "setup", "handle", "finish")
+
 
 class UpperServer(socketserver.BaseServer):
     """Answers every line upper-cased, on any number of listeners.
@@ -73,7 +76,8 @@ class UpperServer(socketserver.BaseServer):
         self.config = configure(config or Config(), RequestHandlerClass)
         if server_address is not None:
             listeners = [*listeners, self._listen(server_address)]
-        address = listeners[0].socket.getsockname() if listeners else ""
+        self.socket = listeners[0].socket if listeners else None
+        address = self.socket.getsockname() if self.socket else ""
         handlers = {framing: handler for handler, framing in FRAMINGS.items()}
         super().__init__(address, handlers[self.config.framing])
         self.capacity = self.config.max_connections  # with which accepting stops
@@ -282,9 +286,10 @@ def configure(config: Config, handler: type[socketserver.BaseRequestHandler] | N
     """A configuration with the framing that a handler stands for; TypeError if there is none."""
     if handler is None:
         return config
-    if handler not in FRAMINGS:
-        raise TypeError(
-            f"UpperServer cannot run {handler.__name__}: it serves UpperHandler and ChunkHandler"
-            " themselves, from one epoll; give other handlers to socketserver.ThreadingTCPServer"
-        )
-    return Config(**{**vars(config), "framing": FRAMINGS[handler]})
+    for known, framing in FRAMINGS.items():
+        if all(getattr(handler, name, None) is getattr(known, name) for name in STEPS):
+            return Config(**{**vars(config), "framing": framing})
+    raise TypeError(
+        f"UpperServer cannot run {handler.__name__}: it serves UpperHandler and ChunkHandler"
+        " themselves, from one epoll; give other handlers to socketserver.ThreadingTCPServer"
+    )

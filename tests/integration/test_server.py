@@ -19,7 +19,7 @@ import pytest
 
 from integration.client import Client
 from integration.embedding import address_of, connected, serving, small_listener
-from integration.processes import DEADLINE, cannot, descriptors, until
+from integration.processes import DEADLINE, cannot, cpu_time, descriptors, until
 from tcpupperd.address import source_of
 from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
@@ -910,12 +910,6 @@ def short_of_descriptors(log: Path) -> Iterator[tuple[int, str]]:
     finally:
         process.kill()
         process.wait()
-
-
-def cpu_time(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_connections_wait_while_there_are_no_descriptors(tmp_path: Path) -> None:
