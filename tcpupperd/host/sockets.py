@@ -281,14 +281,29 @@ _REMEDIES = {
     " sockets that systemd passes in can be used: set the address in tcpupperd.socket",
 }
 
+_REMEDIES_FOR_PATHS = _REMEDIES | {
+    errno.EACCES: "no permission to create a socket in this directory",
+    errno.ENOENT: "the directory does not exist",
+}
+
 
 def _explain(text: str, address: Address, error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return f'cannot listen on {text}: "{address.host}" cannot be resolved: {error.strerror}'
+    if error.errno == errno.EADDRINUSE and _is_other_file(address.path):
+        return f"cannot listen on {text}: it exists and is not a socket; choose another path"
     # Not error.strerror: socket.create_server adds the address to it.
     reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = _REMEDIES.get(error.errno or 0)
+    remedies = _REMEDIES_FOR_PATHS if address.path else _REMEDIES
+    remedy = remedies.get(error.errno or 0)
     return f"cannot listen on {text}: {reason}" + (f"; {remedy}" if remedy else "")
+
+
+def _is_other_file(path: str) -> bool:
+    """Whether there is a file of this name that is not a socket."""
+    with contextlib.suppress(OSError):  # it is gone
+        return path.startswith("/") and not stat.S_ISSOCK(os.lstat(path).st_mode)
+    return False
 
 
 class Listeners:

@@ -22,6 +22,7 @@ from tcpupperd.processes import worker
 from tcpupperd.processes.channel import Channel
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
+from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +285,7 @@ class Supervisor:
             self._cannot_start(f"{how} before it could accept connections")
         elif served:
             self._early_deaths, self._retry_at = 0, 0.0
-            log.warning("%s; %d connections ended with it, replacing it", how, lost)
+            log.warning("%s; %s ended with it, replacing it", how, counted(lost, "connection"))
         else:
             self._try_later(f"{how} before it served anybody")
 
@@ -308,7 +309,8 @@ class Supervisor:
 
     def _kill(self, workers: Iterable[WorkerProcess]) -> None:
         for one in workers:
-            log.warning("killing worker %d, %d connections", one.pid, one.slot.numbers[OPEN])
+            served = counted(one.slot.numbers[OPEN], "connection")
+            log.warning("killing worker %d, %s", one.pid, served)
             one.kill()
 
     # Reload
@@ -337,7 +339,8 @@ class Supervisor:
         self._reload_failed(why)
 
     def _reload_failed(self, why: str) -> None:
-        log.error("reload failed, going on as before: %s", why)
+        for line in why.splitlines():
+            log.error("reload failed, going on as before: %s", line)
         self._trouble = "the last reload failed, see the log"
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
@@ -350,9 +353,9 @@ class Supervisor:
             return
         self._listeners.keep(self._config.listen)
         log.info(
-            "%s: %d workers, listening on %s",
+            "%s: %s, listening on %s",
             "reloaded" if self._ready else "ready",
-            self._config.worker_count,
+            counted(self._config.worker_count, "worker"),
             self._listeners,
         )
         self._trouble = ""
@@ -375,9 +378,9 @@ class Supervisor:
         self._notifier.stopping()
         self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
         log.info(
-            "stopping, %s %d connections",
+            "stopping, %s %s",
             "keeping" if order == worker.STORE else "ending",
-            self._scoreboard.totals()["open"],
+            counted(self._scoreboard.totals()["open"], "connection"),
         )
         self._tell_status()
         self._retire(self._workers.values(), order)
@@ -412,11 +415,11 @@ class Supervisor:
         totals = self._scoreboard.totals()
         parts = [
             f"{'Stopping' if self._stopping else 'Listening on ' + str(self._listeners)}",
-            f"{len(self._workers)} workers, {totals['open']} connections",
-            f"{totals['lines']} lines answered",
+            f"{counted(len(self._workers), 'worker')}, {counted(totals['open'], 'connection')}",
+            f"{counted(totals['lines'], 'line')} answered",
         ]
         if self._early_deaths and self._missing():
-            parts.append(f"a worker cannot start, {self._early_deaths} tries")
+            parts.append(f"a worker cannot start, tried {counted(self._early_deaths, 'time')}")
         if self._trouble:
             parts.append(self._trouble)
         self._notifier.status("; ".join(parts))

@@ -20,6 +20,7 @@ from tcpupperd.processes import handover
 from tcpupperd.serving.connection import Connection, State
 from tcpupperd.serving.counters import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, STATE, TAKEN
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,9 @@ class Worker(UpperServer):
             self.poller.add(self._give_end, self._give_on, select.EPOLLOUT)
         else:
             count = len(self.connections)
-            log.warning("cannot hand over %d connections, ending them: %s", count, error)
+            log.warning(
+                "ending %s that cannot be handed over: %s", counted(count, "connection"), error
+            )
             self.drain(take_queues=False)
 
     def _give_on(self) -> None:
@@ -165,7 +168,8 @@ class Worker(UpperServer):
             for connection in handover.take(self._take_end):
                 self._take_over(connection)
         except handover.HandoverError as error:
-            log.error("ending %d connections taken over: %s", len(error.sockets), error)
+            taken = counted(len(error.sockets), "connection")
+            log.error("ending %s taken over: %s", taken, error)
             self.tally.add(DAMAGED, len(error.sockets))
             for request in error.sockets:
                 self._take_over(handover.Connection(request, "", finished=True))

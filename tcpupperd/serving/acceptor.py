@@ -15,6 +15,7 @@ from tcpupperd.host.journal import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.serving.counters import ACCEPTED, SHORTAGES, Tally
 from tcpupperd.serving.poller import Poller
+from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +148,9 @@ class Acceptor:
             self._complained = True
             self._may_complain_at = self._poller.now + RateLimitedLog.INTERVAL
             log.warning(
-                "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
+                "cannot accept: %s; %s open, new ones wait in the kernel's queue",
                 why,
-                self._open,
+                counted(self._open, "connection"),
             )
 
     def _queue_seen_empty(self) -> None:

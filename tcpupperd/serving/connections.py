@@ -15,6 +15,7 @@ from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.poller import Poller
+from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ class Connections:
             except Exception:
                 self._on_bug(connection.socket, connection.client_address)
             if self._tally.debug:
-                log.debug("%s: closed after %d lines", connection, connection.protocol.lines)
+                lines = counted(connection.protocol.lines, "line")
+                log.debug("%s: closed after %s", connection, lines)
 
     def cut(self, connection: Connection) -> None:
         """Close it in the midst of its answers, which are lost."""
