@@ -7,7 +7,6 @@ their meaning, and it is embedded like any server of that module::
     with UpperServer(("localhost", 0)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         ...
-        server.shutdown()
 """
 
 from __future__ import annotations
@@ -188,11 +187,12 @@ class UpperServer(socketserver.BaseServer):
             self._stopped.wait()
 
     def server_close(self) -> None:
-        """Answer what has been received, for up to `drain_timeout`, and close everything. To be
-        called twice is no error."""
+        """End `serve_forever`, answer what has been received, for up to `drain_timeout`, and
+        close everything. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
+        self.shutdown()
         try:
             draining = self.drain(gentle=False)
             while draining.unfinished:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import select
 import signal
 import socket
@@ -404,3 +405,33 @@ def test_public_names_come_without_the_daemon() -> None:
 def test_address_is_written_alike_everywhere() -> None:
     with UpperServer(ANY_PORT) as server:
         assert address_of(server) == written(server.server_address)
+
+
+README_EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("body", ["raise ZeroDivisionError", "talk(server.server_address)"])
+def test_readme_example_ends_however_its_body_ends(body: str) -> None:
+    """Right away, and also while a client is connected that says nothing."""
+    talk = (
+        "import socket\n"
+        "def talk(address):\n"
+        "    client = socket.create_connection(address[:2], 10)\n"
+        "    client.sendall(b'hello\\n')\n"
+        "    print(client.recv(100))\n"
+        "    clients.append(client)\n"
+        "clients = []\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", talk + README_EXAMPLE.replace("...", body)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    if "raise" in body:
+        assert done.stderr.endswith("ZeroDivisionError\n")
+        assert done.returncode == 1
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "b'HELLO\\n'\n", "")
