@@ -43,4 +43,4 @@ FIELDS = (
     SHORTAGES,
 ) = range(len(FIELDS))
 
-STARTING, ACCEPTING = range(2)  # values of `state`
+STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`
