@@ -168,7 +168,10 @@ class UpperServer(socketserver.BaseServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin to serve an accepted connection."""
-        self.add_connection(self.new_handler(request, client_address))
+        handler = self.new_handler(request, client_address)
+        self.add_connection(handler)
+        if self.debug:
+            log.debug("%s: connected", handler.name)
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection without losing answers that are on their way."""
@@ -239,8 +242,6 @@ class UpperServer(socketserver.BaseServer):
         if self._shortest_timeout < math.inf:
             fd = handler.request.fileno()
             handler.tick = self._deadlines.add(fd, self.now + self._shortest_timeout)
-        if self.debug:
-            log.debug("%s: connected", handler.name)
 
     def remove_connection(self, handler: UpperHandler) -> None:
         """Serve it no more; its socket stays open."""
