@@ -10,6 +10,10 @@ from tcpupperd.host.notify import Notifier
 
 log = logging.getLogger(__name__)
 
+#: Bytes of the channel's buffer that are asked for; net.core.wmem_max caps it. The 208 KiB that it
+#: has by default are full with 278 messages.
+BUFFER = 2**22
+
 #: Names under which the service manager keeps the ends of the channel.
 GIVE_END, TAKE_END = "handover-give", "handover-take"
 
@@ -40,6 +44,7 @@ def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store:
         if store:
             notifier.store(GIVE_END, channel.give)
             notifier.store(TAKE_END, channel.take)
+    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     channel.give.setblocking(False)
     channel.take.setblocking(False)
     return channel

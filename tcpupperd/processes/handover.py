@@ -7,7 +7,8 @@ known of them. So the message itself stays tiny, and however many connections wa
 they never fill its buffer, whatever they had half sent and half received.
 
 The format has a version. What a newer or an older program cannot read it can still end politely,
-for the sockets arrive all the same.
+for the sockets arrive all the same. Nothing in a message is believed: a wrong one must cost its
+own connections and nothing else, neither the worker nor its memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
 VERSION = 1
@@ -34,7 +36,16 @@ _FD = struct.Struct("i")
 #: answer, which follow.
 _RECORD = struct.Struct("!HHBQdddHII")
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
+_FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
+
+# What a record may say. Anything above is wrong, and is not read.
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+_LINES_MAX = 2**63 - 1  # where it stays
+_HOST_MAX = 255  # bytes
+_HELD_MAX = 2**30  # the highest max_line
+_UNSENT_MAX = 2 * _HELD_MAX + 2**20  # an answer of that size, one to what was held, a few chunks
 _TIME_MAX = 1e9  # three decades; deadlines cannot be reckoned with NaN or 1e308
+_RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX
 
 
 class HandoverError(Exception):
@@ -90,14 +101,15 @@ def take(end: socket.socket) -> list[Connection]:
         raise EOFError
     try:
         _check_greeting(data, len(files), flags)
-        with open(files[0], "rb", closefd=False) as file:
-            file.seek(0)
-            state = file.read()
-        found = _unpack_all(state, files[1:])
-    except (ValueError, struct.error, OSError) as error:
-        raise HandoverError(str(error), _as_sockets(files)) from None
+        records = _read_all(files[0], len(files) - 1)
+    except (ValueError, struct.error, OSError, MemoryError) as error:
+        raise HandoverError(_reason(error), _as_sockets(files)) from None
     os.close(files[0])
-    return found
+    families = [family for family, _ in records]
+    sockets = _as_sockets(files[1:], families)
+    if [one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) for one in sockets] != families:
+        raise HandoverError("a descriptor is not the socket that it should be", sockets)
+    return [Connection(one, **fields) for one, (_, fields) in zip(sockets, records, strict=True)]
 
 
 def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
@@ -128,46 +140,54 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     )
     sizes = len(name), len(connection.held), len(connection.unsent)
     times = connection.idle_for, connection.line_open_for, connection.lingers_for or 0.0
-    head = (connection.socket.family, port, flags, connection.lines)
+    head = (connection.socket.family, port, flags, min(connection.lines, _LINES_MAX))
     file.write(_RECORD.pack(*head, *times, *sizes))
     file.writelines((name, connection.held, connection.unsent))
 
 
-def _unpack_all(state: bytes, files: list[int]) -> list[Connection]:
-    """The connections of a message; the sockets are made last, when nothing can fail any more."""
-    found = []
-    offset = 0
-    for _ in files:
-        family, fields, offset = _unpack(state, offset)
-        found.append((family, fields))
-    if offset != len(state):
-        raise ValueError(f"{len(state) - offset} bytes are left over")
-    if not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in files):
-        raise ValueError("a descriptor is not a socket")
-    return [
-        Connection(socket.socket(family, socket.SOCK_STREAM, 0, fd), **fields)
-        for fd, (family, fields) in zip(files, found, strict=True)
-    ]
+def _read_all(state: int, count: int) -> list[tuple[int, dict[str, Any]]]:
+    """The address family and the fields of each connection of a message.
+
+    They are read one by one, and no size is read before it is known to be possible: a file can
+    be of any size without having a byte.
+    """
+    found = os.fstat(state)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("the state is not a file")
+    if found.st_size > count * _RECORD_MAX:
+        raise ValueError(f"{found.st_size} bytes are too many for {count} connections")
+    with open(state, "rb", closefd=False) as file:
+        file.seek(0)
+        left, records = found.st_size, []
+        for _ in range(count):
+            family, fields, left = _read(file, left)
+            records.append((family, fields))
+    if left:
+        raise ValueError(f"{left} bytes are left over")
+    return records
 
 
-def _unpack(state: bytes, offset: int) -> tuple[int, dict[str, Any], int]:
-    """The address family and the fields of the connection at `offset`, and the next's offset."""
-    family, port, flags, lines, *times, name_size, held_size, unsent_size = _RECORD.unpack_from(
-        state, offset
-    )
-    held_at = offset + _RECORD.size + name_size
-    unsent_at = held_at + held_size
-    end = unsent_at + unsent_size
-    if end > len(state):
+def _read(file: BinaryIO, left: int) -> tuple[int, dict[str, Any], int]:
+    """The address family and the fields of the next connection in a file of which so many bytes
+    are `left`, and how many are then."""
+    head = file.read(_RECORD.size)
+    if len(head) < _RECORD.size:
         raise ValueError("the state is cut short")
+    family, port, flags, lines, *times, name_size, held_size, unsent_size = _RECORD.unpack(head)
+    if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
+        raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them cannot be")
     if not all(abs(time) < _TIME_MAX for time in times):
         raise ValueError("a time is out of range")
-    host = os.fsdecode(state[held_at - name_size : held_at])
+    if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
+        raise ValueError(f"a host, a line, an answer of {name_size}, {held_size}, {unsent_size}")
+    left -= _RECORD.size + name_size + held_size + unsent_size
+    if left < 0:
+        raise ValueError("the state is cut short")
     fields = {
-        "client_address": "" if family == socket.AF_UNIX else (host, port),
+        "client_address": _address(family, file.read(name_size), port),
         "lines": lines,
-        "held": state[held_at:unsent_at],
-        "unsent": state[unsent_at:end],
+        "held": file.read(held_size),
+        "unsent": file.read(unsent_size),
         "mid_line": bool(flags & _MID_LINE),
         "finished": bool(flags & _FINISHED),
         "eof": bool(flags & _EOF),
@@ -175,15 +195,30 @@ def _unpack(state: bytes, offset: int) -> tuple[int, dict[str, Any], int]:
         "line_open_for": times[1],
         "lingers_for": times[2] if flags & _LINGERS else None,
     }
-    return family, fields, end
+    return family, fields, left
 
 
-def _as_sockets(files: list[int]) -> list[socket.socket]:
-    """Those of the descriptors that are sockets; the rest are closed."""
+def _address(family: int, name: bytes, port: int) -> object:
+    """The client's address; ValueError or OSError if the host is none of the family's."""
+    if family == socket.AF_UNIX:
+        return ""
+    host = os.fsdecode(name)
+    socket.inet_pton(family, host.partition("%")[0])
+    return host, port
+
+
+def _reason(error: Exception) -> str:
+    return "there is no memory for it" if isinstance(error, MemoryError) else str(error)
+
+
+def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:
+    """Those of the descriptors that are sockets, of families as told or else as the kernel says;
+    the rest are closed."""
     found = []
-    for fd in files:
+    for fd, family in zip_longest(files, families, fillvalue=-1):
+        kind = -1 if family == -1 else socket.SOCK_STREAM  # not asked for: that takes longer
         try:
-            found.append(socket.socket(fileno=fd))
+            found.append(socket.socket(family, kind, min(kind, 0), fd))
         except OSError:
             os.close(fd)
     return found

@@ -1,8 +1,8 @@
 """Counters and heartbeats that all processes of the daemon share.
 
 One anonymous shared mapping holds a slot of 64-bit numbers for each worker. A worker writes its
-own slot only and the supervisor reads all of them, so there is nothing to lock: an aligned
-64-bit number is written at once.
+own slot only and all processes read all of them, so there is nothing to lock: an aligned 64-bit
+number is written at once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import mmap
 from typing import NamedTuple
 
-from tcpupperd.serving.counters import FIELDS, OPEN
+from tcpupperd.serving.counters import FIELDS, HEARTBEAT, LEAVING, OPEN, STATE
 
 _SLOT_SIZE = 256  # bytes: whole cache lines, so that workers do not slow each other
+_ROW = _SLOT_SIZE // 8  # numbers
 
 
 class Scoreboard:
     """The slots of up to `size` workers, and the totals of those that are gone."""
 
     def __init__(self, size: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, size * _SLOT_SIZE))
+        self._memory = memoryview(mmap.mmap(-1, size * _SLOT_SIZE + 8))
+        self._numbers = self._memory.cast("Q")  # the last: how many slots were ever in use
         self._free = list(reversed(range(size)))
         self._live: list[Slot] = []
         self._gone = [0] * len(FIELDS)
@@ -27,6 +29,7 @@ class Scoreboard:
     def claim(self) -> Slot:
         """A slot for a new worker; IndexError if all are taken."""
         index = self._free.pop()
+        self._numbers[-1] = max(self._numbers[-1], index + 1)
         start = index * _SLOT_SIZE
         numbers = self._memory[start : start + len(FIELDS) * 8].cast("Q")
         slot = Slot(index, numbers)
@@ -49,6 +52,21 @@ class Scoreboard:
             for field, name in enumerate(FIELDS)
             if field >= OPEN
         }
+
+    # What any process sees, of workers too that were started after it
+
+    def loads(self) -> list[int]:
+        """The connections of each worker that is not leaving; one that has only been started
+        counts. (The supervisor writes the first heartbeat.)"""
+        rows = zip(*map(self._column, (HEARTBEAT, STATE, OPEN)), strict=True)
+        return [count for beat, state, count in rows if beat and state != LEAVING]
+
+    def open(self) -> int:
+        """The connections of all workers."""
+        return sum(self._column(OPEN))
+
+    def _column(self, field: int) -> list[int]:
+        return self._numbers[field : self._numbers[-1] * _ROW : _ROW].tolist()
 
 
 class Slot(NamedTuple):

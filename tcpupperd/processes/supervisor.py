@@ -19,6 +19,7 @@ from tcpupperd.host import descriptors, journal
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import worker
+from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.channel import Channel
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
@@ -254,6 +255,7 @@ class Supervisor:
                     channel_outlives_us=self._channel.outlives_us,
                     control=FileIO(orders),
                     numbers=slot.numbers,
+                    scoreboard=self._scoreboard,
                     heartbeat=self._notifier.watchdog_interval / 4,
                 )
             )
@@ -358,6 +360,7 @@ class Supervisor:
             counted(self._config.worker_count, "worker"),
             self._listeners,
         )
+        self._tell_capacity()
         self._trouble = ""
         self._retire((w for w in self._workers.values() if w not in self._current()), worker.GIVE)
         self._before_reload = None
@@ -423,6 +426,12 @@ class Supervisor:
         if self._trouble:
             parts.append(self._trouble)
         self._notifier.status("; ".join(parts))
+
+    def _tell_capacity(self) -> None:
+        kept = self._channel.outlives_us
+        allowed = capacity(self._config, descriptors.limit(), kept=kept)
+        if complaint := allowed.complaint(self._config):
+            log.warning("%s", complaint)
 
     def _log_counters(self) -> None:
         totals = self._scoreboard.totals()

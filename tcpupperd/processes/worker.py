@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import select
 import signal
 import socket
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ from typing import NamedTuple
 from tcpupperd.config import Config
 from tcpupperd.host import descriptors
 from tcpupperd.host.sockets import Listener
-from tcpupperd.processes import handover
-from tcpupperd.serving.connection import Connection, State
-from tcpupperd.serving.counters import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, STATE, TAKEN
+from tcpupperd.processes.capacity import capacity
+from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.transfer import Giver, Taker, messages_in
+from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, LEAVING, STATE
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +28,8 @@ GIVE = b"g"  # your connections to the other workers
 STORE = b"s"  # your connections to whoever comes next: all workers leave
 DRAIN = b"d"  # answer what has come, and end your connections
 
-#: Only one of the workers that wait is woken for what is to be taken.
-EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE
-
-#: Descriptors that a worker needs besides its connections.
-RESERVE = 64
+#: Seconds between two looks whether others have made room: nothing tells.
+ROOM_TICK = 0.05
 
 
 class WorkerContext(NamedTuple):
@@ -46,6 +42,7 @@ class WorkerContext(NamedTuple):
     channel_outlives_us: bool
     control: FileIO  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
+    scoreboard: Scoreboard  # of all workers
     heartbeat: float  # seconds between signs of life, or 0
 
 
@@ -57,16 +54,15 @@ class Worker(UpperServer):
             listeners=context.listeners, config=context.config, counters=context.numbers
         )
         self._context = context
-        self._give_end, self._take_end = context.channel
-        # For connections. No more of them are accepted than the next worker has room to take.
-        limit = descriptors.limit()
-        self._batch = min(handover.BATCH, limit // 4)
-        self._descriptors = limit - self._batch - min(RESERVE, limit // 4)
-        self.capacity = min(self.capacity, self._descriptors)
-        self._leaving = False
-        self._taking = False
+        give_end, take_end = context.channel
+        limit, kept = descriptors.limit(), context.channel_outlives_us
+        self._capacity = capacity(context.config, limit, kept=kept)
+        self._giver = Giver(self, give_end, context.scoreboard, self._capacity)
+        self._taker = Taker(self, take_end, context.scoreboard, self._capacity)
+        self.acceptor.capacity = self._capacity.accepted
+        self._room_look_at = math.inf
         self.poller.add(context.control, self._obey)
-        self._update_interest()
+        self._arrange_channel()
 
     def announce(self) -> None:
         """Tell the supervisor, who waits for signals only, that this worker accepts."""
@@ -77,17 +73,35 @@ class Worker(UpperServer):
 
     def service_actions(self) -> None:
         """Once a turn: also a sign of life."""
+        self._giver.go_on()
+        self._arrange_channel()
         super().service_actions()
-        self._update_interest()
         if self._context.heartbeat:
             self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
-        """Seconds to wait at the most, so that the next sign of life comes in time."""
+        """Seconds until something is due, the next sign of life among it."""
+        until = min(until, self._giver.look_at, self._taker.look_at, self._room_look_at)
         timeout = super().poll_timeout(until)
         if not self._context.heartbeat:
             return timeout
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
+
+    def _arrange_channel(self) -> None:
+        """See to the channel, and to how many connections may be accepted."""
+        self._taker.arrange()
+        self._room_look_at = math.inf
+        if self._capacity.scarce:
+            self._keep_within_limit()
+
+    def _keep_within_limit(self) -> None:
+        """Accept nothing that could not be handed over at a restart: while a reload or a start is
+        under way, others hold connections that will come to us."""
+        waiting = messages_in(self._context.channel[0]) * self._capacity.batch
+        free = self._capacity.together - self._context.scoreboard.open() - waiting
+        self.acceptor.allowance = free
+        if free <= 0:
+            self._room_look_at = self.poller.now + ROOM_TICK
 
     def _obey(self) -> None:
         order = self._context.control.read(1)
@@ -95,103 +109,28 @@ class Worker(UpperServer):
         if not order:
             order = STORE if self._context.channel_outlives_us else DRAIN
             log.warning("the supervisor is gone, leaving")
-        self._leaving = True
-        self._update_interest()
-        # Whoever was woken for something and does not take it leaves it lying there until more
-        # comes: EPOLLEXCLUSIVE woke nobody else. So the last thing is to take what is there. But
-        # not if all leave: at the head of the channel it will be taken first, while with restarts
-        # in quick succession it would else go to the end of it every time and never be served.
-        if order != STORE:
-            self._take_all()
+        self._context.numbers[STATE] = LEAVING  # nobody leaves the channel to us any more
+        self._taker.stop()
         if order == DRAIN:
+            self._taker.take_all()
             self.drain(take_queues=not self._context.listeners_outlive_us)
         else:
-            self.acceptor.take_queues()
+            self._take_last(order)
             self.acceptor.stop()
-            self._give(wait=order == GIVE)
+            self._giver.begin(wait=order == GIVE)
 
-    # Giving
+    def _take_last(self, order: bytes) -> None:
+        """Leave no connection in a queue that nobody else will take.
 
-    def _give(self, *, wait: bool) -> None:
-        """Put all connections into the channel; with `wait`, as fast as others take them out."""
-        connections = list(self.connections)
-        for start in range(0, len(connections), self._batch):
-            batch = connections[start : start + self._batch]
-            try:
-                handover.give(self._give_end, [self._pack(one) for one in batch])
-            except OSError as error:
-                self._cannot_give(error, wait=wait)
-                return
-            for connection in batch:
-                self.connections.remove(connection)
-                connection.socket.close()
-            self.tally.add(GIVEN, len(batch))
-
-    def _pack(self, connection: Connection) -> handover.Connection:
-        state = connection.state(self.poller.now)
-        return handover.Connection(connection.socket, connection.client_address, **state._asdict())
-
-    def _cannot_give(self, error: OSError, *, wait: bool) -> None:
-        if wait and isinstance(error, BlockingIOError):
-            self.poller.add(self._give_end, self._give_on, select.EPOLLOUT)
-        else:
-            count = len(self.connections)
-            log.warning(
-                "ending %s that cannot be handed over: %s", counted(count, "connection"), error
-            )
-            self.drain(take_queues=False)
-
-    def _give_on(self) -> None:
-        self.poller.remove(self._give_end)
-        self._give(wait=True)
-
-    # Taking
-
-    def _has_room(self) -> bool:
-        """Whether a whole message can be taken; of its descriptors the kernel would close those
-        that are too many."""
-        return len(self.connections) < self._descriptors
-
-    def _update_interest(self) -> None:
-        """Have the channel polled while there is room."""
-        wanted = self._has_room() and not self._leaving
-        if wanted != self._taking:
-            self._taking = wanted
-            if wanted:
-                self.poller.add(self._take_end, self._take, EXCLUSIVELY)
-            else:
-                self.poller.remove(self._take_end)
-
-    def _take(self) -> None:
-        """Take over one message's connections; BlockingIOError if there is none."""
-        try:
-            for connection in handover.take(self._take_end):
-                self._take_over(connection)
-        except handover.HandoverError as error:
-            taken = counted(len(error.sockets), "connection")
-            log.error("ending %s taken over: %s", taken, error)
-            self.tally.add(DAMAGED, len(error.sockets))
-            for request in error.sockets:
-                self._take_over(handover.Connection(request, "", finished=True))
-
-    def _take_all(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._has_room():
-                self._take()
-
-    def _take_over(self, travelled: handover.Connection) -> None:
-        """Serve one connection; if it cannot be, that is the end of it alone."""
-        self.tally.add(TAKEN)
-        sock, client_address = travelled.socket, travelled.client_address
-        state = State(*travelled[2:])
-        connection = self.new_connection(sock, client_address)
-        try:
-            self.connections.add(connection)
-        except OSError as error:
-            connection.fail(error)
-            self.shutdown_request(sock)
-            return
-        self.connections.attempt(lambda one, now: one.resume(state, now), connection)
+        Whoever was woken for one and does not take it leaves it lying there until more comes:
+        EPOLLEXCLUSIVE woke nobody else. No more than there is room for, though: what waits in a
+        queue is safe there, in the channel only if all of it fits. The next process looks into
+        queues that are somebody else's too.
+        """
+        if order == GIVE:
+            self.acceptor.accept_from_each()
+        elif not self._context.listeners_outlive_us:
+            self.acceptor.take_queues()
 
 
 def run(context: WorkerContext) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import select
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 
 from tcpupperd.host.journal import RateLimitedLog
@@ -48,35 +49,50 @@ class Acceptor:
     """
 
     def __init__(
-        self, poller: Poller, listeners: Iterable[Listener], welcome: Welcome, tally: Tally
+        self,
+        poller: Poller,
+        listeners: Iterable[Listener],
+        connections: Sized,
+        welcome: Welcome,
+        tally: Tally,
     ) -> None:
         self.listeners = list(listeners)
+        self.capacity = math.inf  # connections, with which accepting stops
+        self.allowance = math.inf  # how many more may be accepted, whatever the capacity
         self._poller = poller
+        self._connections = connections
         self._welcome = welcome
         self._tally = tally
         self._accepted: Counter[Listener] = Counter()
-        self._open = 0  # connections
-        self._room = 0  # for more
         self._polled = False
         self._paused_until = 0.0
+        self._open_at_pause = 0
         self._short = False  # of anything that it takes, since a queue was last seen empty
         self._complained = False  # of this, in the log
         self._may_complain_at = 0.0
 
-    def arrange(self, connections: int, capacity: int) -> None:
+    def arrange(self) -> None:
         """Have the listeners polled if there is room for more connections, and only then."""
-        if self._paused_until <= self._poller.now or connections < self._open:
+        connections = len(self._connections)
+        if self._paused_until <= self._poller.now or connections < self._open_at_pause:
             self._paused_until = 0.0  # one that has ended has left its descriptor
-        self._open = connections
-        self._room = capacity - connections
-        if self.listeners and self._room <= 0:
+        if self.listeners and connections >= self.capacity:
             self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
         self._poll(self._room > 0 and not self._paused_until)
+
+    @property
+    def _room(self) -> float:
+        return min(self.capacity - len(self._connections), self.allowance)
 
     @property
     def resumes_at(self) -> float:
         """When a pause ends that no event will end; 0 if there is none."""
         return self._paused_until
+
+    def accept_from_each(self) -> None:
+        """Take what a turn may take from each queue, as if all were ready."""
+        for listener in self.listeners:
+            self._accept(listener)
 
     def take_queues(self) -> None:
         """Take the connections that are waiting, whatever the limits say; of those that come
@@ -108,8 +124,8 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Take a few connections from a listener's queue."""
-        for _ in range(min(self._room, ACCEPTS_PER_TURN)):
-            if not self._accept_one(listener):
+        for _ in range(ACCEPTS_PER_TURN):
+            if self._room <= 0 or not self._accept_one(listener):
                 return
 
     def _accept_one(self, listener: Listener) -> bool:
@@ -122,8 +138,7 @@ class Acceptor:
             self._failed(error)
             return False
         self._tally.add(ACCEPTED)
-        self._open += 1
-        self._room -= 1
+        self.allowance -= 1
         self._accepted[listener] += 1
         if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
             self._poller.remove(listener.socket)
@@ -137,6 +152,7 @@ class Acceptor:
             log.debug("a connection failed before it was accepted: %s", error)
             return
         self._paused_until = self._poller.now + SHORTAGE_PAUSE
+        self._open_at_pause = len(self._connections)
         self._complain(os.strerror(error.errno))
 
     def _complain(self, why: str) -> None:
@@ -150,7 +166,7 @@ class Acceptor:
             log.warning(
                 "cannot accept: %s; %s open, new ones wait in the kernel's queue",
                 why,
-                counted(self._open, "connection"),
+                counted(len(self._connections), "connection"),
             )
 
     def _queue_seen_empty(self) -> None:

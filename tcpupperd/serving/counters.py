@@ -45,7 +45,7 @@ FIELDS = (
     SHORTAGES,
 ) = range(len(FIELDS))
 
-STARTING, ACCEPTING = range(2)  # values of `state`
+STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`
 
 
 class Tally:

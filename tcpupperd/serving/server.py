@@ -79,7 +79,6 @@ class UpperServer(socketserver.BaseServer):
         address = self.socket.getsockname() if self.socket else ""
         handlers = {framing: handler for handler, framing in FRAMINGS.items()}
         super().__init__(address, handlers[self.config.framing])
-        self.capacity = self.config.max_connections  # with which accepting stops
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
         self.connections = Connections(
@@ -89,7 +88,10 @@ class UpperServer(socketserver.BaseServer):
             hang_up=self.shutdown_request,
             on_bug=self.handle_error,
         )
-        self.acceptor = Acceptor(self.poller, listeners, self.welcome, self.tally)
+        self.acceptor = Acceptor(
+            self.poller, listeners, self.connections, self.welcome, self.tally
+        )
+        self.acceptor.capacity = self.config.max_connections
         for listener in listeners:
             listener.prepare(self.config.keepalive)
         self.draining: Drain | None = None
@@ -99,7 +101,7 @@ class UpperServer(socketserver.BaseServer):
         self._closed = False
         self._serving_thread: int | None = None
         self._stopped = threading.Event()
-        self._arrange()
+        self.acceptor.arrange()
 
     def _listen(self, server_address: Any) -> Listener:
         backlog, reuse = self.request_queue_size, self.allow_reuse_address
@@ -141,7 +143,7 @@ class UpperServer(socketserver.BaseServer):
         self.connections.expire()
         if self.draining:
             self.draining.go_on(self.poller.now)
-        self._arrange()
+        self.acceptor.arrange()
         self.tally.publish(len(self.connections))
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
@@ -154,9 +156,6 @@ class UpperServer(socketserver.BaseServer):
     def more_can_come(self) -> bool:
         """Whether there is anything left that can bring work."""
         return bool(self.acceptor.listeners or self.connections)
-
-    def _arrange(self) -> None:
-        self.acceptor.arrange(len(self.connections), self.capacity)
 
     # Ends
 

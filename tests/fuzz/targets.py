@@ -92,16 +92,21 @@ def address(data: bytes) -> None:
 
 
 def handover_message(data: bytes) -> None:
-    """A message of another version: a byte with the number of sockets, a byte with the length of
-    the greeting, the greeting, and the state. Every socket arrives, and nothing is left open."""
-    count, size = data[0] % 4, data[1]
+    """A message of another version: a byte with the number and the family of the sockets, a byte
+    with the length of the greeting, the greeting, and the state, which a hole of 1 TiB follows
+    if it ends in that word. Every socket arrives, what is believed can be given again, and nothing
+    is left open."""
+    count, family, size = data[0] % 4, data[0] // 4 % len(FAMILIES), data[1]
     lowest_free = os.dup(0)
     os.close(lowest_free)
     give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with give, take:
-        send_message(give, data[2 : size + 2], data[size + 2 :], count)
+        send_message(give, data[2 : size + 2], data[size + 2 :], count, FAMILIES[family])
         try:
-            sockets = [one.socket for one in handover.take(take)]
+            connections = handover.take(take)
+            sockets = [one.socket for one in connections]
+            handover.give(give, connections)
+            sockets += [one.socket for one in handover.take(take)]
         except HandoverError as error:
             sockets = error.sockets
         except EOFError:
@@ -113,11 +118,18 @@ def handover_message(data: bytes) -> None:
     assert file == lowest_free
 
 
-def send_message(end: socket.socket, greeting: bytes, state: bytes, count: int) -> None:
+FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+
+
+def send_message(
+    end: socket.socket, greeting: bytes, state: bytes, count: int, family: int
+) -> None:
     file = os.memfd_create("state")
-    sockets = [socket.socket(socket.AF_UNIX) for _ in range(count)]
+    sockets = [socket.socket(family) for _ in range(count)]
     try:
         os.write(file, state)
+        if state.endswith(b"hole"):
+            os.truncate(file, 2**40)
         socket.send_fds(end, [greeting], [file, *(one.fileno() for one in sockets)])
     finally:
         os.close(file)

@@ -20,10 +20,11 @@ from tcpupperd import Config, UpperServer
 from tcpupperd.host import sockets
 from tcpupperd.host.sockets import BACKLOG, Listener, in_handshake
 from tcpupperd.processes import handover
+from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import RECEIVE_SIZE
-from tcpupperd.serving.counters import FIELDS, RESET, TAKEN, Tally
+from tcpupperd.serving.counters import RESET, TAKEN, Tally
 from tcpupperd.serving.poller import Poller
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def worker() -> Iterator[Worker]:
     """A worker in this process, with a channel that has both ends here."""
     give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     orders, control = os.pipe()
+    scoreboard = Scoreboard(4)
     take.setblocking(False)
     context = WorkerContext(
         config=Config(),
@@ -46,7 +48,8 @@ def worker() -> Iterator[Worker]:
         channel=(give, take),
         channel_outlives_us=False,
         control=FileIO(orders),
-        numbers=memoryview(bytearray(8 * len(FIELDS))).cast("Q"),
+        numbers=scoreboard.claim().numbers,
+        scoreboard=scoreboard,
         heartbeat=0.0,
     )
     with Worker(context) as worker, give, take, context.control:
@@ -69,7 +72,7 @@ def test_connection_that_cannot_be_watched_is_the_only_one_that_ends(
     monkeypatch.setattr(worker.poller, "watch", watch_or_fail)
     pairs = [socket.socketpair() for _ in range(3)]
     given = [handover.Connection(theirs, "") for _, theirs in pairs]
-    handover.give(worker._give_end, given)
+    handover.give(worker._context.channel[0], given)
     for _, theirs in pairs:
         theirs.close()
     worker.handle_request()
@@ -98,11 +101,12 @@ class Endless(Listener):
 
 
 def test_a_queue_is_taken_up_to_its_length_however_many_come() -> None:
-    taken = []
+    taken: list[None] = []
     poller = Poller()
     acceptor = Acceptor(
         poller,
         [Endless(socket.create_server(ANY_PORT))],
+        taken,
         lambda request, *_: taken.append(request.close()),
         Tally(),
     )

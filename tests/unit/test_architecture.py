@@ -65,6 +65,7 @@ STANDARD = {
     "stat",
     "string",
     "struct",
+    "termios",
     "textwrap",
     "threading",
     "token",

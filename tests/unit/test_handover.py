@@ -1,11 +1,14 @@
 """Connections that travel through a channel, and what becomes of damaged ones."""
 
 import contextlib
+import math
 import os
 import resource
 import socket
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -60,7 +63,7 @@ def state_of(connection: Connection) -> tuple[object, ...]:
 
 STATES = [
     {},
-    {"lines": 2**64 - 1, "idle_for": 12.5},
+    {"lines": 2**63 - 1, "idle_for": 12.5},
     {"held": b"half a li", "mid_line": True, "line_open_for": 3.25, "lines": 7},
     {"unsent": bytes(range(256)) * 4096, "eof": True},
     {"held": b"x" * 1_000_000, "unsent": b"Y" * 3_000_000, "mid_line": True},
@@ -99,13 +102,12 @@ def test_local_connection_arrives(channel: Channel) -> None:
 
 
 def test_host_that_is_not_utf8_arrives(channel: Channel) -> None:
-    client, server = socket.socketpair(socket.AF_UNIX)
-    ((other, tcp),) = tcp_pairs(1)
+    ((client, tcp),) = tcp_pairs(1, "::1")
     address = ("fe80::1%\udcff", 1)
     give(channel.give, [Connection(tcp, address)])
     (taken,) = take(channel.take)
     assert taken.client_address == address
-    close([client, server, other, tcp, taken.socket])
+    close([client, tcp, taken.socket])
 
 
 def test_no_connections_are_a_message_too(channel: Channel) -> None:
@@ -170,10 +172,17 @@ def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) 
 # What cannot be read
 
 
-def send(channel: Channel, greeting: bytes, state: bytes, sockets: list[socket.socket]) -> None:
-    """Put a message into the channel as `give` does, right or wrong."""
+def send(
+    channel: Channel,
+    greeting: bytes,
+    state: bytes,
+    sockets: list[socket.socket],
+    size: int = 0,
+) -> None:
+    """Put a message into the channel as `give` does, right or wrong, with a state of `size`."""
     file = os.memfd_create("state", os.MFD_CLOEXEC)
     os.write(file, state)
+    os.truncate(file, size or len(state))
     socket.send_fds(channel.give, [greeting], [file, *(one.fileno() for one in sockets)])
     os.close(file)
 
@@ -304,6 +313,162 @@ def test_every_single_flipped_bit_leaves_both_connections(damage: Damage) -> Non
 @example(b"")
 def test_any_state_leaves_both_connections(damage: Damage, state: bytes) -> None:
     damage.survived(state)
+
+
+def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: Any) -> bytes:
+    """The state of a connection, right but for what is changed."""
+    fields = {
+        "port": 5,
+        "flags": 0,
+        "lines": 3,
+        "idle_for": 0.0,
+        "line_open_for": 0.0,
+        "lingers_for": 0.0,
+        "host": len(host),
+        "held": 0,
+        "unsent": 0,
+    } | changed
+    return handover._RECORD.pack(family, *fields.values()) + host
+
+
+def refusal(channel: Channel, state: bytes, servers: list[socket.socket], size: int = 0) -> str:
+    """The complaint about a state, of a certain size or as it is; the sockets must be left."""
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
+    before = open_descriptors()
+    send(channel, greeting, state, servers, size)
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert len(caught.value.sockets) == len(servers)
+    close(caught.value.sockets)
+    assert open_descriptors() == before
+    return str(caught.value)
+
+
+def test_record_of_the_fixture_is_good(channel: Channel) -> None:
+    ((client, server),) = tcp_pairs(1)
+    send(channel, handover._GREETING.pack(b"tcpupperd\0", 1, 1), record(), [server])
+    (taken,) = take(channel.take)
+    assert state_of(taken) == state_of(Connection(server, ("192.0.2.1", 5), lines=3))
+    close([client, server, taken.socket])
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"family": 60000}, "family 60000"),
+        ({"family": socket.AF_INET6, "host": b"::1"}, "not the socket that it should be"),
+        ({"family": socket.AF_UNIX, "host": b""}, "not the socket that it should be"),
+        ({"lines": 2**63}, f"{2**63} lines"),
+        ({"lines": 2**64 - 1}, f"{2**64 - 1} lines"),
+        ({"flags": 16}, "flags 16"),
+        ({"host": b""}, "illegal IP address"),
+        ({"host": b"::1"}, "illegal IP address"),
+        ({"host": b"example.org"}, "illegal IP address"),
+        ({"host": b"192.0.2.1\0"}, "null character"),
+        ({"host": b"1" * 256}, "256"),
+        ({"held": 2**30 + 1}, str(2**30 + 1)),
+        ({"unsent": 2**32 - 1}, str(2**32 - 1)),
+        ({"idle_for": math.nan}, "a time is out of range"),
+        ({"line_open_for": math.inf}, "a time is out of range"),
+        ({"lingers_for": -math.inf}, "a time is out of range"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(channel: Channel, changed: dict[str, Any], why: str) -> None:
+    ((client, server),) = tcp_pairs(1)
+    assert why in refusal(channel, record(**changed), [server])
+    close([client, server])
+
+
+@pytest.mark.parametrize(
+    ("state", "size"),
+    [
+        (b"", 2**40),
+        (record(), 2**40),
+        (record(), 2**32),
+        (record(held=2**30, unsent=2**31), 2**31),
+        (record(held=2**31), 2**32),
+    ],
+    ids=["a hole", "more", "some more", "cut short", "a line that cannot be"],
+)
+def test_size_is_looked_at_before_anything_is_read(
+    channel: Channel, state: bytes, size: int
+) -> None:
+    """A sparse file can say that it has any size; to read it would take all memory there is."""
+    ((client, server),) = tcp_pairs(1)
+    tracemalloc.start()
+    try:
+        refusal(channel, state, [server], size)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
+    close([client, server])
+
+
+def test_state_that_finds_no_memory_is_refused(channel: Channel) -> None:
+    """Sizes that may be, but not here: the limit is of the address space of this process."""
+    ((client, server),) = tcp_pairs(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    state = record(held=2**30, flags=handover._MID_LINE)
+    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 2**29, hard))
+    try:
+        complaint = refusal(channel, state, [server], len(state) + 2**30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert complaint == "there is no memory for it"
+    close([client, server])
+
+
+def used_memory() -> int:
+    """Bytes of address space."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+LIKELY = {
+    "host": st.sampled_from([b"", b"::1", b"192.0.2.1", b"fe80::1%lo"]),
+    "flags": st.integers(0, 15) | st.integers(0, 255),
+    "lines": st.integers(0, 9) | st.integers(2**62, 2**64 - 1),
+    "idle_for": st.floats(),
+    "lingers_for": st.floats(),
+}
+
+
+@given(st.sampled_from(handover._FAMILIES), st.fixed_dictionaries(LIKELY))
+@example(socket.AF_INET6, {"host": b"::1", "lines": 2**63 - 1})
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_taken_can_be_given_again(
+    channel: Channel, family: socket.AddressFamily, changed: dict[str, Any]
+) -> None:
+    """If a message is believed, what grows out of it fits into the next one."""
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    with socket.socket(family) as server:
+        send(channel, greeting, record(family, **changed), [server])
+    try:
+        (taken,) = take(channel.take)
+    except HandoverError as error:
+        close(error.sockets)
+        return
+    give(channel.give, [taken._replace(lines=taken.lines + 10**6)])
+    (again,) = take(channel.take)
+    assert again.lines == min(taken.lines + 10**6, 2**63 - 1)
+    close([taken.socket, again.socket])
+
+
+@pytest.mark.parametrize("read_end", [True, False])
+def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> None:
+    """Nothing is ever read that might wait for somebody."""
+    ((client, server),) = tcp_pairs(1)
+    pipe = os.pipe()
+    files = [pipe[0] if read_end else pipe[1], server.fileno()]
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    socket.send_fds(channel.give, [greeting], files)
+    with pytest.raises(HandoverError, match="the state is not a file") as caught:
+        take(channel.take)
+    close([client, server, *caught.value.sockets])
+    for fd in pipe:
+        os.close(fd)
 
 
 def test_state_that_is_no_file_is_refused(channel: Channel) -> None:

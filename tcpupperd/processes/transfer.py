@@ -1,0 +1,263 @@
+"""Giving live connections to other processes, and taking theirs over.
+
+The workers share one channel and need not know each other: who leaves gives, and whoever has the
+fewest connections takes. That is all that keeps their numbers even, and it needs no agreement: a
+worker that has more than the others steps back from the channel for a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import math
+import select
+import socket
+import sys
+import termios
+
+from tcpupperd.processes import handover
+from tcpupperd.processes.capacity import Capacity
+from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.serving.connection import Connection, State
+from tcpupperd.serving.counters import DAMAGED, GIVEN, OPEN, TAKEN
+from tcpupperd.serving.server import UpperServer
+from tcpupperd.words import counted
+
+log = logging.getLogger(__name__)
+
+#: Messages that make up the share of one worker, if they may: the finer, the more even. Every
+#: message costs a memfd, so the share of a busy worker has more in it.
+PER_SHARE = 32
+
+#: Bytes of the channel's buffer that a message takes: 768 on kernels from 6.1 to 6.18.
+MESSAGE_SIZE = 1024
+
+#: Seconds until a worker looks again that has left the channel to others, or cannot give on.
+STEP_BACK = 0.001
+
+#: Seconds without any progress of the worker with the fewest connections after which others take
+#: in its place: it hangs, or cannot start.
+PATIENCE = 2.0
+
+
+class Giver:
+    """Puts the connections of a server into the channel."""
+
+    def __init__(
+        self, server: UpperServer, end: socket.socket, scoreboard: Scoreboard, capacity: Capacity
+    ) -> None:
+        self._server = server
+        self._end = end
+        self._scoreboard = scoreboard
+        self._capacity = capacity
+        self._size = 0  # of a message
+        self._wait = False
+        self.look_at = math.inf  # when `go_on` is to be called, though nothing happens
+
+    def begin(self, *, wait: bool) -> None:
+        """Give all connections; with `wait`, as fast as others take them out."""
+        self._wait = wait
+        self._size = self._message_size()
+        self._give()
+
+    def go_on(self) -> None:
+        """Once a turn: try again when it is time."""
+        if self._server.poller.now >= self.look_at:
+            self.look_at = math.inf
+            self._give()
+
+    def _message_size(self) -> int:
+        """Few connections go in small messages, so that every worker can have its share.
+
+        If nobody takes until the next start, not so small that they fill more than half of the
+        room that all workers have for messages, in the channel and in flight.
+        """
+        workers = max(self._server.config.worker_count, len(self._scoreboard.loads()))
+        size = self._scoreboard.open() // (workers * PER_SHARE)
+        if not self._wait:
+            fit = min(self._capacity.messages, room_for_messages(self._end) // 2)
+            size = max(size, math.ceil(len(self._server.connections) * workers / max(1, fit)))
+        return min(max(1, size), self._capacity.batch)
+
+    def _give(self) -> None:
+        connections = list(self._server.connections)
+        for start in range(0, len(connections), self._size):
+            batch = connections[start : start + self._size]
+            try:
+                handover.give(self._end, [self._packed(one) for one in batch])
+            except OSError as error:
+                self._cannot_give(error)
+                return
+            self._let_go(batch)
+
+    def _packed(self, connection: Connection) -> handover.Connection:
+        state = connection.state(self._server.poller.now)
+        return handover.Connection(connection.socket, connection.client_address, **state._asdict())
+
+    def _let_go(self, batch: list[Connection]) -> None:
+        for connection in batch:
+            self._server.connections.remove(connection)
+            connection.socket.close()
+            if self._server.tally.debug:
+                lines = counted(connection.protocol.lines, "line")
+                log.debug("%s: given after %s", connection, lines)
+        self._server.tally.add(GIVEN, len(batch))
+
+    def _cannot_give(self, error: OSError) -> None:
+        full = isinstance(error, BlockingIOError)
+        if self._wait and full:
+            self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
+        elif self._wait and error.errno == errno.ETOOMANYREFS:
+            self.look_at = (
+                self._server.poller.now + STEP_BACK
+            )  # nothing tells when others have taken
+        else:
+            log.warning(
+                "ending %s that cannot be handed over: %s (%s)",
+                counted(len(self._server.connections), "connection"),
+                error,
+                "the channel is full" if full else "see LimitNOFILE=",
+            )
+            self._server.drain(take_queues=False)
+
+    def _writable(self) -> None:
+        self._server.poller.remove(self._end)
+        self._give()
+
+
+class Taker:
+    """Takes connections out of the channel, as long as a server has room and it is its turn."""
+
+    def __init__(
+        self, server: UpperServer, end: socket.socket, scoreboard: Scoreboard, capacity: Capacity
+    ) -> None:
+        self._server = server
+        self._end = end
+        self._turn = Turn(scoreboard, server.config.worker_count)
+        self._room = capacity.descriptors
+        self._largest = capacity.batch
+        self._scarce = capacity.scarce
+        self._polled = False
+        self._stopped = False
+        self._message_size = 0  # of the last
+        self._away_until = 0.0  # left to others
+        self.look_at = math.inf  # when `arrange` is to be called, though nothing happens
+
+    def arrange(self) -> None:
+        """Once a turn: have the channel polled or not.
+
+        All workers are woken for a message, not one of them (EPOLLEXCLUSIVE): if that one stepped
+        back, nobody else would know of the message.
+        """
+        away = self._server.poller.now < self._away_until
+        self.look_at = self._away_until if away else math.inf
+        wanted = self.has_room and not self._stopped and not away
+        if wanted != self._polled:
+            self._polled = wanted
+            if wanted:
+                self._server.poller.add(self._end, self._readable)
+            else:
+                self._server.poller.remove(self._end)
+
+    def stop(self) -> None:
+        """Leave the channel to others for good."""
+        self._stopped = True
+        self._away_until = 0.0
+        self.arrange()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a whole message can be taken; of its descriptors the kernel would close those
+        that are too many."""
+        return len(self._server.connections) < self._room
+
+    def take_all(self) -> None:
+        """Take whatever is there."""
+        with contextlib.suppress(BlockingIOError):
+            while self.has_room:
+                self._take()
+
+    def _readable(self) -> None:
+        waiting = self._message_size * (filled(self._end) // MESSAGE_SIZE)
+        if self._turn.is_ours(len(self._server.connections), waiting, self._server.poller.now):
+            self._take()
+        else:
+            self._away_until = self._server.poller.now + STEP_BACK
+
+    def _take(self) -> None:
+        """Take over one message's connections; BlockingIOError if there is none."""
+        if self._scarce:
+            # What is neither in the channel nor counted as open, another would accept in excess.
+            self._server.tally.numbers[OPEN] = len(self._server.connections) + self._largest
+        try:
+            connections = handover.take(self._end)
+        except handover.HandoverError as error:
+            ended = counted(len(error.sockets), "connection")
+            log.error("ending %s taken over: %s", ended, error)
+            self._server.tally.add(DAMAGED, len(error.sockets))
+            connections = [handover.Connection(one, "", finished=True) for one in error.sockets]
+        except EOFError:  # this process too could give: it was a message without anything
+            log.error("an empty message was in the channel")
+            return
+        self._message_size = len(connections)
+        for connection in connections:
+            self._take_over(connection)
+        self._server.tally.numbers[OPEN] = len(self._server.connections)
+        self._server.tally.add(TAKEN, len(connections))
+
+    def _take_over(self, travelled: handover.Connection) -> None:
+        """Serve one connection; if it cannot be, that is the end of it alone."""
+        server, sock, state = self._server, travelled.socket, State(*travelled[2:])
+        connection = server.new_connection(sock, travelled.client_address)
+        try:
+            server.connections.add(connection)
+        except OSError as error:
+            connection.fail(error)
+            server.shutdown_request(sock)
+            return
+        if server.tally.debug:
+            log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
+        server.connections.attempt(lambda one, now: one.resume(state, now), connection)
+
+
+class Turn:
+    """Whether a worker takes, or leaves the channel to those that have fewer connections."""
+
+    def __init__(self, scoreboard: Scoreboard, workers: int) -> None:
+        self._scoreboard = scoreboard
+        self._workers = workers
+        self._lowest = -1
+        self._since = 0.0  # when the lowest number was first the one it is
+        self._asked = 0.0
+
+    def is_ours(self, have: int, waiting: int, now: float) -> bool:
+        """Whether a worker with so many connections takes more, where about so many are waiting.
+
+        It does not run ahead of the others by more than an eighth of what each will have, unless
+        they make no progress. Workers that have yet to be started count: the first would take all.
+        """
+        loads = self._scoreboard.loads()
+        lowest = min(loads) if len(loads) >= self._workers else 0
+        if lowest != self._lowest or now - self._asked > PATIENCE / 2:
+            self._lowest, self._since = lowest, now
+        self._asked = now
+        share = (self._scoreboard.open() + waiting) // max(self._workers, len(loads))
+        return have <= lowest + share // 8 or now - self._since > PATIENCE
+
+
+def room_for_messages(end: socket.socket) -> int:
+    """How many more messages the buffer of a channel takes for sure."""
+    room = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    return max(0, room - filled(end)) // MESSAGE_SIZE
+
+
+def messages_in(end: socket.socket) -> int:
+    """How many messages there are in a channel at the most."""
+    return -(-filled(end) // (MESSAGE_SIZE // 2))
+
+
+def filled(end: socket.socket) -> int:
+    """Bytes of a channel's buffer that are taken: SIOCOUTQ of unix(7), the same as TIOCOUTQ."""
+    return int.from_bytes(fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

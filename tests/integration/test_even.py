@@ -1,0 +1,156 @@
+"""Hand-over leaves no worker with many more connections than another, however often it happens."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from integration.client import Client
+from integration.daemon import Daemon
+from integration.manager import Manager
+from integration.processes import PROC, descriptors, stopped, until
+from integration.test_restart import Service
+from tcpupperd.processes.channel import GIVE_END
+from tcpupperd.processes.handover import BATCH, Connection, give
+
+#: How many times the connections of the idlest worker the busiest one may have.
+UNEVEN = 1.3
+
+ESTABLISHED = "01"
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with Manager(str(tmp_path / "notify"), store=True) as manager:
+        service = Service(manager)
+        with service.listener:
+            yield service
+            for client in service.clients:
+                client.close()
+
+
+def connections(daemon: Daemon, service: Service) -> dict[int, int]:
+    """How many connections each worker has."""
+    port = f":{service.listener.getsockname()[1]:04X}"
+    rows = [row.split() for row in (PROC / "net/tcp").read_text().splitlines()[1:]]
+    ours = {
+        f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == ESTABLISHED
+    }
+    return {
+        pid: sum(target in ours for target in descriptors(pid).values())
+        for pid in daemon.workers()
+    }
+
+
+def are_even(daemon: Daemon, service: Service, workers: int, total: int) -> None:
+    """Wait until the workers have all connections, and see that each has its share."""
+
+    def found() -> list[int]:
+        counts = list(connections(daemon, service).values())
+        return counts if len(counts) == workers and sum(counts) == total else []
+
+    counts = until(found)
+    assert max(counts) <= UNEVEN * min(counts), counts
+
+
+def are_served(clients: Sequence[Client]) -> None:
+    for client in clients:
+        client.send(b"x\n")
+    assert all(client.read_line() == b"X\n" for client in clients)
+
+
+@pytest.mark.parametrize(("workers", "total"), [(4, 1000), (2, 200), (4, 100), (2, 100)])
+def test_connections_are_even_after_reloads_and_restarts(
+    service: Service, workers: int, total: int
+) -> None:
+    with service.daemon(workers=workers) as daemon:
+        clients = [service.connect() for _ in range(total)]
+        are_served(clients)
+        for _ in range(3):
+            daemon.reload()
+            are_even(daemon, service, workers, total)
+    for _ in range(3):
+        with service.daemon(workers=workers) as daemon:
+            are_even(daemon, service, workers, total)
+            daemon.reload()
+            are_even(daemon, service, workers, total)
+    with service.daemon(workers=workers):
+        are_served(clients)
+
+
+def test_connections_are_even_when_the_number_of_workers_changes(service: Service) -> None:
+    """Those of one worker come to four, at a reload and at a restart, and back."""
+    total = 300
+    with service.daemon(workers=1) as daemon:
+        clients = [service.connect() for _ in range(total)]
+        are_served(clients)
+        for workers in (4, 2, 1):
+            daemon.reload(workers=workers)
+            are_even(daemon, service, workers, total)
+    for workers in (3, 2, 4):
+        with service.daemon(workers=workers) as daemon:
+            are_even(daemon, service, workers, total)
+    with service.daemon():
+        are_served(clients)
+
+
+def test_restarts_in_quick_succession_leave_them_even(service: Service) -> None:
+    total = 400
+    with service.daemon():
+        clients = [service.connect() for _ in range(total)]
+        are_served(clients)
+    for _ in range(5):
+        with service.daemon():
+            pass
+    with service.daemon(workers=3) as daemon:
+        are_even(daemon, service, 3, total)
+        are_served(clients)
+
+
+def test_large_messages_of_an_older_version_are_dealt_out(service: Service) -> None:
+    """0.1.0 puts as many connections into a message as go in."""
+    with service.daemon(workers=4) as daemon:
+        pass
+    clients = [service.connect() for _ in range(4 * BATCH)]
+    given = [Connection(*service.listener.accept()) for _ in clients]
+    for start in range(0, len(given), BATCH):
+        give(service.manager.stored[GIVE_END], given[start : start + BATCH])
+    for connection in given:
+        connection.socket.close()
+    with service.daemon(workers=4) as daemon:
+        are_even(daemon, service, 4, len(clients))
+        are_served(clients)
+
+
+def test_a_worker_that_hangs_does_not_keep_connections_waiting(service: Service) -> None:
+    """Others do not leave the channel to it for ever."""
+    with service.daemon(workers=3) as daemon:
+        hanging, *others = daemon.workers()
+        with stopped(hanging):
+            with stopped(*others):
+                clients = [service.connect() for _ in range(60)]
+                for _ in clients:
+                    request, address = service.listener.accept()
+                    with request:
+                        give(service.manager.stored[GIVE_END], [Connection(request, address)])
+            are_served(clients)
+
+
+def test_replaced_worker_comes_to_its_share_of_new_connections(service: Service) -> None:
+    with service.daemon(workers=4) as daemon:
+        are_served([service.connect() for _ in range(100)])
+        dead, *others = daemon.workers()
+        os.kill(dead, signal.SIGKILL)
+        (new,) = set(daemon.wait_for_workers(4, without=dead)) - set(others)
+
+        def connect(count: int) -> int:
+            """Connect clients, each when the one before has been answered, so that it does not
+            depend on which process the machine runs first; how many the new worker has."""
+            for _ in range(count):
+                are_served([service.connect()])
+            return connections(daemon, service)[new]
+
+        before = until(lambda: connect(1))  # it accepts now
+        assert connect(512) - before >= 512 / 4 / UNEVEN

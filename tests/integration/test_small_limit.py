@@ -1,0 +1,146 @@
+"""A small limit of descriptors: no connection is accepted that a restart could not hand over.
+
+The kernel counts descriptors in flight for each user, and exempts root. So the daemon has a user
+of its own here, whom file permissions do not concern.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.client import Client
+from integration.daemon import Daemon
+from integration.manager import Manager
+from integration.processes import cannot, is_running, until
+from integration.test_restart import Service
+
+LIMIT = 256
+WORKERS = 4
+
+#: What all workers may have: less a sixteenth for messages, and one for the last of each worker.
+TOGETHER = (LIMIT - LIMIT // 16 - WORKERS) // WORKERS * WORKERS
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with Manager(str(tmp_path / "notify"), store=True) as manager:
+        service = Service(manager)
+        with service.listener:
+            yield service
+            for client in service.clients:
+                client.close()
+
+
+def limited() -> list[str]:
+    """A command that runs another with the limit."""
+    wrapper = ["prlimit", f"--nofile={LIMIT}:{LIMIT}"]
+    if os.geteuid() == 0:
+        user = 100_000 + os.getpid() % 100_000
+        wrapper += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        wrapper += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    for program in {"prlimit", "setpriv"}.intersection(wrapper):
+        if not shutil.which(program):
+            cannot(f"there is no {program}")
+    return wrapper
+
+
+def small(service: Service) -> Daemon:
+    """A daemon with the limit."""
+    return service.daemon(wrapper=limited(), workers=WORKERS)
+
+
+def fill(service: Service, daemon: Daemon) -> list[Client]:
+    """Connect more clients than are accepted; those that are."""
+    clients = [service.connect() for _ in range(2 * LIMIT)]
+    for client in clients:
+        client.send(b"x\n")
+    until(lambda: daemon.counters()["open"] == TOGETHER)
+    served = [client for client in clients if is_answered(client)]
+    assert len(served) == TOGETHER
+    return served
+
+
+def is_answered(client: Client) -> bool:
+    client.socket.setblocking(False)
+    try:
+        return client.socket.recv(10) == b"X\n"
+    except BlockingIOError:
+        return False
+    finally:
+        client.socket.settimeout(30)
+
+
+def restart_loses_nobody(daemon: Daemon) -> None:
+    daemon.stop(signal.SIGUSR2)
+    assert "cannot hand over" not in daemon.log
+
+
+def test_the_limit_that_binds_is_logged(service: Service) -> None:
+    with small(service) as daemon:
+        until(lambda: f"with a limit of {LIMIT} descriptors (RLIMIT_NOFILE" in daemon.log)
+
+
+def test_a_restart_hands_over_all_that_was_accepted(service: Service) -> None:
+    with small(service) as daemon:
+        served = fill(service, daemon)
+        restart_loses_nobody(daemon)
+    for _ in range(2):
+        with small(service) as daemon:
+            assert all(client.ask(b"y") == b"Y" for client in served)
+            restart_loses_nobody(daemon)
+
+
+def test_a_reload_does_not_let_in_more(service: Service) -> None:
+    """The new workers accept before the old ones have given."""
+    with small(service) as daemon:
+        served = fill(service, daemon)
+        for _ in range(3):
+            daemon.reload()
+            assert all(client.ask(b"y") == b"Y" for client in served)
+            assert daemon.counters()["open"] <= TOGETHER
+        restart_loses_nobody(daemon)
+    with small(service) as daemon:
+        assert all(client.ask(b"y") == b"Y" for client in served)
+
+
+def test_a_reload_without_a_store_loses_nobody() -> None:
+    """Nor may there be more than the new workers have room for: the old ones would wait."""
+    with Daemon(wrapper=limited(), workers=WORKERS) as daemon:
+        clients = [daemon.connect() for _ in range(3 * LIMIT)]
+        for client in clients:
+            client.send(b"x\n")
+        room = WORKERS * (LIMIT - LIMIT // 4 - LIMIT // 4)
+        until(lambda: daemon.counters()["open"] == room)
+        served = [client for client in clients if is_answered(client)]
+        for _ in range(2):
+            daemon.reload()
+            daemon.wait_for_workers(WORKERS)
+            assert all(client.ask(b"y") == b"Y" for client in served)
+        assert "killing" not in daemon.log
+
+
+def test_those_that_wait_are_accepted_when_there_is_room(service: Service) -> None:
+    with small(service) as daemon:
+        served = fill(service, daemon)
+    with small(service) as daemon:
+        assert all(client.ask(b"y") == b"Y" for client in served)
+        for client in served:
+            client.close()
+        waiting = [client for client in service.clients if client not in served]
+        for client in waiting[:TOGETHER]:
+            assert client.read_line() == b"X\n"
+
+
+def test_killed_supervisor_loses_nobody_either(service: Service) -> None:
+    with small(service) as daemon:
+        served = fill(service, daemon)
+        workers = daemon.workers()
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+        until(lambda: not any(map(is_running, workers)))
+    with small(service):
+        assert all(client.ask(b"y") == b"Y" for client in served)

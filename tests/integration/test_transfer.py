@@ -1,0 +1,94 @@
+"""What a worker makes of messages in the channel, right and wrong, and what it logs."""
+
+import array
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.manager import Manager
+from integration.processes import until
+from integration.test_restart import Service
+from tcpupperd.processes.channel import GIVE_END
+from tcpupperd.processes.handover import _GREETING, _RECORD, VERSION
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with Manager(str(tmp_path / "notify"), store=True) as manager:
+        service = Service(manager)
+        with service.listener:
+            yield service
+            for client in service.clients:
+                client.close()
+
+
+def record(family: int, lines: int, host: bytes, held: int = 0) -> bytes:
+    return _RECORD.pack(family, 5, 0, lines, 0, 0, 0, len(host), held, 0) + host
+
+
+@pytest.mark.parametrize(
+    ("state", "size"),
+    [
+        (b"", 2**40),
+        (record(socket.AF_INET, 1, b"127.0.0.1", 2**30), 2**40),
+        (record(60000, 2**64 - 1, b"127.0.0.1"), 0),
+        (record(socket.AF_INET6, 1, b"::1"), 0),
+        (record(socket.AF_INET, 2**64 - 1, b"127.0.0.1"), 0),
+        (record(socket.AF_INET, 1, b"nobody"), 0),
+    ],
+    ids=["1 TiB", "1 TiB and a record", "family and lines", "family", "lines", "host"],
+)
+def test_wrong_message_costs_its_own_connection_and_nothing_else(
+    service: Service, state: bytes, size: int
+) -> None:
+    with service.daemon():
+        whole = service.connect()
+        assert whole.ask(b"one") == b"ONE"
+    lost = service.connect()
+    request, _ = service.listener.accept()
+    file = os.memfd_create("state")
+    os.write(file, state)
+    os.truncate(file, size or len(state))
+    with request:
+        rights = array.array("i", [file, request.fileno()])
+        message = _GREETING.pack(b"tcpupperd\0", VERSION, 1)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        service.manager.stored[GIVE_END].sendmsg([message], ancillary)
+    os.close(file)
+    with service.daemon() as daemon:
+        assert lost.read_to_end() == b""
+        assert whole.ask(b"two") == b"TWO"
+        until(lambda: daemon.counters()["damaged"] == 1)
+        assert "ending 1 connection taken over: " in daemon.log
+        assert "Traceback" not in daemon.log
+        assert "replacing it" not in daemon.log
+
+
+def test_empty_message_costs_nothing(service: Service) -> None:
+    with service.daemon() as daemon:
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        service.manager.stored[GIVE_END].send(b"")
+        until(lambda: "an empty message" in daemon.log)
+        assert client.ask(b"two") == b"TWO"
+        assert "Traceback" not in daemon.log
+
+
+def test_connection_is_logged_as_given_and_taken_over(service: Service) -> None:
+    with service.daemon(log_level="debug") as daemon:
+        client = service.connect()
+        name = f"127.0.0.1:{client.port}"
+        assert client.ask(b"one") == b"ONE"
+        daemon.reload()
+        until(lambda: f"{name}: taken over after 1 line" in daemon.log)
+        assert f"{name}: given after 1 line" in daemon.log
+        assert daemon.log.count(f"{name}: connected") == 1
+        assert f"{name}: closed" not in daemon.log
+        assert client.ask(b"two") == b"TWO"
+    with service.daemon(log_level="debug") as daemon:
+        assert client.ask(b"three") == b"THREE"
+        until(lambda: f"{name}: taken over after 2 lines" in daemon.log)
+        assert "connected" not in daemon.log
