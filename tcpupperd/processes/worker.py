@@ -52,11 +52,10 @@ class Worker(UpperServer):
     def __init__(self, place: Place) -> None:
         super().__init__(listeners=place.listeners, config=place.config, counters=place.numbers)
         self._place = place
-        give_end, take_end = place.channel
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._capacity = capacity(place.config, limit, kept=place.channel_outlives_us)
-        self._giver = Giver(self, give_end, place.scoreboard, self._capacity)
-        self._taker = Taker(self, take_end, place.scoreboard, self._capacity)
+        self._giver = Giver(self, place.channel[0], place.scoreboard, self._capacity)
+        self._taker = Taker(self, place.channel, place.scoreboard, self._capacity)
         self._room_look_at = math.inf
         self.add_entry(place.control, Call(self._obey))
         self._arrange()
