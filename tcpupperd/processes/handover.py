@@ -90,6 +90,18 @@ def give(end: socket.socket, connections: Sequence[Connection]) -> None:
         os.close(state)
 
 
+def peek(end: socket.socket) -> int:
+    """How many connections the next message says it has; 0 if it says nothing that is known.
+
+    Raises BlockingIOError if there is none.
+    """
+    data = end.recv(_GREETING.size, socket.MSG_PEEK)
+    if len(data) < _GREETING.size:
+        return 0
+    _, _, count = _GREETING.unpack(data)
+    return min(int(count), BATCH)
+
+
 def take(end: socket.socket) -> list[Connection]:
     """Take one message's connections out of a channel.
 

@@ -15,7 +15,6 @@ import math
 import select
 import socket
 import sys
-import termios
 
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
@@ -103,6 +102,7 @@ class Giver:
             if self._server.tally.debug:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: given after %s", connection, lines)
+        self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(GIVEN, len(batch))
 
     def _cannot_give(self, error: OSError) -> None:
@@ -131,17 +131,18 @@ class Taker:
     """Takes connections out of the channel, as long as a server has room and it is its turn."""
 
     def __init__(
-        self, server: UpperServer, end: socket.socket, scoreboard: Scoreboard, capacity: Capacity
+        self,
+        server: UpperServer,
+        channel: tuple[socket.socket, socket.socket],
+        scoreboard: Scoreboard,
+        capacity: Capacity,
     ) -> None:
         self._server = server
-        self._end = end
+        self._give_end, self._end = channel
         self._turn = Turn(scoreboard, server.config.worker_count)
         self._room = capacity.descriptors
-        self._largest = capacity.batch
-        self._scarce = capacity.scarce
         self._polled = False
         self._stopped = False
-        self._message_size = 0  # of the last
         self._away_until = 0.0  # left to others
         self.look_at = math.inf  # when `arrange` is to be called, though nothing happens
 
@@ -180,17 +181,18 @@ class Taker:
                 self._take()
 
     def _readable(self) -> None:
-        waiting = self._message_size * (filled(self._end) // MESSAGE_SIZE)
-        if self._turn.is_ours(len(self._server.connections), waiting, self._server.poller.now):
-            self._take()
+        server, size = self._server, handover.peek(self._end)
+        messages = filled(self._give_end) // MESSAGE_SIZE
+        if self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
+            self._take(size)
         else:
-            self._away_until = self._server.poller.now + STEP_BACK
+            self._away_until = server.poller.now + STEP_BACK
 
-    def _take(self) -> None:
-        """Take over one message's connections; BlockingIOError if there is none."""
-        if self._scarce:
-            # What is neither in the channel nor counted as open, another would accept in excess.
-            self._server.tally.numbers[OPEN] = len(self._server.connections) + self._largest
+    def _take(self, size: int = 0) -> None:
+        """Take over one message's connections, of which there seem to be so many; BlockingIOError
+        if there is none."""
+        # What is neither in the channel nor counted, another might accept in its place.
+        self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
             connections = handover.take(self._end)
         except handover.HandoverError as error:
@@ -201,7 +203,6 @@ class Taker:
         except EOFError:  # this process too could give: it was a message without anything
             log.error("an empty message was in the channel")
             return
-        self._message_size = len(connections)
         for connection in connections:
             self._take_over(connection)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
@@ -232,19 +233,24 @@ class Turn:
         self._since = 0.0  # when the lowest number was first the one it is
         self._asked = 0.0
 
-    def is_ours(self, have: int, waiting: int, now: float) -> bool:
-        """Whether a worker with so many connections takes more, where about so many are waiting.
+    def is_ours(self, have: int, size: int, messages: int, now: float) -> bool:
+        """Whether a worker with so many connections takes the next message, of that size, of
+        about so many.
 
-        It does not run ahead of the others by more than an eighth of what each will have, unless
-        they make no progress. Workers that have yet to be started count: the first would take all.
+        It does until it has half of its share, which is an estimate: messages need not be of one
+        size. Then it runs ahead of the worker with the fewest by no more than an eighth, unless
+        that one makes no progress. Workers that have yet to be started count: the first one would
+        take all.
         """
         loads = self._scoreboard.loads()
         lowest = min(loads) if len(loads) >= self._workers else 0
         if lowest != self._lowest or now - self._asked > PATIENCE / 2:
             self._lowest, self._since = lowest, now
         self._asked = now
-        share = (self._scoreboard.open() + waiting) // max(self._workers, len(loads))
-        return have <= lowest + share // 8 or now - self._since > PATIENCE
+        workers, total = max(self._workers, len(loads)), self._scoreboard.open()
+        has_little = have + size <= (total + messages * size) // workers // 2
+        is_not_ahead = have <= lowest + total // workers // 8
+        return has_little or is_not_ahead or now - self._since > PATIENCE
 
 
 def room_for_messages(end: socket.socket) -> int:
@@ -259,5 +265,8 @@ def messages_in(end: socket.socket) -> int:
 
 
 def filled(end: socket.socket) -> int:
-    """Bytes of a channel's buffer that are taken: SIOCOUTQ of unix(7), the same as TIOCOUTQ."""
-    return int.from_bytes(fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    """Bytes of its buffer that wait for others to receive them: SIOCOUTQ of unix(7), which is
+    the same as TIOCOUTQ."""
+    from termios import TIOCOUTQ  # seldom needed: at hand-over, or with few descriptors
+
+    return int.from_bytes(fcntl.ioctl(end, TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -54,11 +54,10 @@ class Worker(UpperServer):
             listeners=context.listeners, config=context.config, counters=context.numbers
         )
         self._context = context
-        give_end, take_end = context.channel
         limit, kept = descriptors.limit(), context.channel_outlives_us
         self._capacity = capacity(context.config, limit, kept=kept)
-        self._giver = Giver(self, give_end, context.scoreboard, self._capacity)
-        self._taker = Taker(self, take_end, context.scoreboard, self._capacity)
+        self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
+        self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
         self.acceptor.capacity = self._capacity.accepted
         self._room_look_at = math.inf
         self.poller.add(context.control, self._obey)

@@ -77,8 +77,8 @@ STANDARD = {
     "weakref",
 }
 
-#: Of these, what newer versions of Python put off until it is needed.
-PUT_OFF = {"linecache", "token", "tokenize"}
+#: Of these, what newer versions of Python put off until it is needed, or we do.
+PUT_OFF = {"linecache", "termios", "token", "tokenize"}
 
 #: The only parts that are not loaded by every run.
 LEFT_OUT = {"__main__", "client"}
