@@ -339,9 +339,11 @@ class Listeners:
             self.keep(before)
             raise
 
-    def keep(self, addresses: Iterable[str]) -> None:
-        """Listen on no others than these any more."""
-        close(self._leave_out(addresses))
+    def keep(self, addresses: Iterable[str]) -> bool:
+        """Listen on no others than these any more; whether there were any."""
+        dropped = self._leave_out(addresses)
+        close(dropped)
+        return bool(dropped)
 
     def narrow(self, addresses: Iterable[str]) -> None:
         """In a process that shares the sockets: let go of those on other addresses. They listen

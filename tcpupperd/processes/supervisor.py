@@ -353,7 +353,7 @@ class Supervisor:
         if self._ready and not self._before_reload:
             self._tell_status()  # one was replaced, perhaps
             return
-        self._listeners.keep(self._config.listen)
+        dropped = self._listeners.keep(self._config.listen)
         log.info(
             "%s: %s, listening on %s",
             "reloaded" if self._ready else "ready",
@@ -362,7 +362,8 @@ class Supervisor:
         )
         self._tell_capacity()
         self._trouble = ""
-        self._retire((w for w in self._workers.values() if w not in self._current()), worker.GIVE)
+        order = worker.GIVE_WITH_QUEUES if dropped else worker.GIVE
+        self._retire((w for w in self._workers.values() if w not in self._current()), order)
         self._before_reload = None
         self._notifier.ready()
         self._tell_status()

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 #: Orders of the supervisor. End of file, when it is gone, is an order too.
 GIVE = b"g"  # your connections to the other workers
+GIVE_WITH_QUEUES = b"q"  # the same, and those in the queues, which nobody else will serve
 STORE = b"s"  # your connections to whoever comes next: all workers leave
 DRAIN = b"d"  # answer what has come, and end your connections
 
@@ -116,7 +117,7 @@ class Worker(UpperServer):
         else:
             self._take_last(order)
             self.acceptor.stop()
-            self._giver.begin(wait=order == GIVE)
+            self._giver.begin(wait=order != STORE)
 
     def _take_last(self, order: bytes) -> None:
         """Leave no connection in a queue that nobody else will take.
@@ -124,11 +125,11 @@ class Worker(UpperServer):
         Whoever was woken for one and does not take it leaves it lying there until more comes:
         EPOLLEXCLUSIVE woke nobody else. No more than there is room for, though: what waits in a
         queue is safe there, in the channel only if all of it fits. The next process looks into
-        queues that are somebody else's too.
+        queues that somebody else holds, too.
         """
         if order == GIVE:
             self.acceptor.accept_from_each()
-        elif not self._context.listeners_outlive_us:
+        elif order == GIVE_WITH_QUEUES or not self._context.listeners_outlive_us:
             self.acceptor.take_queues()
 
 
