@@ -1,0 +1,98 @@
+"""Makes the virtual environment of the tests: python3 tests/environment.py.
+
+It needs Python and a package index, and installs nothing on the system. Debian's Python makes no
+virtual environment with pip unless python3-venv is installed; then pip comes out of the package
+that python3-venv would have brought, which apt-get downloads for any user.
+"""
+
+import os
+import subprocess
+import sys
+import venv
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+TREE = Path(__file__).resolve().parents[1]
+VENV = TREE / ".venv"
+PYTHON = VENV / "bin/python"
+READY = VENV / "ready"
+PROJECT = TREE / "pyproject.toml"
+#: What the tests import beside Python's own library.
+MODULES = ("daemon", "hypothesis", "pytest", "sdnotify")
+
+sys.path.insert(0, str(TREE))
+import tcpupperd  # noqa: E402, F401  which says it if Python is too old
+
+
+def python() -> str:
+    """The Python to run the tests with: that of the virtual environment, made if need be.
+
+    Where none can be made but this Python has all modules, it is this one.
+    """
+    try:
+        make_environment()
+    except (OSError, subprocess.CalledProcessError) as error:
+        missing = [name for name in MODULES if not find_spec(name)]
+        print(f"Cannot make a virtual environment: {error}", file=sys.stderr)
+        if missing:
+            sys.exit(
+                f"This Python lacks {', '.join(missing)}, and what is said above kept them from"
+                " being installed here.\nOn Debian: sudo apt-get install python3-venv"
+                " (or python3-daemon python3-hypothesis python3-pytest python3-sdnotify)"
+            )
+        return sys.executable
+    return str(PYTHON)
+
+
+def make_environment() -> None:
+    if READY.exists() and READY.stat().st_mtime >= PROJECT.stat().st_mtime:
+        return
+    print("making .venv (about a minute)", flush=True)
+    with_pip = find_spec("ensurepip") is not None
+    venv.create(VENV, clear=True, symlinks=True, with_pip=with_pip)
+    if not with_pip:
+        install_pip()
+    pip("install", "--use-pep517", "--editable", f"{TREE}[test]")
+    READY.touch()
+
+
+def pip(*words: str, path: str = "-mpip") -> None:
+    subprocess.run([PYTHON, path, "--quiet", *words], check=True)
+
+
+def install_pip() -> None:
+    """Install pip into the virtual environment from Debian's package of its wheel.
+
+    apt-get keeps its lists where we say, as those of the system are root's and may be empty.
+    """
+    with TemporaryDirectory() as folder:
+        settings = {
+            "APT::Sandbox::User": "",
+            "Dir::Cache": folder,
+            "Dir::State": folder,
+            "Dir::State::status": "/var/lib/dpkg/status",
+        }
+        options = [f"-o{name}={value}" for name, value in settings.items()]
+        for words in (["update"], ["download", "python3-pip-whl"]):
+            subprocess.run(["apt-get", "--quiet=2", *options, *words], cwd=folder, check=True)
+        [package] = Path(folder).glob("*.deb")
+        subprocess.run(["dpkg-deb", "--extract", package, folder], check=True)
+        [wheel] = Path(folder).glob("usr/share/python-wheels/pip-*.whl")
+        pip("install", "--no-index", str(wheel), path=f"{wheel}/pip")
+
+
+def give_back() -> None:
+    """Where root works in somebody's checkout, as with sudo, what it made there becomes theirs."""
+    owner = TREE.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        options = ("--recursive", "--no-dereference", "--from=0")
+        ids = f"{owner.st_uid}:{owner.st_gid}"
+        subprocess.run(["chown", *options, ids, TREE], check=True)
+
+
+if __name__ == "__main__":
+    try:
+        make_environment()
+    finally:
+        give_back()
