@@ -18,7 +18,7 @@ VENV = TREE / ".venv"
 PYTHON = VENV / "bin/python"
 READY = VENV / "ready"
 PROJECT = TREE / "pyproject.toml"
-#: What the tests import beside Python's own library.
+#: What the tests import beside Python's own library; Debian's packages add "python3-".
 MODULES = ("daemon", "hypothesis", "pytest", "sdnotify")
 
 sys.path.insert(0, str(TREE))
@@ -33,22 +33,32 @@ def python() -> str:
     try:
         make_environment()
     except (OSError, subprocess.CalledProcessError) as error:
+        say(f"No virtual environment can be made: {error_text(error)}.")
         missing = [name for name in MODULES if not find_spec(name)]
-        print(f"Cannot make a virtual environment: {error}", file=sys.stderr)
         if missing:
-            sys.exit(
-                f"This Python lacks {', '.join(missing)}, and what is said above kept them from"
-                " being installed here.\nOn Debian: sudo apt-get install python3-venv"
-                " (or python3-daemon python3-hypothesis python3-pytest python3-sdnotify)"
-            )
+            packages = " ".join(f"python3-{name}" for name in missing)
+            say(f"The tests then need Debian's modules: sudo apt-get install {packages}")
+            sys.exit(1)
+        say("The tests run with what this Python has.")
         return sys.executable
     return str(PYTHON)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def error_text(error: OSError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    program = " ".join(str(word) for word in error.cmd[:2])
+    return f"{program} ended with status {error.returncode}, see above"
 
 
 def make_environment() -> None:
     if READY.exists() and READY.stat().st_mtime >= PROJECT.stat().st_mtime:
         return
-    print("making .venv (about a minute)", flush=True)
+    say("making .venv (about a minute)")
     with_pip = find_spec("ensurepip") is not None
     venv.create(VENV, clear=True, symlinks=True, with_pip=with_pip)
     if not with_pip:
