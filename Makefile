@@ -89,4 +89,4 @@ clean:
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) tests/environment.py
 
-.PHONY: run test check system-test soak bench deb dist wheel package-checks install clean
+.PHONY: run test check system-test soak bench deb checkout dist wheel package-checks install clean
