@@ -5,6 +5,7 @@ VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
 # Debian's tools are for Debian's Python, not for another one that comes first on the path.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
+BUILD_DEP := --no-install-recommends build-dep ./
 # At a terminal apt-get asks before it installs.
 YES := $(shell test -t 0 || echo --yes)
 GIT := git -c safe.directory='*'
@@ -71,16 +72,19 @@ wheel: $(VENV)/ready
 	$(VENV)/bin/python -m build --outdir dist/wheel
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
-# Who installs has no need of the tests, nor of what they need.
+# Who installs has no need of the tests, nor of what they need. The list of packages is our own: of
+# those of a build, autoremove would leave two thirds, since something suggests them.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
 install: checkout
 	apt-get --quiet=2 update
-	@echo "== Packages that the build needs. To remove them afterwards: sudo apt-get autoremove"
-	apt-get build-dep $(YES) --no-install-recommends --option=APT::Get::Build-Dep-Automatic=true ./
-	$(MAKE) deb
-	@echo "== The package and what it needs. To remove it: sudo apt-get purge tcpupperd"
-	apt-get install $(YES) --reinstall ./dist/*.deb
+	@set -e; \
+	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
+	echo "== First what the build needs. At the end it is said how to remove that."; \
+	trap '[ -z "$$added" ] || echo "== What only the build needed goes by: sudo apt-get purge" $$added' EXIT; \
+	apt-get $(YES) $(BUILD_DEP); \
+	$(MAKE) deb; \
+	apt-get $(YES) --reinstall install ./dist/*.deb
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -30,6 +30,11 @@ while True:
 connection.sendall(b"hello\\n")
 print(connection.recv(64))
 """
+# What the package depends on, and what that does.
+NEEDED = {
+    *("libncurses6", "libproc2-0", "linux-sysctl-defaults", "procps", "psmisc"),
+    *("python3-daemon", "python3-lockfile", "python3-sdnotify"),
+}
 # A newcomer's apt has no lists of packages yet.
 NO_LISTS = "rm -rf /var/lib/apt/lists/*"
 GET_MAKE = "apt-get -qq update && apt-get -qq install --yes make python3-venv >/dev/null"
@@ -111,24 +116,30 @@ def test_tests_name_what_they_cannot_install(release: str, clone: Path) -> None:
 
 
 def test_install_builds_and_installs(release: str, clone: Path) -> None:
-    """In the checkout of somebody, to whom all belongs that it leaves."""
+    """In the checkout of somebody, to whom all belongs that it leaves; and what only the build
+    needed goes by the command that it prints."""
+    list_packages = "dpkg-query --show --showformat='${Package}\\n'"
     script = f"""
         {GET_SUDO}
-        {as_somebody(INSTALL)}
-        tcpupperd --version
-        dpkg --status tcpupperd
+        {list_packages} >/tmp/before
+        {{ {as_somebody(INSTALL)}; }} >/tmp/told
+        cat /tmp/told
         [ -z "$(find . -user root)" ]
         ls dist/*.deb
         {as_somebody("make clean")}
-        apt-get --yes autoremove >/dev/null
-        ! dpkg --status debhelper
+        {as_somebody("$(sed -n 's/^== What only the build needed goes by: //p' /tmp/told) --yes")}
         tcpupper --version
+        dpkg --status tcpupperd
+        echo added: $({list_packages} | comm -13 /tmp/before -)
     """
     output = newcomer(release, clone, script, *registry_access())
     assert "Status: install ok installed" in output
     assert f"dist/tcpupperd_{__version__}-1_all.deb" in output
-    warning = output.index("To remove them afterwards: sudo apt-get autoremove")
-    assert warning < output.index("The following NEW packages will be installed")
+    [added] = re.findall(r"^added: (.*)$", output, re.M)
+    assert set(added.split()) >= {"make", "tcpupperd"}
+    assert set(added.split()) <= {"make", "tcpupperd", *NEEDED}
+    told = output.index("== First what the build needs.")
+    assert told < output.index("The following NEW packages will be installed", told)
 
 
 @pytest.mark.parametrize("release", ["trixie"], indirect=True)
