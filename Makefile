@@ -5,6 +5,7 @@ VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
 # Debian's tools are for Debian's Python, not for another one that comes first on the path.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
+NEEDED := apt-cache depends --recurse --installed --important tcpupperd
 BUILD_DEP := --no-install-recommends build-dep ./
 # At a terminal apt-get asks before it installs.
 YES := $(shell test -t 0 || echo --yes)
@@ -73,7 +74,7 @@ wheel: $(VENV)/ready
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
 # Who installs has no need of the tests, nor of what they need. The list of packages is our own: of
-# those of a build, autoremove would leave two thirds, since something suggests them.
+# those that a build adds autoremove would leave two thirds, since something suggests them.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
 install: checkout
@@ -81,7 +82,8 @@ install: checkout
 	@set -e; \
 	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
 	echo "== First what the build needs. At the end it is said how to remove that."; \
-	trap '[ -z "$$added" ] || echo "== What only the build needed goes by: sudo apt-get purge" $$added' EXIT; \
+	removable() { echo "$$added" | grep -vxF "$$($(NEEDED) | grep '^[a-z]')"; }; \
+	trap 'echo "== What only the build needed goes by: sudo apt-get purge" $$(removable)' EXIT; \
 	apt-get $(YES) $(BUILD_DEP); \
 	$(MAKE) deb; \
 	apt-get $(YES) --reinstall install ./dist/*.deb

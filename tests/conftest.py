@@ -21,7 +21,7 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
             report.longrepr = f"skipped, which MAY_SKIP does not allow: {reason}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     if missed:
         packages = " ".join(sorted({PACKAGES[tool] for tool in missed}))
         tools = ", ".join(sorted(missed))

@@ -33,7 +33,7 @@ print(connection.recv(64))
 # What the package depends on, and what that does.
 NEEDED = {
     *("libncurses6", "libproc2-0", "linux-sysctl-defaults", "procps", "psmisc"),
-    *("python3-daemon", "python3-lockfile", "python3-sdnotify"),
+    *("python3-daemon", "python3-lockfile", "python3-pkg-resources", "python3-sdnotify"),
 }
 # A newcomer's apt has no lists of packages yet.
 NO_LISTS = "rm -rf /var/lib/apt/lists/*"
