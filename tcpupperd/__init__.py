@@ -8,3 +8,22 @@ __version__ = "0.1.0"
 # an older Python must be able to read this file.
 if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit(f"tcpupperd needs Python 3.11 or later; this is Python {sys.version.split()[0]}")
+
+#: What other programs may use; see README.md, "Use it in your tests".
+__all__ = ["ChunkHandler", "Config", "UpperHandler", "UpperServer", "__version__"]
+
+_HOMES = {
+    "ChunkHandler": "tcpupperd.serving.handlers",
+    "Config": "tcpupperd.config",
+    "UpperHandler": "tcpupperd.serving.handlers",
+    "UpperServer": "tcpupperd.serving.server",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for (PEP 562): the client needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -13,6 +13,9 @@ PATH_MAX = 107
 #: How an IPv4 address begins that is written as an IPv6 one (RFC 4291, section 2.5.5.2).
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
+#: What cannot be the name of a host: the resolver would read 10.1 as 10.0.0.1.
+_IPV4_LIKE = re.compile(r"[0-9.]+")
+
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
 
@@ -33,7 +36,30 @@ def parse_address(text: str) -> Address:
     found = re.fullmatch(r"(?:(?:\[([^][]+)\]|([^][:@/\s]+)):)?([0-9]{1,5})", text, re.ASCII)
     if not found or int(found[3]) > 65535:
         raise ValueError(f'"{text}": {_FORMS} (0 to 65535)')
-    return Address(host=found[1] or found[2] or "", port=int(found[3]))
+    ipv6, host = found[1], found[2] or ""
+    if ipv6 and not _is_ip(socket.AF_INET6, re.sub(r"%[^%/\s\0]+$", "", ipv6)):
+        raise ValueError(f'"{text}": "{ipv6}" is not an IPv6 address')
+    if _IPV4_LIKE.fullmatch(host) and not _is_ip(socket.AF_INET, host):
+        raise ValueError(f'"{text}": "{host}" is not an IPv4 address')
+    if not _is_host_name(host):
+        raise ValueError(f'"{text}": "{host}" is not a host name')
+    return Address(host=ipv6 or host, port=int(found[3]))
+
+
+def _is_ip(family: socket.AddressFamily, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except (OSError, ValueError):  # ValueError if it is not even ASCII
+        return False
+    return True
+
+
+def _is_host_name(text: str) -> bool:
+    """Whether the resolver can be asked for it: it takes other letters by IDNA, and no NUL."""
+    try:
+        return "\0" not in text and (text.isascii() or bool(text.encode("idna")))
+    except UnicodeError:
+        return False
 
 
 def written(address: Any) -> str:

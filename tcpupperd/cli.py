@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from tcpupperd import __version__, config
+from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config, Setting
 from tcpupperd.errors import ExpectedError
 from tcpupperd.host import background, journal
@@ -34,22 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
     background.open_standard_streams()
     arguments = parse(argv)
-    journal.set_up("info", os.environ)
+    journal.set_up("info", os.environ, as_command=arguments.check)
     try:
+        if arguments.check:
+            check(arguments)
+            return 0
         load = partial(config.load, arguments.config, given_settings(arguments))
         settings = load()
         journal.set_level(settings.log_level)
-        if arguments.check:
-            print("tcpupperd: the configuration is good")
-        else:
-            serve(arguments, settings, load)
+        serve(arguments, settings, load)
     except ExpectedError as error:
-        log.critical("%s", error)
+        for line in str(error).splitlines():
+            log.critical("%s", line)
         return error.status
     except Exception:
         log.critical("bug, please report it", exc_info=True)
         return 1
     return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Say that the configuration is good, or raise ConfigError; with --verbose, show it."""
+    lines = config.explain(arguments.config, given_settings(arguments))
+    print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is good")
 
 
 def serve(arguments: argparse.Namespace, settings: Config, load: Callable[[], Config]) -> None:
@@ -106,33 +114,42 @@ def serve_connected(connected: list[socket.socket], settings: Config, notifier: 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 if it is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tcpupperd",
-        description="Answers every line of text that comes over TCP upper-cased.",
+        description="Answer every line of text that arrives over TCP in upper case.",
         epilog="See tcpupperd(8) and tcpupperd.toml(5).",
-        allow_abbrev=False,
         # Given a width, it need not import shutil, which with all its compressors takes 3 ms.
         formatter_class=partial(argparse.HelpFormatter, width=HELP_WIDTH),
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"%(prog)s {__version__}",
+        help="show the version and exit",
+    )
     # Absolute, because a daemon in the background has another working directory.
     parser.add_argument(
         "--config", metavar="FILE", type=os.path.abspath, help="read settings from a TOML file"
     )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
-    parser.add_argument("--daemonize", action="store_true", help="go to the background")
+    parser.add_argument(
+        "--verbose", action="store_true", help="with --check: show each setting and its origin"
+    )
+    parser.add_argument("--daemonize", action="store_true", help="run in the background")
     for option, metavar, text in (
-        ("--pid-file", "FILE", "where to write the process number"),
-        ("--user", "NAME", "whom to run as"),
-        ("--group", "NAME", "the group to run as; the user's own if not given"),
+        ("--pid-file", "FILE", "write the process ID to this file"),
+        ("--user", "NAME", "run as this user"),
+        ("--group", "NAME", "run as this group instead of the user's own"),
     ):
         parser.add_argument(option, metavar=metavar, help=f"with --daemonize: {text}")
-    settings = parser.add_argument_group("settings, which win over the file's")
+    settings = parser.add_argument_group("settings, which override the file")
     for setting in SETTINGS:
         add_setting(settings, setting)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     if not arguments.daemonize and (arguments.pid_file or arguments.user or arguments.group):
-        parser.error("--pid-file, --user and --group go with --daemonize")
+        parser.error("--pid-file, --user and --group require --daemonize")
+    if arguments.verbose and not arguments.check:
+        parser.error("--verbose requires --check")
     return arguments
 
 

@@ -6,6 +6,7 @@ counts both, and so can tell an answer that is complete from one that was cut sh
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from select import POLLIN, POLLOUT, poll
 
 from tcpupperd import __version__
+from tcpupperd.arguments import Parser
+from tcpupperd.words import counted
 
 STDIN, STDOUT = 0, 1
 CHUNK = 262144  # bytes held of each direction; four times the capacity of a pipe
@@ -134,6 +137,7 @@ class Exchange:
         self.answered += len(answer)
         self.answers_ended = not answer
         write_output(answer)
+        self.require_no_more_than_asked()
         self.restart_clock()
 
     def require_complete(self) -> None:
@@ -142,11 +146,18 @@ class Exchange:
             raise ClientError(f"lost the connection to {self.name}: {reason}{self.tally()}")
         if self.reading_input or self.unsent or self.answered < self.taken:
             raise ClientError(f"{self.name} closed the connection early{self.tally()}")
+
+    def require_no_more_than_asked(self) -> None:
+        """Raise ClientError if the server speaks unasked, as one that greets: it may then wait
+        for us, or end the connection in any way, and the reason would not be seen."""
         if self.answered > self.taken:
-            raise ClientError(f"{self.name} is not a tcpupperd server{self.tally()}")
+            raise ClientError(
+                f"{self.name} is not a tcpupperd server: it sent {counted(self.answered, 'byte')}"
+                f" in answer to {self.taken}; check the address"
+            )
 
     def tally(self) -> str:
-        return f" ({self.answered} bytes answered of {self.taken})"
+        return f" ({counted(self.answered, 'byte')} answered of {self.taken})"
 
 
 def write_output(data: bytes) -> None:
@@ -199,6 +210,15 @@ def server_name(options: argparse.Namespace) -> str:
     return f"{host}:{options.port}"
 
 
+def host_name(text: str) -> str:
+    """The value of --host: an IPv6 address may stand in brackets, a port is for --port."""
+    if found := re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]*)", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} includes a port; use --host {found[1]} --port {found[2] or 'PORT'}"
+        )
+    return text[1:-1] if re.fullmatch(r"\[.*\]", text) else text
+
+
 def port_number(text: str) -> int:
     port = int(text) if text.isdecimal() else 0
     if not 1 <= port <= 65535:
@@ -219,12 +239,14 @@ def seconds(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tcpupper",
-        description="Send text to a tcpupperd server and print its answer, the text upper-cased.",
-        allow_abbrev=False,
+        description="Send text to a tcpupperd server and print its upper-case answer.",
+        epilog="See tcpupper(1).",
     )
-    parser.add_argument("--host", help="name or address of the server (default: localhost)")
+    parser.add_argument(
+        "--host", type=host_name, help="name or address of the server (default: localhost)"
+    )
     parser.add_argument("--port", type=port_number, help="its TCP port (default: 9999)")
     parser.add_argument("--unix", metavar="PATH", help="its Unix socket, instead of host and port")
     parser.add_argument(
@@ -232,15 +254,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="give up when the server makes no progress for so long (default: 10)",
+        help="give up if the server makes no progress for this long (default: 10)",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
-        "text", nargs="*", metavar="TEXT", help="words of one line (default: standard input)"
+        "--version",
+        action="version",
+        version=f"%(prog)s {__version__}",
+        help="show the version and exit",
     )
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "text",
+        nargs="*",
+        metavar="TEXT",
+        help="words to send as one line (default: standard input)",
+    )
+    options = parser.parse(argv)
     if options.unix is not None and (options.host is not None or options.port is not None):
-        parser.error("--unix names the server alone, without --host and --port")
+        parser.error("--unix replaces --host and --port: give one or the other")
     options.host = "localhost" if options.host is None else options.host
     options.port = options.port or 9999
     return options

@@ -14,9 +14,16 @@ from tcpupperd.errors import ExpectedError
 #: Bytes of a configuration file that are read at the most. A wrong path must not fill the memory.
 FILE_SIZE_MAX = 1 << 20
 
+#: Errors of a file that are reported at the most. A binary file has as many as it has lines.
+ERRORS_MAX = 20
+
+#: Characters of a name or value that a message shows.
+SHOWN_MAX = 80
+
 
 class ConfigError(ExpectedError):
-    """The configuration cannot be used; the message says where, what, and what would be right."""
+    """The configuration cannot be used. Each line of the message is an error: where, what, and
+    what would be right."""
 
     status = 78  # EX_CONFIG of sysexits.h
 
@@ -108,86 +115,103 @@ def addresses(value: Any) -> tuple[str, ...]:
 
 DAY = 86400
 
+#: Seconds that the kernel takes for TCP_KEEPIDLE, tcp(7), at the most.
+KEEPALIVE_MAX = 32767
+
 SETTINGS = (
     Setting(
         "listen",
         ("localhost:9999",),
         addresses,
         "ADDRESS",
-        "where to listen: host:port, [::1]:port, port, /path or @abstract; several are allowed;"
-        " ignored when a service manager passes sockets in",
+        "address to listen on: host:port, [::1]:port, port, /path or @abstract; may be repeated;"
+        " ignored if a service manager passes sockets",
     ),
-    Setting("workers", "auto", workers, "N", "processes; auto is the number of usable CPUs"),
+    Setting(
+        "workers",
+        "auto",
+        workers,
+        "N",
+        "number of worker processes; auto: one for each usable CPU",
+    ),
     Setting(
         "framing",
         "line",
         one_of("line", "none"),
         "KIND",
-        "line: answer each line when it is complete; none: answer whatever arrives at once",
+        "line: answer each line once it is complete; none: answer data as it arrives",
     ),
     Setting(
         "lines_per_connection",
         0,
         whole(0, 2**31 - 1),
         "N",
-        "lines after which a connection is closed; 0 is without end",
+        "close a connection after this many lines; 0: no limit",
     ),
     Setting(
         "max_line",
         65536,
         whole(1, 2**30),
         "BYTES",
-        "what is held of an unfinished line before it is answered in pieces",
+        "answer a line that is longer than this in pieces",
     ),
     Setting(
         "max_connections",
         10000,
         whole(1, 10**6),
         "N",
-        "open connections of a worker; more wait in the kernel's queue",
+        "open connections per worker; more wait in the kernel's queue",
     ),
     Setting(
         "max_connections_per_source",
         0,
         whole(0, 10**6),
         "N",
-        "the same for one client address (IPv6: /64 network); more are closed at once;"
-        " 0 is without limit",
+        "open connections per worker from one client address (IPv6: /64 network); more are"
+        " closed at once; 0: no limit",
     ),
     Setting(
         "idle_timeout",
         300.0,
         seconds(0, DAY),
         "SECONDS",
-        "how long a connection may go without a byte; 0 is for ever",
+        "close a connection without traffic for this long; 0: never",
     ),
     Setting(
         "line_timeout",
         60.0,
         seconds(0, DAY),
         "SECONDS",
-        "how long a line may take from its first byte to its newline; 0 is for ever",
+        "close a connection if a line takes longer than this to arrive; 0: never",
     ),
     Setting(
         "write_timeout",
         60.0,
         seconds(0, DAY),
         "SECONDS",
-        "how long a client may take no answer; 0 is for ever",
+        "close a connection if the client reads no answer for this long; 0: never",
+    ),
+    Setting(
+        "keepalive",
+        60.0,
+        seconds(0, KEEPALIVE_MAX),
+        "SECONDS",
+        "probe a client that has been silent for this long, and cut the connection after as long"
+        " again without an answer from its host; 0: never",
     ),
     Setting(
         "drain_timeout",
         10.0,
         seconds(0, 3600),
         "SECONDS",
-        "how long answers get to leave when the service stops",
+        "time to deliver answers when the service stops",
     ),
     Setting(
         "log_level",
         "info",
         one_of("debug", "info", "warning", "error"),
         "LEVEL",
-        "least important messages to log; connections and data are debug",
+        "least severe messages to log; debug includes each connection",
     ),
 )
 
@@ -195,7 +219,7 @@ SETTINGS = (
 class Config:
     """The settings' values; immutable. What is not given has its default.
 
-    Values are taken as they are: `load` and the command line check them first.
+    Raises ValueError if a value is wrong, and TypeError if there is no such setting.
     """
 
     listen: tuple[str, ...]
@@ -208,14 +232,14 @@ class Config:
     idle_timeout: float
     line_timeout: float
     write_timeout: float
+    keepalive: float
     drain_timeout: float
     log_level: str
 
     def __init__(self, **given: Any) -> None:
         values = {setting.name: setting.default for setting in SETTINGS}
-        if unknown := given.keys() - values.keys():
-            raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
-        self.__dict__.update(values | given)
+        checked = {name: _check(name, value) for name, value in given.items()}
+        self.__dict__.update(values | checked)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"cannot change {name}: a configuration is immutable")
@@ -227,34 +251,32 @@ class Config:
 
 
 def load(path: str | None, options: dict[str, Any]) -> Config:
-    """The configuration from a file, if one is named, and options that win over it."""
+    """The configuration from a file, if one is named, and options, which override it."""
     return Config(**((read_file(path) if path else {}) | options))
 
 
+def explain(path: str | None, options: dict[str, Any]) -> list[str]:
+    """The lines of a TOML file with the configuration that `load` would return; a comment says
+    where each value comes from."""
+    text = read_text(path) if path else ""
+    in_file = parse(text, str(path))
+    values = vars(Config(**(in_file | options)))
+    lines = []
+    for name, value in values.items():
+        origin = "command line" if name in options else "default"
+        if name in in_file and name not in options:
+            origin = _place("".join(map(_escaped, str(path))), _find_line(text, name))
+        lines.append(f"{name} = {as_toml(value)}  # {origin}")
+    return lines
+
+
 def read_file(path: str) -> dict[str, Any]:
-    """The settings of a TOML file (TOML 1.0), checked; ConfigError if there is anything wrong."""
-    import tomllib  # a run without a file starts sooner without it
-
-    text = _read_text(path)
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(_locate_syntax_error(path, str(error))) from None
-    return {name: _check(path, text, name, value) for name, value in document.items()}
+    """The settings of a file, checked; ConfigError if anything is wrong."""
+    return parse(read_text(path), path)
 
 
-def from_text(setting: Setting, text: str) -> Any:
-    """The value of a command line option, checked; ValueError says what it must be."""
-    if setting.is_list:
-        return setting.check([text])
-    if re.fullmatch(r"[+-]?[0-9]{1,20}", text):
-        return setting.check(int(text))
-    if re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", text):
-        return setting.check(float(text))
-    return setting.check(text)
-
-
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
+    """The content of a file; ConfigError if it cannot be read."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -274,34 +296,116 @@ def _read_text(path: str) -> str:
         ) from None
 
 
+def parse(text: str, name: str) -> dict[str, Any]:
+    """The settings in a text (TOML 1.0), checked; ConfigError with all that is wrong. Messages
+    call the text `name`."""
+    document, errors = _read_toml(text)
+    settings = {}
+    for key, value in document.items():
+        try:
+            settings[key] = _check(key, value)
+        except (TypeError, ValueError) as error:
+            errors.append((_find_line(text, key), str(error)))
+    if errors:
+        errors.sort(key=lambda error: error[0])
+        lines = [f"{_place(name, line)}: {what}" for line, what in errors[:ERRORS_MAX]]
+        if len(errors) > ERRORS_MAX:
+            lines.append(f"{name}: there are more errors than these {ERRORS_MAX}")
+        raise ConfigError("\n".join(lines))
+    return settings
+
+
+def as_toml(value: Any) -> str:
+    """A setting's value as TOML writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, str):
+        return f'"{"".join(map(_escaped, value))}"'
+    return repr(value).removesuffix(".0")
+
+
+def _escaped(character: str) -> str:
+    if character.isascii() and character.isprintable() and character not in '"\\':
+        return character
+    return f"\\U{ord(character):08x}"
+
+
+def from_text(setting: Setting, text: str) -> Any:
+    """The value of a command line option, checked; ValueError says what it must be."""
+    if setting.is_list:
+        return setting.check([text])
+    if re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        return setting.check(int(text))
+    if re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", text):
+        return setting.check(float(text))
+    return setting.check(text)
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """To open a named pipe must not wait for its writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _locate_syntax_error(path: str, message: str) -> str:
+def _read_toml(text: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+    """What can be read of a TOML text, and its errors of syntax, each with its line.
+
+    A line that is wrong by itself is left out, and the rest is read. After any other error, such
+    as a bracket that is not closed, nobody can tell what the rest means.
+    """
+    import tomllib  # a run without a file starts sooner without it
+
+    lines = text.split("\n")
+    errors: list[tuple[int, str]] = []
+    while len(errors) <= ERRORS_MAX:
+        try:
+            return tomllib.loads("\n".join(lines) + "\n"), errors
+        except (ValueError, RecursionError) as error:
+            line, what = _locate_syntax_error(str(error))
+        errors.append((line, f"is not TOML: {what}"))
+        if not line or not (what.startswith("Cannot") or _is_wrong_alone(lines[line - 1])):
+            break
+        lines[line - 1] = ""
+    return {}, errors
+
+
+def _is_wrong_alone(line: str) -> bool:
+    import tomllib
+
+    try:
+        tomllib.loads(line + "\n")
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _locate_syntax_error(message: str) -> tuple[int, str]:
+    """The line that a message of tomllib names, 0 if none, and the rest of the message."""
     found = re.fullmatch(r"(.*) \(at line ([0-9]+), column ([0-9]+)\)", message, re.DOTALL)
-    if not found:
-        return f"{path}: is not TOML: {message}"
-    return f"{path}:{found[2]}: is not TOML: {found[1]} (column {found[3]})"
+    return (int(found[2]), f"{found[1]} (column {found[3]})") if found else (0, message)
 
 
-def _check(path: str, text: str, name: str, value: Any) -> Any:
+def _check(name: str, value: Any) -> Any:
+    """The value to use for a setting. Raises ValueError if it is wrong, and TypeError if there is
+    no such setting."""
     for setting in SETTINGS:
         if setting.name == name:
             try:
                 return setting.check(value)
             except ValueError as error:
-                where = _find_line(path, text, name)
-                raise ConfigError(f"{where}: {name} = {_shown(value)}: {error}") from None
-    raise ConfigError(f"{_find_line(path, text, name)}: {name}: {_unknown(name)}")
+                raise ValueError(f"{name} = {_shown(value)}: {error}") from None
+    shown = name if name.isprintable() else as_toml(name)
+    raise TypeError(f"{_cut(shown)}: no such setting; {_hint(name)}")
 
 
-def _find_line(path: str, text: str, name: str) -> str:
-    """Where a key stands, for people: the first line that looks like it."""
+def _find_line(text: str, name: str) -> int:
+    """Where a key stands, for people: the first line that looks like it; 0 if there is none."""
     key = re.escape(name)
     found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{key}\b", text, re.MULTILINE)
-    return f"{path}:{text.count(chr(10), 0, found.end()) + 1}" if found else path
+    return text.count("\n", 0, found.end()) + 1 if found else 0
+
+
+def _place(path: str, line: int) -> str:
+    return f"{path}:{line}" if line else path
 
 
 def _shown(value: Any) -> str:
@@ -310,13 +414,16 @@ def _shown(value: Any) -> str:
         text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
     except ValueError:  # Python writes out no more than 4300 digits
         return "a number of very many digits"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _cut(text)
 
 
-def _unknown(name: str) -> str:
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "..."
+
+
+def _hint(name: str) -> str:
     from difflib import get_close_matches  # only ever needed here
 
     names = [setting.name for setting in SETTINGS]
-    close = get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-    return f"no such setting; {hint}"
+    close = get_close_matches(name[:SHOWN_MAX], names, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

@@ -19,7 +19,7 @@ from tcpupperd.config import SETTINGS, Setting  # noqa: E402
 
 
 class Option(NamedTuple):
-    """An option of a command: what it is for, what it takes, and the words worth to offer."""
+    """An option of a command: what it is for, what it takes, and the words worth offering."""
 
     name: str
     help: str
@@ -37,10 +37,11 @@ DAEMON = (
     VERSION,
     Option("--config", "read settings from a TOML file", "file"),
     Option("--check", "check the configuration and exit"),
-    Option("--daemonize", "go to the background"),
-    Option("--pid-file", "where to write the process number", "file"),
-    Option("--user", "whom to run as", "user"),
-    Option("--group", "the group to run as", "group"),
+    Option("--verbose", "with --check: show each setting and its origin"),
+    Option("--daemonize", "run in the background"),
+    Option("--pid-file", "write the process ID to this file", "file"),
+    Option("--user", "run as this user", "user"),
+    Option("--group", "run as this group", "group"),
 )
 
 CLIENT = (
@@ -49,7 +50,7 @@ CLIENT = (
     Option("--host", "name or address of the server", "host"),
     Option("--port", "its TCP port", "port", ("9999",)),
     Option("--unix", "its Unix socket, instead of host and port", "file"),
-    Option("--timeout", "give up after so long without progress", "seconds", ("10",)),
+    Option("--timeout", "give up after this long without progress", "seconds", ("10",)),
 )
 
 
@@ -79,7 +80,7 @@ def bash(options: Iterable[Option]) -> str:
 
 
 def bash_words(words: Iterable[str]) -> str:
-    """The words that begin as the one at the cursor; bash itself takes them apart at colons."""
+    """The words that begin like the one at the cursor; bash itself splits words at colons."""
     offer = f"""COMPREPLY=($(compgen -W '{" ".join(words)}' -- "$cur"))"""
     return offer + ("""; __ltrim_colon_completions "$cur\"""" if ":" in "".join(words) else "")
 
@@ -98,7 +99,7 @@ def zsh_option(option: Option) -> str:
 
 
 def zsh_escape(text: str) -> str:
-    """Text with what `_arguments` would take for its own syntax made plain."""
+    """Text in which `_arguments` finds none of its own syntax."""
     for special in "\\:[]":
         text = text.replace(special, "\\" + special)
     return text

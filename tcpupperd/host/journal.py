@@ -13,6 +13,8 @@ import socket
 from collections.abc import Mapping
 from time import monotonic
 
+from tcpupperd.words import counted
+
 #: Levels of syslog(3), which sd-daemon(3) writes before a line as <N>.
 PRIORITIES = {
     logging.DEBUG: 7,
@@ -30,9 +32,10 @@ LOG_DAEMON = 3 << 3
 LINE_MAX = 4096
 
 
-def set_up(level: str, environ: Mapping[str, str]) -> None:
-    """Log messages of `level` ("info", ...) and above to standard error."""
-    handler = StreamHandler(2, prefixed=is_journal(2, environ))
+def set_up(level: str, environ: Mapping[str, str], *, as_command: bool = False) -> None:
+    """Log messages of `level` ("info", ...) and above to standard error: to the journal with
+    their priority, else with the time, or `as_command` with the command's name."""
+    handler = StreamHandler(2, prefixed=is_journal(2, environ), as_command=as_command)
     logging.basicConfig(handlers=[handler], force=True)
     logging.raiseExceptions = False
     set_level(level)
@@ -62,14 +65,17 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
 
 
 class StreamHandler(logging.Handler):
-    """Writes messages to a descriptor, each line with its priority if `prefixed`."""
+    """Writes messages to a descriptor: each line with its priority if `prefixed`, else with the
+    command's name if `as_command`."""
 
-    def __init__(self, fd: int, *, prefixed: bool) -> None:
+    def __init__(self, fd: int, *, prefixed: bool, as_command: bool = False) -> None:
         super().__init__()
         self._fd = fd
         self._prefixed = prefixed
         self._dropped = 0
-        layout = "%(message)s" if prefixed else "%(asctime)s %(levelname)s %(message)s"
+        self._as_command = as_command
+        plain = prefixed or as_command
+        layout = "%(message)s" if plain else "%(asctime)s %(levelname)s %(message)s"
         self.setFormatter(logging.Formatter(layout))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -80,7 +86,7 @@ class StreamHandler(logging.Handler):
             text = f"bug: a message that cannot be formatted: {record.msg!r} {record.args!r}"
             if record.exc_info:  # from Python 3.13 on, a traceback takes a free descriptor
                 text += f" {record.exc_info[1]!r}"
-        if self._dropped and self._write(f"{self._dropped} messages were dropped", 4):
+        if self._dropped and self._write(f"{counted(self._dropped, 'message')} dropped", 4):
             self._dropped = 0
         if not self._write(text, PRIORITIES.get(record.levelno, 6)):
             self._dropped += 1
@@ -92,7 +98,9 @@ class StreamHandler(logging.Handler):
         return all(self._write_now(line[: LINE_MAX - 1] + b"\n") for line in lines)
 
     def _prefix(self, priority: int) -> str:
-        return f"<{priority}>" if self._prefixed else ""
+        if self._prefixed:
+            return f"<{priority}>"
+        return "tcpupperd: " if self._as_command else ""
 
     def _write_now(self, data: bytes) -> bool:
         try:
@@ -146,6 +154,6 @@ class RateLimitedLog:
             return
         self._next = now + self.INTERVAL
         if self._left_out:
-            message += f"; {self._left_out} messages like this were left out"
+            message += f"; {counted(self._left_out, 'similar message')} suppressed"
             self._left_out = 0
         self._log.warning(message, *values)

@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -16,13 +15,14 @@ from typing import NoReturn
 
 from tcpupperd.config import WORKERS_MAX, Config, ConfigError
 from tcpupperd.errors import ExpectedError
-from tcpupperd.host import journal
+from tcpupperd.host import descriptors, journal
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import worker
 from tcpupperd.processes.channel import Channel
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
+from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ class WorkerProcess:
         """Seconds since its last sign of life."""
         return monotonic() - self.slot.numbers[HEARTBEAT] / 1_000_000
 
-    def retire(self, order: bytes, patience: float) -> None:
+    def retire(self, order: bytes, timeout: float) -> None:
         """Tell it to leave, and when it will be killed."""
         if self._control is None:
             return
-        self.kill_at = monotonic() + patience
+        self.kill_at = monotonic() + timeout
         with contextlib.suppress(BrokenPipeError):  # it has just died
             os.write(self._control, order)
         self.let_go()
@@ -150,12 +150,12 @@ class Supervisor:
         if the first workers cannot start."""
         self._started = started
         block_signals()
-        raise_descriptor_limit()
+        descriptors.raise_limit()
         gc.freeze()  # what is there now stays shared with the workers
         try:
             self._manage()
             while self._workers or not self._stopping:
-                self._heed(self._wait())
+                self._dispatch(self._wait())
                 self._manage()
         finally:
             self._kill(self._workers.values())
@@ -172,7 +172,7 @@ class Supervisor:
         retry = self._retry_at if self._missing() else math.inf
         return [retry, self._next_watch, *(one.kill_at for one in self._workers.values())]
 
-    def _heed(self, signal_number: int | None) -> None:
+    def _dispatch(self, signal_number: int | None) -> None:
         match signal_number:
             case signal.SIGTERM | signal.SIGINT:
                 self._stop(worker.DRAIN)
@@ -246,9 +246,9 @@ class Supervisor:
             self._listeners.narrow(self._config.listen)  # a reload may have left one out
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
             worker.run(
-                worker.Place(
+                worker.WorkerContext(
                     config=self._config,
-                    listeners=self._listeners.sockets(),
+                    listeners=list(self._listeners),
                     listeners_outlive_us=self._listeners.passed,
                     channel=(self._channel.give, self._channel.take),
                     channel_outlives_us=self._channel.outlives_us,
@@ -285,7 +285,7 @@ class Supervisor:
             self._cannot_start(f"{how} before it could accept connections")
         elif served:
             self._early_deaths, self._retry_at = 0, 0.0
-            log.warning("%s; %d connections ended with it, replacing it", how, lost)
+            log.warning("%s; %s ended with it, replacing it", how, counted(lost, "connection"))
         else:
             self._try_later(f"{how} before it served anybody")
 
@@ -309,7 +309,8 @@ class Supervisor:
 
     def _kill(self, workers: Iterable[WorkerProcess]) -> None:
         for one in workers:
-            log.warning("killing worker %d, %d connections", one.pid, one.slot.numbers[OPEN])
+            served = counted(one.slot.numbers[OPEN], "connection")
+            log.warning("killing worker %d, %s", one.pid, served)
             one.kill()
 
     # Reload
@@ -338,7 +339,8 @@ class Supervisor:
         self._reload_failed(why)
 
     def _reload_failed(self, why: str) -> None:
-        log.error("reload failed, going on as before: %s", why)
+        for line in why.splitlines():
+            log.error("reload failed, going on as before: %s", line)
         self._trouble = "the last reload failed, see the log"
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
@@ -351,9 +353,9 @@ class Supervisor:
             return
         self._listeners.keep(self._config.listen)
         log.info(
-            "%s: %d workers, listening on %s",
+            "%s: %s, listening on %s",
             "reloaded" if self._ready else "ready",
-            self._config.worker_count,
+            counted(self._config.worker_count, "worker"),
             self._listeners,
         )
         self._trouble = ""
@@ -376,9 +378,9 @@ class Supervisor:
         self._notifier.stopping()
         self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
         log.info(
-            "stopping, %s %d connections",
+            "stopping, %s %s",
             "keeping" if order == worker.STORE else "ending",
-            self._scoreboard.totals()["open"],
+            counted(self._scoreboard.totals()["open"], "connection"),
         )
         self._tell_status()
         self._retire(self._workers.values(), order)
@@ -413,11 +415,11 @@ class Supervisor:
         totals = self._scoreboard.totals()
         parts = [
             f"{'Stopping' if self._stopping else 'Listening on ' + str(self._listeners)}",
-            f"{len(self._workers)} workers, {totals['open']} connections",
-            f"{totals['lines']} lines answered",
+            f"{counted(len(self._workers), 'worker')}, {counted(totals['open'], 'connection')}",
+            f"{counted(totals['lines'], 'line')} answered",
         ]
         if self._early_deaths and self._missing():
-            parts.append(f"a worker cannot start, {self._early_deaths} tries")
+            parts.append(f"a worker cannot start, tried {counted(self._early_deaths, 'time')}")
         if self._trouble:
             parts.append(self._trouble)
         self._notifier.status("; ".join(parts))
@@ -435,13 +437,6 @@ def block_signals() -> None:
     # Fetched, never run; but from its presence systemd can tell that SIGHUP means to reload.
     signal.signal(signal.SIGHUP, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-
-
-def raise_descriptor_limit() -> None:
-    """Take all descriptors that we may have: the soft limit is for programs that use select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def describe_status(status: int) -> str:

@@ -55,17 +55,18 @@ def split(data: bytes) -> list[bytes]:
 
 
 def configuration(data: bytes) -> None:
-    """A configuration file: settings that are all usable, or the one error meant for people."""
+    """A configuration file: settings that are all usable, or errors meant for people."""
     message, settings = "", {}
     file = os.memfd_create("tcpupperd.toml")
+    path = f"/proc/self/fd/{file}"
     try:
         os.write(file, data)
-        settings = read_file(f"/proc/self/fd/{file}")
+        settings = read_file(path)
     except ConfigError as error:
         message = str(error)
     finally:
         os.close(file)
-    assert "\n" not in message
+    assert all(line.startswith(path) for line in message.splitlines())
     config = Config(**settings)
     assert config.worker_count > 0
     for address in config.listen:

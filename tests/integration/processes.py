@@ -87,6 +87,12 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def cpu_time(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """The open descriptors of a process, each with what it leads to, as ls -l shows it."""
     found = {}

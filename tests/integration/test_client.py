@@ -318,16 +318,55 @@ def test_reset_while_sending_still_prints_what_was_answered() -> None:
     assert b"lost the connection" in done.stderr
 
 
-def test_server_that_says_more_than_it_was_asked() -> None:
-    def greet(connection: socket.socket) -> None:
-        connection.sendall(b"220 mail.example.org ready\r\n")
-        while connection.recv(100):
-            pass
+GREETING = b"220 mail.example.org ready\r\n"
 
-    with serving(greet) as server:
+
+def greet(connection: socket.socket) -> None:
+    """Greet, and wait for the client to leave."""
+    connection.sendall(GREETING)
+    while connection.recv(100):
+        pass
+
+
+def greet_and_reset(connection: socket.socket) -> None:
+    """Greet, and leave with the client's line unread, which is a reset."""
+    connection.sendall(GREETING)
+    assert connection.recv(1, socket.MSG_PEEK)
+
+
+def greet_and_stay(connection: socket.socket) -> None:
+    """Greet, and wait even after the client's end of input, until it has left."""
+    greet(connection)
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        while True:
+            connection.sendall(b"x")  # fails once the client is gone
+
+
+@pytest.mark.parametrize("behaviour", [greet, greet_and_reset, greet_and_stay])
+def test_server_that_says_more_than_it_was_asked(behaviour: Behaviour) -> None:
+    with serving(behaviour) as server:
         done = run(*server, "hello")
     assert done.returncode == 1
-    assert b" is not a tcpupperd server (28 bytes answered of 6)\n" in done.stderr
+    assert done.stdout.startswith(GREETING)
+    assert b" is not a tcpupperd server: it sent " in done.stderr
+    assert b" bytes in answer to 6; check the address\n" in done.stderr
+
+
+def test_server_that_greets_is_not_waited_for() -> None:
+    with serving(greet) as server, started(*server) as process:
+        assert process.wait(DEADLINE) == 1  # though there is no end of input
+        assert process.stderr is not None
+        complaint = process.stderr.read()
+    assert b" is not a tcpupperd server: it sent 28 bytes in answer to 0;" in complaint
+
+
+def test_one_byte_is_not_bytes() -> None:
+    def answer_one_byte(connection: socket.socket) -> None:
+        connection.sendall(connection.recv(100)[:1].upper())
+
+    with serving(answer_one_byte) as server:
+        done = run(*server, stdin=b"one\n")
+    assert b" closed the connection early (1 byte answered of 4)\n" in done.stderr
 
 
 # Time

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -91,7 +92,9 @@ def test_auto_is_a_worker_for_each_usable_cpu() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--max-lines", "3"], "unrecognized arguments: --max-lines 3"),
+        (["--lisen", "9999"], "--lisen: no such option; did you mean --listen?"),
+        (["--max_line=3"], "--max_line: no such option; did you mean --max-line?"),
+        (["--xyzzy"], "--xyzzy: no such option"),
         (["--max-line", "none"], "argument --max-line: must be a whole number from 1 to"),
         (["--max-line", "0"], "argument --max-line: must be a whole number from 1 to"),
         (["--max-line"], "argument --max-line: expected one argument"),
@@ -99,17 +102,24 @@ def test_auto_is_a_worker_for_each_usable_cpu() -> None:
         (["--framing", "lines"], 'argument --framing: must be one of "line", "none"'),
         (["--listen", "localhost"], 'argument --listen: "localhost": must be host:port,'),
         (["--listen", "localhost:65536"], 'argument --listen: "localhost:65536": must be'),
+        (["--listen", "300.1.1.1:9"], '"300.1.1.1" is not an IPv4 address'),
         (["--idle-timeout", "-1"], "argument --idle-timeout: "),
-        (["--work", "3"], "unrecognized arguments: --work 3"),  # no abbreviations
-        (["--pid-file", "/tmp/x"], "go with --daemonize"),
-        (["hello"], "unrecognized arguments: hello"),
+        (["--work", "3"], "--work: no such option; did you mean --workers?"),
+        (["--pid-file", "/tmp/x"], "--pid-file, --user and --group require --daemonize"),
+        (["--verbose"], "--verbose requires --check"),
+        (["hello"], "unexpected argument: 'hello'"),
+        ([""], "unexpected argument: ''"),
+        (["--", "hello"], "unexpected argument: 'hello'"),
+        (["hello", "--lisen"], "--lisen: no such option; did you mean --listen?"),
     ],
 )
 def test_wrong_command_line(options: list[str], why: str) -> None:
     status, text, errors = run(*options)
     assert (status, text) == (2, "")
-    assert errors.startswith("usage: tcpupperd ")
-    assert f"tcpupperd: error: {why}" in errors or why in errors.splitlines()[-1]
+    wrong, remedy = errors.splitlines()
+    assert wrong.startswith("tcpupperd: ")
+    assert why in wrong
+    assert remedy == "Try 'tcpupperd --help' for more information."
 
 
 @pytest.mark.parametrize(
@@ -126,18 +136,88 @@ def test_wrong_command_line(options: list[str], why: str) -> None:
         (b'listen = "localhost:1"', ":1", "must be a list of addresses, for example"),
         (b"listen = []", ":1", "must be a list of addresses, for example"),
         (b'listen = ["localhost"]', ":1", '"localhost": must be host:port,'),
+        (b'listen = ["300.1.1.1:9999"]', ":1", '"300.1.1.1" is not an IPv4 address'),
+        (b'listen = ["[::g]:9999"]', ":1", '"::g" is not an IPv6 address'),
         (b"# gr\xfc\xdfe", ":1", "byte 0xfc is not UTF-8; save as UTF-8"),
     ],
 )
 def test_wrong_file(content: bytes, where: str, why: str, tmp_path: Path) -> None:
     path = tmp_path / "tcpupperd.toml"
     path.write_bytes(content)
-    for check in ([], ["--check"]):
-        status, text, errors = run("--config", str(path), *check)
+    status, text, errors = run("--config", str(path))
+    assert (status, text) == (78, "")
+    (line,) = errors.splitlines()
+    assert f"CRITICAL {path}{where}: " in line
+    assert why in line
+    status, text, errors = run("--config", str(path), "--check")
+    assert (status, text) == (78, "")
+    (checked,) = errors.splitlines()
+    assert checked == f"tcpupperd: {line.partition(' CRITICAL ')[2]}"
+
+
+def test_all_that_is_wrong_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "tcpupperd.toml"
+    path.write_text('max_line = 0\nframing = line\n\nlog_level = "chatty"\nwrokers = 1\n')
+    starts = [
+        f"{path}:1: max_line = 0: must be ",
+        f"{path}:2: is not TOML: ",
+        f'{path}:4: log_level = "chatty": must be ',
+        f"{path}:5: wrokers: no such setting; did you mean workers?",
+    ]
+    for check, before in (("--check", "tcpupperd: "), ("--framing=none", " CRITICAL ")):
+        status, text, errors = run("--config", str(path), check)
         assert (status, text) == (78, "")
-        (line,) = errors.splitlines()
-        assert f"CRITICAL {path}{where}: " in line
-        assert why in line
+        for line, start in zip(errors.splitlines(), starts, strict=True):
+            assert before + start in line
+
+
+def test_all_that_is_wrong_is_logged_at_a_reload() -> None:
+    with Daemon() as daemon:
+        daemon.configure('log_level = "chatty"\nwrokers = 1\n')
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: "wrokers: no such setting" in daemon.log)
+        failed = re.findall("ERROR reload failed, going on as before: (.*)", daemon.log)
+        assert [re.sub("^.*:([0-9]+: .*): .*$", r"\1", line) for line in failed] == [
+            '3: log_level = "chatty"',
+            "4: wrokers",
+        ]
+
+
+def test_check_shows_what_is_in_force_as_toml(tmp_path: Path) -> None:
+    path = tmp_path / "tcpupperd.toml"
+    path.write_text("# mine\nmax_line = 7\nworkers = 3\n")
+    check = ("--check", "--verbose")
+    status, text, errors = run(*check, "--config", str(path), "--workers", "2")
+    assert (status, errors) == (0, "")
+    lines = text.splitlines()
+    assert [line.partition(" = ")[0] for line in lines] == [one.name for one in SETTINGS]
+    assert f"max_line = 7  # {path}:2" in lines
+    assert "workers = 2  # command line" in lines
+    assert 'listen = ["localhost:9999"]  # default' in lines
+    path.write_text(text)
+    again = [
+        line.partition("  # ")[0] for line in run(*check, "--config", str(path))[1].splitlines()
+    ]
+    assert again == [line.partition("  # ")[0] for line in lines]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_file_in_the_way_of_a_socket_is_named(tmp_path: Path, link: bool) -> None:
+    path = tmp_path / "file"
+    if link:
+        path.symlink_to("/nonexistent")
+    else:
+        path.write_text("precious")
+    status, _, errors = run("--listen", str(path))
+    assert status == 71
+    assert f"cannot listen on {path}: it exists and is not a socket; choose another" in errors
+    assert link or path.read_text() == "precious"
+
+
+def test_socket_in_a_directory_that_is_not_there() -> None:
+    status, _, errors = run("--listen", "/nonexistent/socket")
+    assert status == 71
+    assert "No such file or directory; the directory does not exist" in errors
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_status_says_what_a_person_wants_to_know() -> None:
         assert client.ask(b"hello") == b"HELLO"
         assert client.ask(b"hello") == b"HELLO"
         until(lambda: daemon.counters()["lines"] == 2)
-        until(lambda: "3 workers, 1 connections; 2 lines answered" in daemon.manager.status)
+        until(lambda: "3 workers, 1 connection; 2 lines answered" in daemon.manager.status)
         client.close()
         daemon.stop()
         until(lambda: daemon.manager.status.startswith("Stopping; "))

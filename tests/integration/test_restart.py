@@ -210,7 +210,7 @@ def test_connections_that_cannot_be_read_end_politely(
         until(lambda: daemon.counters()["damaged"] == 1)
         complaints = [line for line in daemon.log.splitlines() if "ERROR" in line]
         assert len(complaints) == 1
-        assert "ending 1 connections taken over: " in complaints[0]
+        assert "ending 1 connection taken over: " in complaints[0]
         assert why in complaints[0]
 
 

@@ -17,6 +17,7 @@ from integration.client import Client, make_socket, where
 from integration.daemon import Daemon
 from integration.measures import scaled
 from integration.processes import cannot, descriptors, is_running, started, state, stopped, until
+from tcpupperd.words import counted
 
 #: Seconds that a new worker may take on a busy machine.
 LATENESS = 2.0
@@ -70,7 +71,7 @@ def test_killed_worker_is_replaced_and_ends_only_its_own_connections() -> None:
 
         lost = [client for client in places if places[client] == killed]
         assert f"worker {killed} was killed by SIGKILL" in daemon.log
-        assert f"{len(lost)} connections ended with it" in daemon.log
+        assert f"{counted(len(lost), 'connection')} ended with it" in daemon.log
         for client in places:
             if client not in lost:
                 assert client.read_line() == b"MEANWHILE\n"
@@ -108,7 +109,7 @@ def test_worker_that_dies_before_it_serves_is_replaced_ever_more_slowly() -> Non
         for pause, death, birth in zip(pauses, died, born, strict=True):
             assert pause - tick <= birth - death <= pause + LATENESS
         assert daemon.log.count("before it served anybody") == 1
-        daemon.manager.wait(f"STATUS=.*a worker cannot start, {deaths} tries")
+        daemon.manager.wait(f"STATUS=.*a worker cannot start, tried {deaths} times")
 
         # The last one lives: nothing is wrong any more, and the status says so.
         assert daemon.connect().ask(b"hello") == b"HELLO"

@@ -20,7 +20,9 @@ GOOD = [
     ("[::1]:9999", Address("::1", 9999)),
     ("[::]:9999", Address("::", 9999)),
     ("[fe80::1%lo]:9999", Address("fe80::1%lo", 9999)),
-    ("[127.0.0.1]:9999", Address("127.0.0.1", 9999)),
+    ("[::ffff:127.0.0.1]:9999", Address("::ffff:127.0.0.1", 9999)),
+    ("münchen.example:1", Address("münchen.example", 1)),
+    ("1.example:1", Address("1.example", 1)),
     ("/run/tcpupperd.sock", Address(path="/run/tcpupperd.sock")),
     ("/with space:9999", Address(path="/with space:9999")),
     ("@tcpupperd", Address(path="\0tcpupperd")),
@@ -37,6 +39,17 @@ BAD_PORTS = [
     *("relative/path", "./path", "*:9999/tcp"),
 ]
 
+#: With what each host is not.
+BAD_HOSTS = [
+    *(
+        (host, "an IPv4 address")
+        for host in ("300.1.1.1", "1.2.3", "1.2.3.4.5", "1", "127.1", "..")
+    ),
+    *((f"[{host}]", "an IPv6 address") for host in ("::g", "1::2::3", "127.0.0.1", "localhost")),
+    *((f"[{host}]", "an IPv6 address") for host in ("fe80::1%", "::1%\0", "é", "\udcff", ":")),
+    *((host, "a host name") for host in ("nul\0byte", "é..example", "\udcff", "é" * 64)),
+]
+
 BAD_PATHS = ["@", "/", "/" + "x" * PATH_MAX, "@" + "é" * 54, "/nul\0byte", "@nul\0byte"]
 
 
@@ -50,6 +63,13 @@ def test_what_is_no_address_is_told_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match="must be host:port") as caught:
         parse_address(text)
     assert str(caught.value).startswith(f'"{text}": ')
+
+
+@pytest.mark.parametrize(("host", "what"), BAD_HOSTS)
+def test_host_that_cannot_be_one_is_named(host: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"is not {what}$") as caught:
+        parse_address(f"{host}:9999")
+    assert str(caught.value) == f'"{host}:9999": "{host.strip("[]")}" is not {what}'
 
 
 @pytest.mark.parametrize("text", BAD_PATHS)

@@ -22,6 +22,8 @@ def test_defaults_name_the_default_server() -> None:
     [
         (["--host", "example.org", "--port", "7"], "example.org:7"),
         (["--host", "::1"], "[::1]:9999"),
+        (["--host", "[::1]"], "[::1]:9999"),
+        (["--host", "[fe80::1%lo]", "--port", "7"], "[fe80::1%lo]:7"),
         (["--unix", "/run/tcpupperd.sock"], "/run/tcpupperd.sock"),
         (["--unix", "@tcpupperd"], "@tcpupperd"),
     ],
@@ -53,9 +55,14 @@ def test_text_after_two_dashes_may_look_like_an_option() -> None:
         (["--timeout", "nan"], "'nan' is not a number of seconds"),
         (["--timeout", "inf"], "'inf' is not a number of seconds"),
         (["--timeout", "soon"], "'soon' is not a number of seconds"),
-        (["--unix", "/run/x", "--port", "1"], "without --host and --port"),
-        (["--unix", "/run/x", "--host", "x"], "without --host and --port"),
-        (["--hos", "x"], "unrecognized arguments: --hos"),
+        (["--unix", "/run/x", "--port", "1"], "--unix replaces --host and --port"),
+        (["--unix", "/run/x", "--host", "x"], "--unix replaces --host and --port"),
+        (["--host", "localhost:99"], "includes a port; use --host localhost --port 99"),
+        (["--host", "localhost:"], "includes a port; use --host localhost --port PORT"),
+        (["--host", "[::1]:99"], "includes a port; use --host [::1] --port 99"),
+        (["--hos", "x"], "--hos: no such option; did you mean --host?"),
+        (["--hots=x", "hello"], "--hots: no such option; did you mean --host?"),
+        (["-x"], "-x: no such option"),
     ],
 )
 def test_usage_errors_end_with_status_2(
@@ -64,7 +71,10 @@ def test_usage_errors_end_with_status_2(
     with pytest.raises(SystemExit) as ended:
         client.parse_arguments(arguments)
     assert ended.value.code == 2
-    assert complaint in capsys.readouterr().err
+    wrong, remedy = capsys.readouterr().err.splitlines()
+    assert wrong.startswith("tcpupper: ")
+    assert complaint in wrong
+    assert remedy == "Try 'tcpupper --help' for more information."
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +84,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"tcpupper {__version__}\n"
 
 
-def test_client_imports_nothing_slow_and_no_other_module_of_the_package() -> None:
+def test_client_imports_nothing_slow_and_nothing_of_the_daemon() -> None:
     report = "import sys, tcpupperd.client; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-S", "-c", report], cwd=ROOT, capture_output=True, text=True, check=True
@@ -82,5 +92,7 @@ def test_client_imports_nothing_slow_and_no_other_module_of_the_package() -> Non
     assert not {"asyncio", "dataclasses", "logging", "typing", "tomllib"} & set(loaded)
     assert {name for name in loaded if name.startswith("tcpupperd")} == {
         "tcpupperd",
+        "tcpupperd.arguments",
         "tcpupperd.client",
+        "tcpupperd.words",
     }

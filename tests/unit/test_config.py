@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tcpupperd import config
-from tcpupperd.config import FILE_SIZE_MAX, SETTINGS, Config, ConfigError, from_text, load
+from tcpupperd.config import (
+    ERRORS_MAX,
+    FILE_SIZE_MAX,
+    SETTINGS,
+    Config,
+    ConfigError,
+    explain,
+    from_text,
+    load,
+    parse,
+)
 
 ROOT = Path(__file__).parents[2]
 NAMES = [setting.name for setting in SETTINGS]
@@ -33,6 +43,7 @@ SECONDS = {
     "idle_timeout": (0, 86400),
     "line_timeout": (0, 86400),
     "write_timeout": (0, 86400),
+    "keepalive": (0, 32767),
     "drain_timeout": (0, 3600),
 }
 WORDS = {
@@ -213,6 +224,76 @@ def test_setting_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
     )
 
 
+# Several errors
+
+#: The content, and what is said of it in turn, in brief.
+SEVERAL = {
+    "values": ("max_line = 0\nworkers = 1\nframing = 1\n", ["1: max_line", "3: framing"]),
+    "names and values": ("colour = 1\nmax_line = 0\n", ["1: colour", "2: max_line"]),
+    "syntax and values": (
+        "framing = line\nmax_line = 0\nworkers = 1 2\nwrokers = 1\nlog_level = info",
+        ["1: is not", "2: max_line", "3: is not", "4: wrokers", "5: is not"],
+    ),
+    "twice": (
+        "workers = 1\nworkers = 2\nmax_line = 0\nworkers = 0\n",
+        ["2: is not", "3: max_line", "4: is not"],
+    ),
+    "a list over several lines": (
+        'max_line = 0\nlisten = [\n"9999",\n"x",\n]\nworkers = 0\n',
+        ["1: max_line", "2: listen", "6: workers"],
+    ),
+    # Nothing of what follows is called wrong for it.
+    "an open bracket": ('framing = 1 2\nlisten = ["9999"\nworkers = 1\nmax_line = 5\n', None),
+    "an open list": ('framing = 1 2\nlisten = ["9999",\nworkers = 1\nmax_line = 5\n', None),
+}
+
+
+@pytest.mark.parametrize(("content", "brief"), SEVERAL.values(), ids=SEVERAL)
+def test_every_error_is_reported_in_order(
+    tmp_path: Path, content: str, brief: list[str] | None
+) -> None:
+    path = write(tmp_path, content)
+    lines = complaint(path).replace(f"{path}:", "").splitlines()
+    expected = brief or ["1: is not", "3: is not"]
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize("line", ["wrong\n", "x{} = 1\n"], ids=["syntax", "names"])
+def test_errors_without_end_are_cut(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, "".join(line.format(number) for number in range(1000)))
+    lines = complaint(path).splitlines()
+    assert len(lines) == ERRORS_MAX + 1
+    assert lines[-1].endswith(" there are more errors than these 20")
+
+
+@pytest.mark.parametrize("name", ["a\\nb", "a" * 10_000])
+def test_odd_name_takes_one_line(tmp_path: Path, name: str) -> None:
+    message = complaint(write(tmp_path, f'"{name}" = 1'))
+    assert len(message) < 500
+    assert "\n" not in message
+
+
+# What is in force
+
+
+def test_explanation_is_the_configuration_with_its_origins(tmp_path: Path) -> None:
+    path = write(tmp_path, "# mine\nidle_timeout = 0.5\nmax_line = 7\n")
+    lines = explain(path, {"max_line": 9})
+    assert f"idle_timeout = 0.5  # {path}:2" in lines
+    assert "max_line = 9  # command line" in lines
+    assert 'framing = "line"  # default' in lines
+    assert "line_timeout = 60  # default" in lines
+    assert [line.split()[0] for line in lines] == NAMES
+
+
+@given(st.lists(st.text().map(lambda s: "@x" + s[:20])))
+@example(["@é", '@"\\', "@\x7f", "/new\nline"])
+def test_explanation_reads_back_as_the_same(listen: list[str]) -> None:
+    given = {"listen": ["9999", *(text.replace("\0", "") for text in listen)], "max_line": 1}
+    loaded = parse("\n".join(explain(None, given)), "test")
+    assert vars(Config(**loaded)) == vars(load(None, given))
+
+
 # Files
 
 
@@ -375,8 +456,17 @@ def test_configuration_cannot_be_changed() -> None:
 
 
 def test_unknown_keyword_is_a_bug() -> None:
-    with pytest.raises(TypeError, match="no such setting: wrokers"):
+    with pytest.raises(TypeError, match=r"wrokers: no such setting; did you mean workers\?"):
         Config(wrokers=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_line", -5), ("framing", "lines"), ("idle_timeout", "1"), ("listen", ())],
+)
+def test_value_in_a_program_is_checked_too(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} = .*: {re.escape(must_be(name))}$"):
+        Config(**{name: value})
 
 
 def test_auto_is_the_number_of_usable_cpus() -> None:

@@ -151,7 +151,7 @@ def test_full_pipe_drops_messages_and_tells_how_many(pipe: Pipe) -> None:
     assert 0 < len(written) < 1000
     assert [line[3:8] for line in written] == [f"{number:05}" for number in range(len(written))]
     emit_all(pipe.handler, message("again"), message("and again"))
-    told = f"<4>{1000 - len(written)} messages were dropped"
+    told = f"<4>{1000 - len(written)} messages dropped"
     assert pipe.read() == [told, "<6>again", "<6>and again"]
 
 
@@ -164,7 +164,7 @@ def test_full_socket_drops_messages_and_tells_how_many() -> None:
         written = read_all(reader).count(b"\n")
         assert 0 < written < 1000
         emit_all(handler, message("again"))
-        assert read_all(reader) == b"<4>%d messages were dropped\n<6>again\n" % (1000 - written)
+        assert read_all(reader) == b"<4>%d messages dropped\n<6>again\n" % (1000 - written)
 
 
 def read_all(reader: socket.socket) -> bytes:

@@ -24,5 +24,5 @@ def test_number_left_out_is_told_with_the_next(caplog: pytest.LogCaptureFixture)
         left_out += 1
     assert time.monotonic() - began >= 0.2
     assert caplog.messages[1] == (
-        f"100 % of them are refused; {left_out - 1} messages like this were left out"
+        f"100 % of them are refused; {left_out - 1} similar messages suppressed"
     )

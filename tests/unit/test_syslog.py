@@ -66,7 +66,7 @@ def test_daemon_may_be_missing_and_come_back(handler: SyslogHandler, address: Pa
     for _ in range(2):
         with bound(address) as daemon:
             handler.handle(message("hello"))
-            assert b"1 messages were dropped" in daemon.recv(1000)
+            assert b"1 message dropped" in daemon.recv(1000)
             assert b"hello" in daemon.recv(1000)
         os.unlink(address)
         handler.handle(message("lost"))

@@ -1,0 +1,38 @@
+"""Command lines whose errors are short: what is wrong, and where to read more."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+TYPE_CHECKING = False  # of typing, which the client need not import
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the command line. Options are not abbreviated."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The command line's values; exits with status 2 if it is wrong."""
+        values, unknown = self.parse_known_args(argv)
+        if unknown := [word for word in unknown if word != "--"]:
+            self.error(self._what_is_wrong_with(unknown))
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and the message, without the usage that argparse puts before it."""
+        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help' for more information.\n")
+
+    def _what_is_wrong_with(self, unknown: Sequence[str]) -> str:
+        from difflib import get_close_matches  # only ever needed here
+
+        wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
+        if not wrong.startswith("-"):
+            return f"unexpected argument: {wrong!r}"
+        option = wrong.partition("=")[0]
+        close = get_close_matches(option, self._option_string_actions, n=1)
+        return f"{option}: no such option" + (f"; did you mean {close[0]}?" if close else "")
