@@ -5,14 +5,18 @@ VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
 # Debian's tools are for Debian's Python, not for another one that comes first on the path.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
+NEEDED := apt-cache depends --recurse --installed --important tcpupperd
+BUILD_DEP := --no-install-recommends build-dep ./
+# At a terminal apt-get asks before it installs.
+YES := $(shell test -t 0 || echo --yes)
+GIT := git -c safe.directory='*'
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends
 
 run:
 	$(PYTHON) -m tcpupperd
 
-test: $(VENV)/ready tools
-	$(VENV)/bin/pytest
-	@echo "Left out: the system tests, which boot Debian in containers (sudo make system-test)."
+test:
+	$(PYTHON) tests
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check
@@ -20,12 +24,11 @@ check: $(VENV)/ready
 	$(VENV)/bin/mypy
 	if command -v mandoc; then mandoc -T lint -W warning data/man/*.[158]; fi
 
-system-test: $(VENV)/ready
-	which git mmdebstrap systemd-nspawn || $(APT_INSTALL) git mmdebstrap systemd-container
-	$(VENV)/bin/pytest tests/system
+system-test:
+	$(PYTHON) tests tests/system
 
 # The long forms of the tests, and fuzzing: some hours, with what needs root as root.
-soak: $(VENV)/ready tools
+soak: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
 	SOAK=1 $(VENV)/bin/pytest
@@ -39,18 +42,25 @@ bench:
 	command -v socat || $(APT_INSTALL) socat || true
 	/usr/bin/python3 -m benchmarks
 
-# Only what git knows goes in, as in a fresh clone.
-deb:
+# Only what git knows goes in, as in a fresh clone; with sudo, the clone of somebody else. What
+# root makes here becomes theirs.
+deb: checkout
 	rm -rf build/deb dist/*.deb
 	mkdir -p build/deb/tcpupperd dist
-	git ls-files -z | xargs -0 cp -P --parents --target-directory=build/deb/tcpupperd
-	cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign
+	trap '[ "$$(id -u)" != 0 ] || chown --recursive --reference=. build dist' EXIT && \
+	$(GIT) ls-files -z | xargs -0 cp -P --parents --target-directory=build/deb/tcpupperd && \
+	(cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign) && \
 	cp build/deb/*.deb dist/
+
+# A tarball of the source is without debian/, and a copy of it without git's list of its files.
+checkout:
+	@[ -d debian ] && $(GIT) ls-files --error-unmatch debian/control >/dev/null || \
+	{ echo "A package for Debian can only be made in a clone of the git repository." >&2; exit 1; }
 
 # The source as it is committed: what Debian calls the upstream tarball.
 dist:
 	mkdir -p dist
-	git archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
+	$(GIT) archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
 
 # What reviewers of Debian packages run beside the system tests; takes ten minutes.
 package-checks: $(VENV)/ready
@@ -63,30 +73,26 @@ wheel: $(VENV)/ready
 	$(VENV)/bin/python -m build --outdir dist/wheel
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
-# Who installs has no need of the tests, nor of what they need.
+# Who installs has no need of the tests, nor of what they need. The list of packages is our own: of
+# those that a build adds autoremove would leave two thirds, since something suggests them.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
-install:
+install: checkout
 	apt-get --quiet=2 update
-	$(APT_INSTALL) dpkg-dev git
-	apt-get build-dep --yes ./
-	$(MAKE) deb
-	apt-get install --yes --reinstall ./dist/*.deb
+	@set -e; \
+	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
+	echo "== First what the build needs. At the end it is said how to remove that."; \
+	removable() { echo "$$added" | grep -vxF "$$($(NEEDED) | grep '^[a-z]')"; }; \
+	trap 'echo "== What only the build needed goes by: sudo apt-get purge" $$(removable)' EXIT; \
+	apt-get $(YES) $(BUILD_DEP); \
+	$(MAKE) deb; \
+	apt-get $(YES) --reinstall install ./dist/*.deb
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# What some tests look at the daemon with. Who is not root goes without: these tests are skipped.
-tools:
-	-which ip kill mandoc strace systemd-socket-activate || [ "$$(id -u)" != 0 ] || \
-	$(APT_INSTALL) iproute2 mandoc procps strace systemd
-
-# Debian's python3 can make no virtual environment without a package of its own.
 $(VENV)/ready: pyproject.toml
-	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(APT_INSTALL) python3-venv
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
-	touch $@
+	$(PYTHON) tests/environment.py
 
-.PHONY: run tools test check system-test soak bench deb dist wheel package-checks install clean
+.PHONY: run test check system-test soak bench deb checkout dist wheel package-checks install clean

@@ -4,6 +4,7 @@ Both follow from the table of settings, so what is offered is what they take.
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from inspect import getclosurevars
 from pathlib import Path
@@ -105,9 +106,12 @@ def zsh_escape(text: str) -> str:
 
 
 def main() -> None:
-    shell = sys.argv[1]
+    writers = {"bash": bash, "zsh": zsh}
+    parser = ArgumentParser(description="Print the shell completion of tcpupperd and tcpupper.")
+    parser.add_argument("shell", choices=writers)
+    shell = parser.parse_args().shell
     daemon = (*DAEMON, *map(of_setting, SETTINGS))
-    values = {"bash": bash, "zsh": zsh}[shell]
+    values = writers[shell]
     print(
         Template((HERE / f"{shell}.in").read_text()).substitute(
             daemon_options=" ".join(option.name for option in daemon),

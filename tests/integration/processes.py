@@ -32,9 +32,7 @@ def until(condition: Callable[[], T | None], timeout: float = DEADLINE) -> T:
 
 
 def cannot(why: str) -> NoReturn:
-    """Skip a test for want of what it needs; but where all tests are meant to run, fail."""
-    if "CI" in os.environ:
-        pytest.fail(why)
+    """Skip a test for want of what it needs; see tests/conftest.py for where that is a failure."""
     pytest.skip(why)
 
 

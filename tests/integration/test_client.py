@@ -509,6 +509,17 @@ def test_full_disk() -> None:
     assert done.stderr.decode() == expected
 
 
+def test_directory_as_input() -> None:
+    """Python itself ends over it. The manual says with which words, and scripts can tell."""
+    manual = (ROOT / "data/man/tcpupper.1").read_text()
+    [told] = re.findall(r'^\.It "(Fatal Python error: .*)"$', manual, re.M)
+    directory = os.open("/", os.O_RDONLY)
+    done = subprocess.run(CLIENT, cwd=ROOT, stdin=directory, capture_output=True, check=False)
+    os.close(directory)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().startswith(told)
+
+
 def test_unreadable_input() -> None:
     writing_only = os.open("/dev/null", os.O_WRONLY)
     with serving(upper_all) as server:

@@ -1,6 +1,5 @@
 """The wall clock is set forward or back by an hour: no deadline comes early or late."""
 
-import shutil
 import signal
 import struct
 import subprocess
@@ -8,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tools import need
 
 from integration.daemon import Daemon
-from integration.processes import cannot, until
+from integration.processes import until
 
 SOURCE = Path(__file__).with_name("wall_clock.c")
 HOUR = 3600
@@ -28,7 +28,7 @@ class WallClock:
         self._file = directory / "offset"
         self._file.write_bytes(bytes(8))
         library = directory / "wall_clock.so"
-        compiler = shutil.which("cc") or cannot("compile wall_clock.c without a C compiler")
+        compiler = need("cc")
         subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
         self.wrapper = ("env", f"LD_PRELOAD={library}", f"WALL_CLOCK={self._file}")
 

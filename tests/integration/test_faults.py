@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools import need
 
 from integration.embedding import connected, serving
 from integration.processes import DEADLINE, cannot
@@ -191,7 +191,8 @@ def in_own_network() -> Callable[..., str]:
     """Runs a program in a network of its own, and returns what it prints."""
     shell = ["unshare", "--map-root-user", "--net", "sh", "-c"]
     set_up = "ip link set lo up"
-    if not shutil.which("ip") or subprocess.run([*shell, set_up], check=False).returncode:
+    need("ip")
+    if subprocess.run([*shell, set_up], check=False).returncode:
         cannot("no network namespace can be made (needs ip, of the package iproute2)")
 
     def run(program: str, *arguments: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tools import need
 
 from integration.client import Client, make_socket, where
 from integration.daemon import COMMAND, ROOT, Daemon
@@ -124,6 +124,7 @@ def test_says_why_it_cannot_listen(address: str, why: str) -> None:
 def test_serves_ipv4_where_ipv6_is_switched_off(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")
+    need("ip")
     prepare = (
         f"mount --bind {hosts} /etc/hosts && ip link set lo up"
         " && echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"
@@ -145,6 +146,7 @@ def test_serves_ipv4_where_ipv6_is_switched_off(tmp_path: Path) -> None:
 
 
 def test_queue_is_long() -> None:
+    need("ss")
     with Daemon(listen=[LOCALHOST]) as daemon:
         shown = subprocess.run(
             ["ss", "-Hltn", f"sport = :{daemon.addresses[0].rpartition(':')[2]}"],
@@ -395,8 +397,7 @@ def test_stop_ends_a_connection_passed_in() -> None:
 
 def activate(*options: str) -> tuple[str, ...]:
     """systemd-socket-activate(1), which starts a command for the first connection."""
-    if not shutil.which("systemd-socket-activate"):
-        cannot("systemd-socket-activate is not installed")
+    need("systemd-socket-activate")
     keep = ("--setenv=NOTIFY_SOCKET", "--setenv=TEST_DIRECTORY")
     return ("systemd-socket-activate", *keep, *options)
 

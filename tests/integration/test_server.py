@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools import need
 
 from integration.client import Client
 from integration.embedding import address_of, connected, serving, small_listener
@@ -872,7 +872,8 @@ def test_one_ipv6_source_is_a_network() -> None:
     steps = [f"ip address add {address}/64 dev lo nodad" for address in addresses]
     set_up = " && ".join(["ip link set lo up", *steps])
     shell = ["unshare", "--map-root-user", "--net", "sh", "-c"]
-    if not shutil.which("ip") or subprocess.run([*shell, set_up], check=False).returncode:
+    need("ip")
+    if subprocess.run([*shell, set_up], check=False).returncode:
         cannot("no network namespace can be made")
     done = subprocess.run(
         [*shell, f'{set_up} && exec "$0" -c "$1"', sys.executable, NETWORKS],

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime, sleep
 
 import pytest
+from tools import need
 
 from integration.client import Client, make_socket, where
 from integration.daemon import Daemon
@@ -494,10 +495,8 @@ def test_idle_daemon_makes_no_system_call(tmp_path: Path) -> None:
 def tracing(pids: list[int], output: Path) -> Iterator[None]:
     """A context in which the system calls of processes are written down (strace(1))."""
     command = ["strace", "-f", "-o", str(output), *(f"-p{pid}" for pid in pids)]
-    try:
-        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    except FileNotFoundError:
-        cannot("strace is not installed")
+    need("strace")
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     with tracer:
         assert tracer.stderr
         for _ in pids:

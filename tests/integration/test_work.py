@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from tools import need
 
 from integration.daemon import Daemon
 from integration.embedding import connected
@@ -172,10 +173,8 @@ def counted_system_calls(daemon: Daemon, directory: Path) -> Iterator[Counter[st
     [worker] = daemon.workers()
     summary = directory / "calls"
     command = ["strace", "-c", "-U", "calls,name", "-o", str(summary), f"-p{worker}"]
-    try:
-        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    except FileNotFoundError:
-        cannot("strace is not installed")
+    need("strace")
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     calls: Counter[str] = Counter()
     with tracer:
         assert tracer.stderr

@@ -11,14 +11,17 @@ from system.build import build_package, run_offline
 from system.container import Container, booted
 from system.roots import RELEASES, Root
 
-TOOLS = ("git", "mmdebstrap", "nsenter", "setpriv", "systemd-nspawn", "unshare")
+TOOLS = ("git", "make", "mmdebstrap", "nsenter", "setpriv", "systemd-nspawn", "unshare")
 COMPILE = "gcc -O2 -Wall -Wextra -Werror -o /mnt/clients /mnt/tcpupperd/tests/load/clients.c"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if os.geteuid() != 0 or missing:
-        pytest.exit(f"needs root and {', '.join(missing or TOOLS)}: sudo make system-test", 4)
+        lacking = ", ".join(missing) or "nothing but root"
+        install = "sudo apt-get install git make mmdebstrap systemd-container"
+        again = "sudo python3 tests tests/system"
+        pytest.exit(f"system tests lack {lacking}: {install if missing else again}", 4)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

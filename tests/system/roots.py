@@ -79,7 +79,7 @@ BUILD_DEPENDENCIES = [
 ]
 PURPOSES = {
     # A machine on which somebody has just cloned the project.
-    "minimal": ["--include=python3,ca-certificates"],
+    "minimal": ["--include=ca-certificates,git,python3"],
     # A machine with systemd; "apt install" finds what the package depends on in apt's cache.
     "booted": [
         f"--include={BOOTED}",

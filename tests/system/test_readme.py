@@ -1,16 +1,19 @@
-"""The README's commands, in a fresh clone on a Debian with nothing but Python.
+"""The README's commands, in a fresh clone on a Debian with nothing but Python and git.
 
 Run, test and install are all that a newcomer needs; each is done as a newcomer does it.
 """
 
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from system.container import SHELL, nspawn
-from system.roots import TREE, Root
+from system.roots import RELEASES, TESTING, TREE, Root
+from tcpupperd import __version__
 
 COMMAND_TIMEOUT = 900
 
@@ -27,8 +30,31 @@ while True:
 connection.sendall(b"hello\\n")
 print(connection.recv(64))
 """
-RUN = f"python3 -m tcpupperd & python3 -c '{CLIENT}' && kill -TERM $! && wait $!"
-GET_MAKE = "apt-get -qq update && apt-get -qq install --yes git make >/dev/null"
+# What the package depends on, and what that does.
+NEEDED = {
+    *("libncurses6", "libproc2-0", "linux-sysctl-defaults", "procps", "psmisc"),
+    *("python3-daemon", "python3-lockfile", "python3-pkg-resources", "python3-sdnotify"),
+}
+# A newcomer's apt has no lists of packages yet.
+NO_LISTS = "rm -rf /var/lib/apt/lists/*"
+GET_MAKE = "apt-get -qq update && apt-get -qq install --yes make python3-venv >/dev/null"
+GET_SUDO = """
+apt-get -qq update && apt-get -qq install --yes sudo >/dev/null
+echo 'somebody ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/somebody
+"""
+
+
+def readme(heading: str) -> list[str]:
+    """The blocks of shell commands below a heading of the README, without comments."""
+    text = (TREE / "README.md").read_text()
+    [section] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    blocks = re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S)
+    return [re.sub(r" +#.*", "", block) for block in blocks]
+
+
+[RUN] = readme("Run it")
+INSTALL, _, INSTALL_ELSEWHERE = readme("Install it")
+TEST = readme("Work on it")[0].splitlines()[0]
 
 
 @pytest.fixture
@@ -38,23 +64,116 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path / "clone"
 
 
+def test_ci_runs_what_the_readme_says() -> None:
+    script = (TREE / ".ci/run").read_text()
+    for line in readme("Work on it")[0].splitlines():
+        assert f"\n{line.removeprefix('sudo ')} ||" in script
+
+
 def test_run_needs_nothing_but_python(release: str, clone: Path) -> None:
-    assert r"b'HELLO\n'" in newcomer(release, clone, RUN, "--private-network")
+    script = f"{RUN.strip()} & python3 -c '{CLIENT}' && kill -TERM $! && wait $!"
+    assert r"b'HELLO\n'" in newcomer(release, clone, script, "--private-network")
 
 
-# On Debian 12, .ci/run itself is this try.
-@pytest.mark.parametrize("release", ["trixie"], indirect=True)
-def test_make_test_does_all_the_set_up(release: str, clone: Path) -> None:
-    output = newcomer(release, clone, f"{GET_MAKE}\nmake test", *registry_access())
-    assert " passed" in output
-    assert "make system-test" in output
+@pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
+def test_tests_need_nothing_but_python(release: str, clone: Path) -> None:
+    """As root, in somebody's checkout, only enough to see that it works: .ci/run does all of it.
+    As an ordinary user all of it on one release, and on the others where they may differ."""
+    some = "" if release == "trixie" else "tests/unit tests/integration/test_listening.py"
+    script = f"""
+        {NO_LISTS}
+        {as_somebody("true")}
+        {TEST} tests/unit/test_address.py
+        [ -z "$(find . -user root)" ]
+        rm -r .venv
+        {as_somebody(f"{TEST} {some}")}
+    """
+    output = newcomer(release, clone, script, *registry_access())
+    assert len(re.findall(r"^=+ \d+ passed", output, re.M)) == 2
+    assert "ss is not installed (apt-get install iproute2)" in output
+    assert re.search(
+        r"^Left out: what needs .*ss.* \(sudo apt-get install .*iproute2", output, re.M
+    )
+    assert ("sudo python3 tests tests/system" in output) == (not some)
 
 
-def test_make_install_builds_and_installs(release: str, clone: Path) -> None:
-    script = f"{GET_MAKE}\nmake install\ntcpupperd --version\ndpkg --status tcpupperd"
+@pytest.mark.parametrize("release", ["bookworm"], indirect=True)
+def test_tests_name_what_they_cannot_install(release: str, clone: Path) -> None:
+    one = f"{TEST} tests/unit/test_address.py"
+    script = f"""
+        {NO_LISTS}
+        export PIP_NO_INDEX=1
+        {as_somebody(one)} 2>told && exit 9
+        cat told
+        apt-get -qq update
+        apt-get -qq install --yes $(sed -n 's/.*: sudo apt-get install//p' told) >/dev/null
+        {as_somebody(one)}
+    """
+    output = newcomer(release, clone, script, *registry_access())
+    assert "lock file" not in output
+    assert "The tests run with what this Python has." in output
+    assert re.search(r"^=+ \d+ passed", output, re.M)
+
+
+def test_install_builds_and_installs(release: str, clone: Path) -> None:
+    """In the checkout of somebody, to whom all belongs that it leaves; and what only the build
+    needed goes by the command that it prints."""
+    list_packages = "dpkg-query --show --showformat='${Package}\\n'"
+    script = f"""
+        {GET_SUDO}
+        {list_packages} >/tmp/before
+        {{ {as_somebody(INSTALL)}; }} >/tmp/told
+        cat /tmp/told
+        [ -z "$(find . -user root)" ]
+        ls dist/*.deb
+        {as_somebody("make clean")}
+        {as_somebody("$(sed -n 's/^== What only the build needed goes by: //p' /tmp/told) --yes")}
+        tcpupper --version
+        dpkg --status tcpupperd
+        echo added: $({list_packages} | comm -13 /tmp/before -)
+    """
     output = newcomer(release, clone, script, *registry_access())
     assert "Status: install ok installed" in output
-    assert list((clone / "dist").glob("tcpupperd_*_all.deb"))
+    assert f"dist/tcpupperd_{__version__}-1_all.deb" in output
+    [added] = re.findall(r"^added: (.*)$", output, re.M)
+    assert set(added.split()) >= {"make", "tcpupperd"}
+    assert set(added.split()) <= {"make", "tcpupperd", *NEEDED}
+    told = output.index("== First what the build needs.")
+    assert told < output.index("The following NEW packages will be installed", told)
+
+
+@pytest.mark.parametrize("release", ["trixie"], indirect=True)
+def test_virtual_environment_takes_it(release: str, clone: Path) -> None:
+    check = f"{INSTALL_ELSEWHERE}\n~/tcpupperd/bin/tcpupperd --check"
+    script = f"{GET_MAKE}\n{as_somebody(check)}\nls /home/somebody/tcpupperd/share/man/man8"
+    output = newcomer(release, clone, script, *registry_access())
+    assert "tcpupperd.8" in output
+    assert "tcpupperd: the configuration is good" in output
+
+
+def test_package_needs_the_repository(clone: Path) -> None:
+    """The tarball is without debian/, and says so. As root in somebody's checkout."""
+    subprocess.run(["chown", "--recursive", "65534", clone], check=True)
+    subprocess.run(["make", "--silent", "dist"], cwd=clone, check=True)
+    tarball = clone / f"dist/tcpupperd-{__version__}.tar.gz"
+    subprocess.run(["tar", "--extract", "--file", tarball], cwd=clone.parent, check=True)
+    for target in ("deb", "install"):
+        done = subprocess.run(
+            ["make", "--silent", target],
+            cwd=clone.parent / f"tcpupperd-{__version__}",
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        [told, _] = done.stderr.splitlines()  # make adds a line
+        assert told == "A package for Debian can only be made in a clone of the git repository."
+
+
+def as_somebody(script: str) -> str:
+    """The shell command that runs a script as an ordinary user, to whom the clone then belongs."""
+    become = "{ id -u somebody >/dev/null 2>&1 || useradd --create-home somebody; }"
+    return f"{become} && chown -R somebody: . && su somebody -c {shlex.quote('set -e;' + script)}"
 
 
 def newcomer(release: str, clone: Path, script: str, *options: str) -> str:

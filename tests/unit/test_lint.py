@@ -1,14 +1,13 @@
 """Style, types, man pages and units, checked by the tools made for it."""
 
 import importlib.util
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tools import need
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,21 +32,9 @@ def check(*command: str | Path) -> None:
     assert status == 0, told
 
 
-def missing(tool: str) -> None:
-    """A tool that is not here; where all must be here, that is an error."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{tool} is not installed")
-    pytest.skip(f"{tool} is not installed")
-
-
 def need_module(name: str) -> None:
     if not importlib.util.find_spec(name):
-        missing(name)
-
-
-def need_command(name: str) -> None:
-    if not shutil.which(name):
-        missing(name)
+        pytest.skip(f"{name} is not installed (pip install {name})")
 
 
 def test_style() -> None:
@@ -67,12 +54,12 @@ def test_types() -> None:
 
 @pytest.mark.parametrize("page", sorted((ROOT / "data/man").iterdir()), ids=lambda page: page.name)
 def test_man_page(page: Path) -> None:
-    need_command("mandoc")
+    need("mandoc")
     check("mandoc", "-T", "lint", "-W", "warning", page)
 
 
 def test_units(tmp_path: Path) -> None:
-    need_command("systemd-analyze")
+    need("systemd-analyze")
     units = [tmp_path / name for name in ("tcpupperd.service", "tcpupperd.socket")]
     for unit in units:
         # Neither daemon nor kill need be installed here; a command that is missing is an error.

@@ -1,0 +1,28 @@
+"""The programs that some tests look at the daemon with."""
+
+import shutil
+
+import pytest
+
+#: Debian's packages of them.
+PACKAGES = {
+    "cc": "gcc libc6-dev",
+    "ip": "iproute2",
+    "mandoc": "mandoc",
+    "ss": "iproute2",
+    "strace": "strace",
+    "systemd-analyze": "systemd",
+    "systemd-socket-activate": "systemd",
+}
+
+#: Those that a test of this run was skipped for want of.
+missed: set[str] = set()
+
+
+def need(tool: str) -> str:
+    """The path of a program; where it is not installed, the test is skipped."""
+    path = shutil.which(tool)
+    if path is None:
+        missed.add(tool)
+        pytest.skip(f"{tool} is not installed (apt-get install {PACKAGES[tool]})")
+    return path
