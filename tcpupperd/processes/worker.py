@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import FileIO
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class WorkerContext(NamedTuple):
     listeners: Sequence[Listener]
     listeners_outlive_us: bool  # somebody else holds them too, and will serve their queues
     channel: tuple[socket.socket, socket.socket]  # of hand-over: to give into, to take from
-    channel_outlives_us: bool
+    channel_outlives_us: Callable[[], bool]  # there is somebody who keeps it
     control: FileIO  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
     heartbeat: float  # seconds between signs of life, or 0
@@ -92,7 +92,7 @@ class Worker(UpperServer):
         order = self._context.control.read(1)
         self.poller.remove(self._context.control)
         if not order:
-            order = STORE if self._context.channel_outlives_us else DRAIN
+            order = STORE if self._context.channel_outlives_us() else DRAIN
             log.warning("the supervisor is gone, leaving")
         self._leaving = True
         self._update_interest()
