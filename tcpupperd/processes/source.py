@@ -52,10 +52,8 @@ class Source:
         """Tell that the last configuration that worked is in use."""
         for line in str(error).splitlines():
             log.error("%s", line)
-        log.error(
-            "running with the last configuration that worked; mend %s and reload", self._path
-        )
-        self.trouble = f"{self._path} is wrong, running with the last configuration that worked"
+        log.error("running with the last good configuration; correct %s and reload", self._path)
+        self.trouble = f"{self._path} is wrong, running with the last good configuration"
 
     def keep(self, good: Config) -> None:
         """Have the store keep a configuration that works."""

@@ -137,7 +137,7 @@ class Supervisor:
         self._generation = 1
         # While a reload is under way, or the first workers start under another configuration than
         # that which worked last: what to go back to.
-        last_good = source.last_good()
+        last_good = None if source.trouble else source.last_good()
         differs = last_good and vars(last_good) != vars(config)
         self._before_reload = (last_good, 0) if last_good and differs else None
         self._reload_wanted = False
@@ -208,7 +208,7 @@ class Supervisor:
             self._begin_reload()
         while self._missing() and monotonic() >= self._retry_at:
             self._start_worker()
-        if not self._stopping and not self._missing() and self._all_accept():
+        if not self._stopping and self._all_accept():
             self._settled()
         if self._take_back and not self._workers:
             self._end_what_was_kept()
@@ -226,10 +226,18 @@ class Supervisor:
 
     def _missing(self) -> int:
         """How many workers are to be started."""
-        return 0 if self._stopping else self._config.worker_count - len(self._current())
+        if self._stopping or self._falling_back():
+            return 0
+        return self._config.worker_count - len(self._current())
+
+    def _falling_back(self) -> bool:
+        """Whether first workers are leaving that did not do: they are in the way of others, if
+        there may only be so many processes."""
+        return not self._ready and any(one.retired for one in self._workers.values())
 
     def _all_accept(self) -> bool:
-        return all(one.accepting for one in self._current())
+        accepting = sum(one.accepting for one in self._current())
+        return accepting >= self._config.worker_count
 
     def _start_worker(self) -> None:
         slot = self._scoreboard.claim()
@@ -353,10 +361,11 @@ class Supervisor:
         failed = self._current()
         self._config, self._generation = self._before_reload
         self._before_reload = None
-        self._retire(failed, worker.GIVE)
         if self._ready:
+            self._retire(failed, worker.GIVE)
             self._reload_failed(why)
             return
+        self._retire(failed, worker.STORE)
         self._source.complain(why)
         self._trouble = self._source.trouble
         self._listeners.bind(self._config.listen)
@@ -364,7 +373,7 @@ class Supervisor:
 
     def _reload_failed(self, why: str) -> None:
         log.error("reload failed, going on as before: %s", why)
-        self._trouble = "the last reload failed, see the log"
+        self._trouble = self._source.trouble or "the last reload failed, see the log"
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
         self._tell_status()
@@ -383,7 +392,7 @@ class Supervisor:
         )
         self._source.keep(self._config)
         if self._ready:
-            self._trouble = ""
+            self._trouble = self._source.trouble = ""
         self._retire((w for w in self._workers.values() if w not in self._current()), worker.GIVE)
         self._before_reload = None
         self._notifier.ready()

@@ -31,6 +31,9 @@ DRAIN = b"d"  # answer what has come, and end your connections
 #: Only one of the workers that wait is woken for what is to be taken.
 EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
+#: Descriptors that one wait finds ready at the most, by Python's epoll.
+EVENTS = 1000
+
 #: Descriptors that a worker needs besides its connections.
 RESERVE = 64
 
@@ -107,7 +110,17 @@ class Worker(UpperServer):
         else:
             self.acceptor.take_queues()
             self.acceptor.stop()
+            if order == STORE:
+                self._answer()
             self._give(wait=order == GIVE)
+
+    def _answer(self) -> None:
+        """Answer what has come by now: for whoever takes the connections up it would be early
+        enough, but a stop may follow on the restart, and then nobody does."""
+        for _ in range(2 + len(self.connections) // EVENTS):
+            ready = self.poller.wait(0)
+            if len(self.connections.serve(ready)) == len(ready):
+                return
 
     # Giving
 

@@ -40,6 +40,7 @@ class Manager:
         self.environment = {"NOTIFY_SOCKET": address} | ({"FDSTORE": "4"} if store else {})
         self.messages: list[Message] = []
         self.stored: dict[str, Any] = {}  # sockets, and other files
+        self.room = 8 if store else 0
         self.senders: set[int] = set()  # processes
         self._seen = 0  # of the messages, by `wait`
         self._news = threading.Condition()
@@ -116,7 +117,7 @@ class Manager:
         if "FDSTOREREMOVE=1" in lines and name in self.stored:
             self.stored.pop(name).close()
         for fd in files:
-            if "FDSTORE=1" in lines and "FDPOLL=0" in lines and name not in self.stored:
+            if "FDSTORE=1" in lines and "FDPOLL=0" in lines and len(self.stored) < self.room:
                 is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
                 self.stored[name] = socket.socket(fileno=fd) if is_socket else FileIO(fd)
             else:
