@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -21,6 +22,7 @@ from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.processes.conflicts import not_judged
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
@@ -54,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Say that the configuration is good, or raise ConfigError; with --verbose, show it."""
-    lines = config.explain(arguments.config, given_settings(arguments))
+    given = given_settings(arguments)
+    lines = config.explain(arguments.config, given)
     print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is good")
+    if unknown := not_judged(config.load(arguments.config, given)):
+        print(f"tcpupperd: not known here: {', '.join(unknown)}", file=sys.stderr)
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -18,8 +18,13 @@ def limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def hard_limit() -> int:
+    """How many it may have after `raise_limit`."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
 def raise_limit() -> None:
     """Take all descriptors that the hard limit allows: the soft one is for select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = hard_limit()
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

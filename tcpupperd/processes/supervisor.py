@@ -19,6 +19,7 @@ from tcpupperd.host import descriptors, journal
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import worker
+from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
@@ -390,6 +391,8 @@ class Supervisor:
             self._config.worker_count,
             self._listeners,
         )
+        for text in conflicts(self._config, passed=self._listeners.passed):
+            log.warning("%s", text)
         self._source.keep(self._config)
         if self._ready:
             self._trouble = self._source.trouble = ""

@@ -14,7 +14,7 @@ MODULE = "/usr/share/tcpupperd/tcpupperd/cli.py"
 def test_wrong_file_ends_no_connection(machine: Container, program: str) -> None:
     """One machine for all: each action is of its own, and the last leaves all as it was."""
     with at_work(machine, program, CONNECTIONS) as clients:
-        machine.write(CONFIGURATION, "lines_per_connection = 1000000\n")
+        machine.write(CONFIGURATION, "workers = 2\n")
         pause(clients, reload, machine)
         machine.write(CONFIGURATION, 'log_level = "chatty"\n')
         for action in (restart, reinstall, kill, reexec, restart):
@@ -55,7 +55,7 @@ def reexec(machine: Container) -> None:
 
 
 def restart_with_workers_that_cannot_start(machine: Container) -> None:
-    drop_in(machine, SERVICE, "[Service]\nTasksMax=4\n")
+    drop_in(machine, SERVICE, "[Service]\nLimitNPROC=4\n")
     machine.write(CONFIGURATION, "workers = 9\n")
     restart(machine)
     assert "cannot be started" in complaints(machine)
