@@ -29,7 +29,7 @@ class Source:
     def last_good(self) -> Config | None:
         """The last configuration that worked, as far as this version knows its settings; None if
         none is kept. Options override it."""
-        if not self._path or not self._store.configuration:
+        if not self._path or self._store.configuration is None:
             return None
         found: dict[str, Any] = {}
         for line in self._store.configuration.splitlines():

@@ -38,7 +38,7 @@ class Store:
         """Take up what was `stored`, by name and descriptor. Is a store `offered`, what is missing
         there is put into it."""
         self._notifier = notifier
-        self.configuration = ""  # the text that is kept, "" if none
+        self.configuration: str | None = None  # the text that is kept; "" is all defaults
         ends: dict[str, socket.socket] = {}
         for name, fd in stored:
             if name == CONFIGURATION:

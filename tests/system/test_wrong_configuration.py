@@ -55,7 +55,7 @@ def reexec(machine: Container) -> None:
 
 
 def restart_with_workers_that_cannot_start(machine: Container) -> None:
-    drop_in(machine, SERVICE, "[Service]\nLimitNPROC=4\n")
+    drop_in(machine, SERVICE, "[Service]\nLimitNPROC=7\n")
     machine.write(CONFIGURATION, "workers = 9\n")
     restart(machine)
     assert "cannot be started" in complaints(machine)
