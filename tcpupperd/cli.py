@@ -7,21 +7,24 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
 from tcpupperd import __version__, config
 from tcpupperd.arguments import Parser
-from tcpupperd.config import SETTINGS, Config, Setting
+from tcpupperd.config import SETTINGS, Config, ConfigError, Setting
 from tcpupperd.errors import ExpectedError
 from tcpupperd.host import background, journal
-from tcpupperd.host.activation import passed_in
+from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
-from tcpupperd.host.sockets import Listeners
-from tcpupperd.processes.channel import open_channel
+from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.processes.conflicts import not_judged
+from tcpupperd.processes.source import Source
+from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
 from tcpupperd.serving.server import UpperServer
 
@@ -40,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.check:
             check(arguments)
             return 0
-        load = partial(config.load, arguments.config, given_settings(arguments))
-        settings = load()
-        journal.set_level(settings.log_level)
-        serve(arguments, settings, load)
+        serve(arguments)
     except ExpectedError as error:
         for line in str(error).splitlines():
             log.critical("%s", line)
@@ -56,20 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Say that the configuration is good, or raise ConfigError; with --verbose, show it."""
-    lines = config.explain(arguments.config, given_settings(arguments))
+    given = given_settings(arguments)
+    lines = config.explain(arguments.config, given)
     print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is good")
+    if unknown := not_judged(config.load(arguments.config, given)):
+        print(f"tcpupperd: not known here: {', '.join(unknown)}", file=sys.stderr)
 
 
-def serve(arguments: argparse.Namespace, settings: Config, load: Callable[[], Config]) -> None:
+def serve(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
     if arguments.daemonize:
         background.refuse_under_service_manager(os.environ)
-    passed = passed_in(os.environ)
+    passed = passed_in(os.environ, NAMES)
     notifier = Notifier(os.environ)
+    store = Store(passed.stored, notifier, offered=keeps_descriptors(os.environ))
+    source = Source(arguments.config, given_settings(arguments), store)
     if passed.connected:
-        serve_connected(passed.connected, settings, notifier)
+        serve_connected(passed.connected, source.load(), notifier)
         return
-    store = notifier.listening and os.environ.get("FDSTORE", "0") != "0"
     with ExitStack() as stack:
         stage = None
         if arguments.daemonize:
@@ -77,15 +81,26 @@ def serve(arguments: argparse.Namespace, settings: Config, load: Callable[[], Co
                 Background(arguments.pid_file, arguments.user, arguments.group)
             )
         listeners = stack.enter_context(Listeners(passed.listening))
-        listeners.bind(settings.listen)
-        channel = open_channel(passed.stored, notifier, store=store)
-        supervisor = Supervisor(settings, load, listeners, notifier, channel)
+        settings = configure(source, listeners)
+        supervisor = Supervisor(settings, source, listeners, notifier, store)
         if stage:
-            run_in_background(
-                stage, supervisor, [*listeners.sockets(), channel.give, channel.take]
-            )
+            ends = [store.channel.give, store.channel.take]
+            run_in_background(stage, supervisor, [*listeners.sockets(), *ends])
         else:
             supervisor.run()
+
+
+def configure(source: Source, listeners: Listeners) -> Config:
+    """Load the configuration and listen as it says; by the last one that worked, if there is one
+    and this one is wrong."""
+    try:
+        settings = source.load()
+        listeners.bind(settings.listen)
+    except (ConfigError, ListenError) as error:
+        settings = source.fall_back(error)
+        listeners.bind(settings.listen)
+    journal.set_level(settings.log_level)
+    return settings
 
 
 def run_in_background(

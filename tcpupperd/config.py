@@ -282,6 +282,9 @@ def read_text(path: str) -> str:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{path}: is not a regular file; name a TOML file")
             content = file.read(FILE_SIZE_MAX + 1)
+    except FileNotFoundError as error:
+        remedy = "create it (an empty file has all defaults)"
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > FILE_SIZE_MAX:

@@ -1,4 +1,4 @@
-"""Sockets that a service manager passes in: sd_listen_fds(3)."""
+"""Descriptors that a service manager passes in: sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Container, Mapping, MutableMapping
 from typing import NamedTuple
 
 from tcpupperd.host.sockets import Listener, ListenError
@@ -16,25 +16,35 @@ LISTEN_FDS_START = 3
 
 
 class Passed(NamedTuple):
-    """The sockets that a service manager passed in."""
+    """What a service manager passed in."""
 
     listening: list[Listener]
     connected: list[socket.socket]  # from a socket unit with Accept=yes
-    stored: dict[str, socket.socket]  # what an earlier run gave to the service manager, by name
+    stored: list[tuple[str, int]]  # what an earlier run left with it: names and descriptors
 
 
-def passed_in(environ: MutableMapping[str, str]) -> Passed:
-    """The sockets passed in by the rules of sd_listen_fds(3), which are: for this process only,
+def keeps_descriptors(environ: Mapping[str, str]) -> bool:
+    """Whether a service manager says that it keeps descriptors from one run to the next."""
+    return "NOTIFY_SOCKET" in environ and environ.get("FDSTORE", "0") not in ("", "0")
+
+
+def passed_in(environ: MutableMapping[str, str], stores: Container[str] = ()) -> Passed:
+    """What is passed in by the rules of sd_listen_fds(3), which are: for this process only,
     descriptors from 3 on, names by position. The variables are removed from `environ`.
+
+    Stored by an earlier run is what has one of the names that it `stores` under, or, where the
+    service manager keeps descriptors, whatever no socket unit could have passed: another version
+    may have stored anything.
 
     Raises ListenError if they are malformed, or a descriptor is not what this daemon can use.
     """
+    kept = keeps_descriptors(environ)
     variables = {
         name: environ.pop(name)
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
         if name in environ
     }
-    passed = Passed([], [], {})
+    passed = Passed([], [], [])
     if not _meant_for_us(variables):
         return passed
     count = _number(variables, "LISTEN_FDS")
@@ -42,7 +52,8 @@ def passed_in(environ: MutableMapping[str, str]) -> Passed:
     if names and len(names) != count:
         raise ListenError(f"LISTEN_FDNAMES has {len(names)} names for LISTEN_FDS={count} sockets")
     for index in range(count):
-        _sort_in(LISTEN_FDS_START + index, names[index] if names else "unknown", passed)
+        fd, name = LISTEN_FDS_START + index, names[index] if names else "unknown"
+        _sort_in(fd, name, passed, stored=name in stores, kept=kept)
     return passed
 
 
@@ -77,30 +88,44 @@ def _number(variables: dict[str, str], name: str) -> int:
     raise ListenError(f'{name}="{text}" is not a number above 0; a service manager sets it')
 
 
-def _sort_in(fd: int, name: str, passed: Passed) -> None:
+def _sort_in(fd: int, name: str, passed: Passed, *, stored: bool, kept: bool) -> None:
     what = f'descriptor {fd} ("{name}"), which was passed in,'
     try:
         os.set_inheritable(fd, False)
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise ListenError(f"{what} is not a socket; use ListenStream=")
-        one = socket.socket(fileno=fd)
+        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        one = socket.socket(fileno=fd) if is_socket and not stored else None
     except OSError as error:
         raise ListenError(f"{what} cannot be used: {error.strerror}") from None
-    if one.type == socket.SOCK_SEQPACKET:
-        passed.stored[name] = one
-    elif one.type != socket.SOCK_STREAM:
-        raise ListenError(f"{what} is a {one.type.name} socket; use ListenStream=")
-    elif one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if one and _listens(one):
         passed.listening.append(Listener(one, name))
-    elif name == "connection" or _is_connected(one):  # or it was, and its client is gone
+    elif one and _is_connection(one, name, named=kept):
         passed.connected.append(one)
+    elif stored or kept:
+        passed.stored.append((name, one.detach() if one else fd))
     else:
-        raise ListenError(f"{what} neither listens nor is connected; use ListenStream=")
+        raise ListenError(f"{what} {_objection(one)}; use ListenStream=")
 
 
-def _is_connected(one: socket.socket) -> bool:
+def _listens(one: socket.socket) -> bool:
+    accepts = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return one.type == socket.SOCK_STREAM and bool(accepts)
+
+
+def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:
+    """Whether it is a connection from a socket unit with Accept=yes, or was one, and its client is
+    gone. systemd has it `named` so; others do not."""
+    if one.type != socket.SOCK_STREAM or name == "connection" or named:
+        return one.type == socket.SOCK_STREAM and name == "connection"
     try:
         one.getpeername()
     except OSError:
         return False
     return True
+
+
+def _objection(one: socket.socket | None) -> str:
+    if not one:
+        return "is not a socket"
+    if one.type != socket.SOCK_STREAM:
+        return f"is a {one.type.name} socket"
+    return "neither listens nor is connected"

@@ -65,10 +65,10 @@ class Notifier:
         """Starting or stopping takes up to this long from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
-    def store(self, name: str, file: socket.socket) -> None:
-        """Have the service manager keep a socket for the next run, which finds it among those
+    def store(self, name: str, fd: int) -> None:
+        """Have the service manager keep a descriptor for the next run, which finds it among those
         passed in. FDPOLL=0: to be kept whatever becomes of its other end."""
-        self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", file.fileno())
+        self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
     def forget(self, name: str) -> None:
         """Have the service manager close what it keeps under a name."""

@@ -42,8 +42,8 @@ def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store:
             notifier.forget(name)
         channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
         if store:
-            notifier.store(GIVE_END, channel.give)
-            notifier.store(TAKE_END, channel.take)
+            notifier.store(GIVE_END, channel.give.fileno())
+            notifier.store(TAKE_END, channel.take.fileno())
     channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     channel.give.setblocking(False)
     channel.take.setblocking(False)

@@ -19,9 +19,10 @@ from tcpupperd.host import descriptors, journal
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import worker
-from tcpupperd.processes.capacity import capacity
-from tcpupperd.processes.channel import Channel
+from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
+from tcpupperd.processes.source import Source
+from tcpupperd.processes.store import Store
 from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
 from tcpupperd.words import counted
 
@@ -123,25 +124,32 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        load: Callable[[], Config],
+        source: Source,
         listeners: Listeners,
         notifier: Notifier,
-        channel: Channel,
+        store: Store,
     ) -> None:
         self._config = config
-        self._load = load
+        self._source = source
         self._listeners = listeners
         self._notifier = notifier
-        self._channel = channel
+        self._store = store
         self._scoreboard = Scoreboard(4 * WORKERS_MAX)
         self._workers: dict[int, WorkerProcess] = {}
-        self._generation = 0
-        self._before_reload: tuple[Config, int] | None = None  # while a reload is under way
+        self._generation = 1
+        # While a reload is under way, or the first workers start under another configuration than
+        # that which worked last: what to go back to.
+        last_good = None if source.trouble else source.last_good()
+        differs = last_good and vars(last_good) != vars(config)
+        self._before_reload = (last_good, 0) if last_good and differs else None
         self._reload_wanted = False
-        self._trouble = ""  # what the status line adds
+        self._trouble = source.trouble  # what the status line adds
         self._started: Callable[[], None] = lambda: None
         self._ready = False
         self._stopping = False
+        self._order = worker.DRAIN  # with which the workers have been told to leave
+        self._take_back = False  # what they put into the channel
+        self._store_failed = False
         self._early_deaths = 0
         self._retry_at = 0.0
         self._next_watch = 0.0 if notifier.watchdog_interval else math.inf
@@ -153,13 +161,22 @@ class Supervisor:
         block_signals()
         descriptors.raise_limit()
         gc.freeze()  # what is there now stays shared with the workers
+        self._store.watch()
         try:
             self._manage()
-            while self._workers or not self._stopping:
-                self._dispatch(self._wait())
-                self._manage()
+            self._go_on()
+        except StartError:
+            if self._store.keeps:  # what the first workers have taken already
+                self._stop(worker.STORE)
+                self._go_on()
+            raise
         finally:
             self._kill(self._workers.values())
+
+    def _go_on(self) -> None:
+        while self._workers or not self._stopping:
+            self._dispatch(self._wait())
+            self._manage()
 
     def _wait(self) -> int | None:
         """The next signal, or None when something else is due."""
@@ -178,7 +195,7 @@ class Supervisor:
             case signal.SIGTERM | signal.SIGINT:
                 self._stop(worker.DRAIN)
             case signal.SIGUSR2:
-                self._stop(worker.STORE if self._channel.outlives_us else worker.DRAIN)
+                self._stop(worker.STORE if self._store.keeps else worker.DRAIN)
             case signal.SIGHUP:
                 self._reload_wanted = True
             case signal.SIGUSR1:
@@ -188,12 +205,15 @@ class Supervisor:
         """Do all that the state of the workers asks for."""
         self._reap()
         self._watch()
+        self._check_store()
         if self._reload_wanted and self._ready and not self._before_reload and not self._stopping:
             self._begin_reload()
         while self._missing() and monotonic() >= self._retry_at:
             self._start_worker()
-        if not self._stopping and not self._missing() and self._all_accept():
+        if not self._stopping and self._all_accept():
             self._settled()
+        if self._take_back and not self._workers:
+            self._end_what_was_kept()
         self._kill(one for one in self._workers.values() if one.kill_at <= monotonic())
 
     # Workers
@@ -208,10 +228,18 @@ class Supervisor:
 
     def _missing(self) -> int:
         """How many workers are to be started."""
-        return 0 if self._stopping else self._config.worker_count - len(self._current())
+        if self._stopping or self._falling_back():
+            return 0
+        return self._config.worker_count - len(self._current())
+
+    def _falling_back(self) -> bool:
+        """Whether first workers are leaving that did not do: they are in the way of others, if
+        there may only be so many processes."""
+        return not self._ready and any(one.retired for one in self._workers.values())
 
     def _all_accept(self) -> bool:
-        return all(one.accepting for one in self._current())
+        accepting = sum(one.accepting for one in self._current())
+        return accepting >= self._config.worker_count
 
     def _start_worker(self) -> None:
         slot = self._scoreboard.claim()
@@ -251,8 +279,8 @@ class Supervisor:
                     config=self._config,
                     listeners=list(self._listeners),
                     listeners_outlive_us=self._listeners.passed,
-                    channel=(self._channel.give, self._channel.take),
-                    channel_outlives_us=self._channel.outlives_us,
+                    channel=(self._store.channel.give, self._store.channel.take),
+                    channel_outlives_us=lambda: self._store.keeps,
                     control=FileIO(orders),
                     numbers=slot.numbers,
                     scoreboard=self._scoreboard,
@@ -293,10 +321,10 @@ class Supervisor:
 
     def _cannot_start(self, why: str) -> None:
         """A worker of the configuration in force never came to accept."""
-        if not self._ready:
-            raise StartError(why)
         if self._before_reload:
             self._abandon_reload(why)
+        elif not self._ready:
+            raise StartError(why)
         else:
             self._try_later(why)
 
@@ -321,7 +349,7 @@ class Supervisor:
         self._reload_wanted = False
         self._notifier.reloading()
         try:
-            config = self._load()
+            config = self._source.load()
             self._listeners.bind(config.listen)
         except (ConfigError, ListenError) as error:
             self._reload_failed(str(error))
@@ -337,13 +365,20 @@ class Supervisor:
         failed = self._current()
         self._config, self._generation = self._before_reload
         self._before_reload = None
-        self._retire(failed, worker.GIVE)
-        self._reload_failed(why)
+        if self._ready:
+            self._retire(failed, worker.GIVE)
+            self._reload_failed(why)
+            return
+        self._retire(failed, worker.STORE)
+        self._source.complain(why)
+        self._trouble = self._source.trouble
+        self._listeners.bind(self._config.listen)
+        journal.set_level(self._config.log_level)
 
     def _reload_failed(self, why: str) -> None:
         for line in why.splitlines():
             log.error("reload failed, going on as before: %s", line)
-        self._trouble = "the last reload failed, see the log"
+        self._trouble = self._source.trouble or "the last reload failed, see the log"
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
         self._tell_status()
@@ -360,8 +395,11 @@ class Supervisor:
             counted(self._config.worker_count, "worker"),
             self._listeners,
         )
-        self._tell_capacity()
-        self._trouble = ""
+        for text in conflicts(self._config, passed=self._listeners.passed, kept=self._store.keeps):
+            log.warning("%s", text)
+        self._source.keep(self._config)
+        if self._ready:
+            self._trouble = self._source.trouble = ""
         order = worker.GIVE_WITH_QUEUES if dropped else worker.GIVE
         self._retire((w for w in self._workers.values() if w not in self._current()), order)
         self._before_reload = None
@@ -375,10 +413,10 @@ class Supervisor:
 
     def _stop(self, order: bytes) -> None:
         if self._stopping:
-            log.warning("told to stop again, stopping at once")
-            self._kill(self._workers.values())
+            self._stop_again(order)
             return
         self._stopping = True
+        self._order = order
         self._notifier.stopping()
         self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
         log.info(
@@ -389,6 +427,25 @@ class Supervisor:
         self._tell_status()
         self._retire(self._workers.values(), order)
         self._listeners.keep(())  # nobody else is connected once the workers accept no more
+
+    def _stop_again(self, order: bytes) -> None:
+        """After a stop nothing can follow but an end at once; after one for a restart, a stop."""
+        if order == worker.STORE:
+            return
+        if self._order == worker.DRAIN:
+            log.warning("told to stop again, stopping at once")
+            self._kill(self._workers.values())
+            return
+        log.info("stopping for good, ending the connections that were kept")
+        self._order = worker.DRAIN
+        self._take_back = True
+
+    def _end_what_was_kept(self) -> None:
+        """Have one more worker take all connections out of the channel and end them."""
+        self._take_back = False
+        self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
+        self._start_worker()
+        self._retire(self._workers.values(), worker.DRAIN)
 
     def _retire(self, workers: Iterable[WorkerProcess], order: bytes) -> None:
         for one in workers:
@@ -415,6 +472,16 @@ class Supervisor:
                 log.error("worker %d shows no sign of life, killing it", one.pid)
                 one.kill()
 
+    def _check_store(self) -> None:
+        """Tell once that the service manager does not keep what it said that it would."""
+        if self._store.has_failed and not self._store_failed:
+            self._store_failed = True
+            log.warning(
+                "the service manager keeps no descriptors, so a restart ends all connections;"
+                " set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its environment"
+            )
+            self._tell_status()
+
     def _tell_status(self) -> None:
         totals = self._scoreboard.totals()
         parts = [
@@ -424,15 +491,11 @@ class Supervisor:
         ]
         if self._early_deaths and self._missing():
             parts.append(f"a worker cannot start, tried {counted(self._early_deaths, 'time')}")
+        if self._store_failed:
+            parts.append("a restart ends all connections: nothing keeps them")
         if self._trouble:
             parts.append(self._trouble)
         self._notifier.status("; ".join(parts))
-
-    def _tell_capacity(self) -> None:
-        kept = self._channel.outlives_us
-        allowed = capacity(self._config, descriptors.limit(), kept=kept)
-        if complaint := allowed.complaint(self._config):
-            log.warning("%s", complaint)
 
     def _log_counters(self) -> None:
         totals = self._scoreboard.totals()

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import FileIO
 from typing import NamedTuple
 
@@ -32,6 +32,9 @@ DRAIN = b"d"  # answer what has come, and end your connections
 #: Seconds between two looks whether others have made room: nothing tells.
 ROOM_TICK = 0.05
 
+#: Descriptors that one wait finds ready at the most, by Python's epoll.
+EVENTS = 1000
+
 
 class WorkerContext(NamedTuple):
     """What a worker gets from its supervisor."""
@@ -40,7 +43,7 @@ class WorkerContext(NamedTuple):
     listeners: Sequence[Listener]
     listeners_outlive_us: bool  # somebody else holds them too, and will serve their queues
     channel: tuple[socket.socket, socket.socket]  # of hand-over: to give into, to take from
-    channel_outlives_us: bool
+    channel_outlives_us: Callable[[], bool]  # there is somebody who keeps it
     control: FileIO  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
     scoreboard: Scoreboard  # of all workers
@@ -55,7 +58,7 @@ class Worker(UpperServer):
             listeners=context.listeners, config=context.config, counters=context.numbers
         )
         self._context = context
-        limit, kept = descriptors.limit(), context.channel_outlives_us
+        limit, kept = descriptors.limit(), context.channel_outlives_us()
         self._capacity = capacity(context.config, limit, kept=kept)
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
@@ -107,7 +110,7 @@ class Worker(UpperServer):
         order = self._context.control.read(1)
         self.poller.remove(self._context.control)
         if not order:
-            order = STORE if self._context.channel_outlives_us else DRAIN
+            order = STORE if self._context.channel_outlives_us() else DRAIN
             log.warning("the supervisor is gone, leaving")
         self._context.numbers[STATE] = LEAVING  # nobody leaves the channel to us any more
         self._taker.stop()
@@ -117,7 +120,17 @@ class Worker(UpperServer):
         else:
             self._take_last(order)
             self.acceptor.stop()
+            if order == STORE:
+                self._answer()
             self._giver.begin(wait=order != STORE)
+
+    def _answer(self) -> None:
+        """Answer what has come by now. The next process would do it soon enough, but a stop may
+        follow on the restart, and then there is none."""
+        for _ in range(2 + len(self.connections) // EVENTS):
+            ready = self.poller.wait(0)
+            if len(self.connections.serve(ready)) == len(ready):
+                return
 
     def _take_last(self, order: bytes) -> None:
         """Leave no connection in a queue that nobody else will take.

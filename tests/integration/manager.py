@@ -3,9 +3,11 @@
 import os
 import re
 import socket
+import stat
 import struct
 import threading
-from typing import NamedTuple, Self
+from io import FileIO
+from typing import Any, NamedTuple, Self
 
 from integration.processes import DEADLINE
 
@@ -37,7 +39,8 @@ class Manager:
         """Bind a socket at a path, or at "@name"; with `store`, offer to keep descriptors."""
         self.environment = {"NOTIFY_SOCKET": address} | ({"FDSTORE": "4"} if store else {})
         self.messages: list[Message] = []
-        self.stored: dict[str, socket.socket] = {}
+        self.stored: dict[str, Any] = {}  # sockets, and other files
+        self.room = 8 if store else 0
         self.senders: set[int] = set()  # processes
         self._seen = 0  # of the messages, by `wait`
         self._news = threading.Condition()
@@ -114,7 +117,8 @@ class Manager:
         if "FDSTOREREMOVE=1" in lines and name in self.stored:
             self.stored.pop(name).close()
         for fd in files:
-            if "FDSTORE=1" in lines and "FDPOLL=0" in lines and name not in self.stored:
-                self.stored[name] = socket.socket(fileno=fd)
+            if "FDSTORE=1" in lines and "FDPOLL=0" in lines and len(self.stored) < self.room:
+                is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+                self.stored[name] = socket.socket(fileno=fd) if is_socket else FileIO(fd)
             else:
                 os.close(fd)

@@ -46,7 +46,8 @@ def test_check_says_that_all_is_good_and_binds_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         status, text, errors = run("--check", "--listen", address, "--listen", str(path))
-    assert (status, text, errors) == (0, "tcpupperd: the configuration is good\n", "")
+    assert (status, text) == (0, "tcpupperd: the configuration is good\n")
+    assert errors.startswith("tcpupperd: not known here: listen (no effect if a service manager")
     assert not path.exists()
 
 
@@ -262,3 +263,27 @@ def test_shipped_file_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
     assert run("--check", "--config", str(shown))[0] == 0
     names = re.findall("^([a-z_]+) =", shown.read_text(), re.MULTILINE)
     assert names == [setting.name for setting in SETTINGS]
+
+
+# Settings that contradict what the daemon was given
+
+
+def test_settings_without_effect_are_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        limit = ("prlimit", "--nofile=1000")
+        passed = [("tcpupperd.socket", one)]
+        with Daemon(passed=passed, wrapper=limit, max_connections=2000) as daemon:
+            for _ in range(2):  # at the start, and at a reload
+                warnings = [line for line in daemon.log.splitlines() if "WARNING" in line]
+                assert "listen has no effect: " in warnings[-2]
+                assert "max_connections is 2000, but each of " in warnings[-1]
+                assert "with a limit of 1000 descriptors" in warnings[-1]
+                daemon.reload()
+            assert len(warnings) == 4
+
+
+def test_settings_that_contradict_nothing_are_not_told() -> None:
+    with Daemon(max_connections=500) as daemon:
+        assert "WARNING" not in daemon.log
+    assert run("--check", "--framing=none")[2] == ""
+    assert "max_connections (LimitNOFILE=" in run("--check", "--max-connections=7")[2]

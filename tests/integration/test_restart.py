@@ -8,7 +8,8 @@ import array
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
 from integration.processes import is_running, stopped, until
+from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.processes.channel import GIVE_END, TAKE_END
 from tcpupperd.processes.handover import VERSION, Connection, give
+from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed, sealed
 
 MANY = 2000
 
@@ -61,12 +64,13 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 def test_channel_is_stored_once(service: Service) -> None:
     with service.daemon():
-        assert service.manager.stored.keys() == {GIVE_END, TAKE_END}
+        until(lambda: service.manager.stored.keys() == NAMES)
     with service.daemon() as daemon:
         daemon.reload()
-    stores = [message for message in service.manager.messages if "FDSTORE=1" in message.lines]
-    assert len(stores) == 2
-    assert all("FDPOLL=0" in message.lines for message in stores)
+    for name in (GIVE_END, TAKE_END):
+        stores = [one for one in service.manager.messages if f"FDNAME={name}" in one.lines]
+        assert len(stores) == 1
+        assert {"FDSTORE=1", "FDPOLL=0"} <= set(stores[0].lines)
 
 
 def test_connections_go_on_in_the_next_daemon_whatever_their_state(service: Service) -> None:
@@ -140,6 +144,7 @@ def test_a_start_that_fails_in_between_loses_nothing(service: Service) -> None:
         until(lambda: daemon.counters()["open"] == 1)
     status, _ = service.daemon("--workers", "none").run()
     assert status == 2
+    service.manager.stored.pop(CONFIGURATION).close()
     status, _ = service.daemon(framing="lines").run()
     assert status == 78
     with service.daemon():
@@ -214,14 +219,250 @@ def test_connections_that_cannot_be_read_end_politely(
         assert why in complaints[0]
 
 
-def test_stored_sockets_of_no_use_are_let_go(service: Service) -> None:
-    stray, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with other:
-        service.manager.stored["something"] = stray
-        with service.daemon() as daemon:
-            assert "closing the stored socket something" in daemon.log
-            until(lambda: service.manager.stored.keys() == {GIVE_END, TAKE_END})
-            assert daemon.connect(service.address).ask(b"hello") == b"HELLO"
+def test_what_is_stored_and_of_no_use_is_let_go_and_harms_nothing(service: Service) -> None:
+    """As a next version might have left it."""
+    with service.daemon() as daemon:
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+    strays = [
+        *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+        *socket.socketpair(),  # a stream that could be taken for a connection
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        FileIO(os.memfd_create("next")),
+        FileIO(os.open("/dev/null", os.O_RDONLY)),
+        FileIO(os.eventfd(1)),
+    ]
+    service.manager.stored |= {f"next {number}": one for number, one in enumerate(strays)}
+    with service.daemon() as daemon:
+        until(lambda: service.manager.stored.keys() <= NAMES)
+        assert client.ask(b"two") == b"TWO"
+        for number in range(len(strays)):
+            assert f"closing the stored descriptor next {number}, which is" in daemon.log
+        assert daemon.log.count("which is of no use") == len(strays)
+
+
+def test_channel_that_is_none_is_replaced(service: Service) -> None:
+    memfd = FileIO(os.memfd_create("a memfd"))
+    service.manager.stored |= {GIVE_END: memfd, TAKE_END: socket.socket()}
+    with service.daemon() as daemon:
+        until(lambda: service.manager.stored.keys() == NAMES)
+        until(lambda: service.manager.stored[GIVE_END] is not memfd)
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        assert daemon.log.count("which is of no use") == 2
+    with service.daemon():
+        assert client.ask(b"two") == b"TWO"
+
+
+# The last configuration that worked
+
+
+def missing(daemon: Daemon) -> None:
+    daemon.config.unlink()
+
+
+def directory(daemon: Daemon) -> None:
+    daemon.config.unlink()
+    daemon.config.mkdir()
+
+
+def not_toml(daemon: Daemon) -> None:
+    daemon.configure("this is not TOML")
+
+
+def not_text(daemon: Daemon) -> None:
+    daemon.config.write_bytes(b"\xff\xfe")
+
+
+def unknown(daemon: Daemon) -> None:
+    daemon.configure("max_lines = 5\n")
+
+
+def no_value(daemon: Daemon) -> None:
+    daemon.configure(log_level="chatty")
+
+
+@pytest.mark.parametrize("spoil", [missing, directory, not_toml, not_text, unknown, no_value])
+def test_wrong_file_does_not_end_a_service_that_runs(
+    service: Service, spoil: Callable[[Daemon], None]
+) -> None:
+    with service.daemon(lines_per_connection=100):
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        client.send(b"half a ")
+    for _ in range(2):  # a restart does not make it any better
+        daemon = service.daemon(lines_per_connection=7)
+        spoil(daemon)
+        with daemon:
+            assert client.ask(b"line") == b"HALF A LINE"
+            client.send(b"half a ")
+            complaints = [line for line in daemon.log.splitlines() if "ERROR" in line]
+            assert str(daemon.config) in complaints[0]
+            assert "last good configuration" in complaints[-1]
+            until(lambda: "last good configuration" in service.manager.status)
+            assert "lines_per_connection = 100\n" in stored(service)
+            daemon.send_signal(signal.SIGHUP)
+            until(lambda: "reload failed" in daemon.log)  # noqa: B023
+            service.manager.wait("READY=1")  # of the end of the reload
+            assert "last good configuration" in service.manager.status
+            assert client.ask(b"line") == b"HALF A LINE"
+            client.send(b"half a ")
+
+
+def test_trouble_ends_when_the_file_is_mended(service: Service) -> None:
+    with service.daemon():
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+    with service.daemon(framing="lines") as daemon:
+        assert "last good" in daemon.manager.status
+        daemon.reload(framing="line", lines_per_connection=50)
+        until(lambda: "last good" not in daemon.manager.status)
+        until(lambda: "lines_per_connection = 50\n" in stored(service))
+        assert client.ask(b"two") == b"TWO"
+
+
+def test_a_cold_start_with_a_wrong_file_fails(service: Service) -> None:
+    assert service.daemon(framing="lines").run()[0] == 78
+
+
+def test_options_win_over_the_last_good_configuration(service: Service) -> None:
+    with service.daemon("--workers=3", idle_timeout=5):
+        pass
+    with service.daemon("--workers=1", framing="lines") as daemon:
+        assert len(daemon.workers()) == 1
+
+
+def test_a_reload_that_fails_is_not_stored(service: Service) -> None:
+    with service.daemon(lines_per_connection=5) as daemon:
+        daemon.configure(lines_per_connection=-1)
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: "reload failed" in daemon.log)
+        assert "lines_per_connection = 5\n" in stored(service)
+
+
+def not_sealed() -> int:
+    fd = os.memfd_create("not sealed", os.MFD_ALLOW_SEALING)
+    os.write(fd, b"workers = 1")
+    return fd
+
+
+def not_a_memfd() -> int:
+    return os.open("/dev/null", os.O_RDONLY)
+
+
+def too_large() -> int:
+    return sealed(b"#" * (FILE_SIZE_MAX + 1))
+
+
+def binary() -> int:
+    return sealed(b"\xff")
+
+
+@pytest.mark.parametrize("make", [not_sealed, not_a_memfd, too_large, binary])
+def test_damaged_configuration_is_as_none(service: Service, make: Callable[[], int]) -> None:
+    service.manager.stored[CONFIGURATION] = FileIO(make())
+    with service.daemon(idle_timeout=9) as daemon:
+        assert "the stored configuration is of no use: " in daemon.log
+        until(lambda: "idle_timeout = 9\n" in stored(service))
+
+
+def test_what_another_version_stored_is_used_as_far_as_it_is_known(service: Service) -> None:
+    text = b'lines_per_connection = 2\nnext = 1\nframing = "next"\nlog_level = "debug"\n'
+    service.manager.stored[CONFIGURATION] = FileIO(sealed(text))
+    with service.daemon(workers="many") as daemon:
+        client = service.connect()
+        client.send(b"one\ntwo\nthree\n")
+        assert client.read_to_end() == b"ONE\nTWO\n"
+        assert daemon.log.count("left out: ") == 2
+        assert " DEBUG " in daemon.log
+
+
+def stored(service: Service) -> str:
+    """The configuration that is kept."""
+    file = service.manager.stored.get(CONFIGURATION)
+    return read_sealed(file.fileno()) if file else ""
+
+
+# A store that is none, and orders that follow on each other
+
+
+def test_store_that_keeps_nothing_is_found_out(service: Service) -> None:
+    """As with FDSTORE=8 and FileDescriptorStoreMax=0."""
+    service.manager.room = 0
+    with service.daemon() as daemon:
+        until(lambda: "the service manager keeps no descriptors" in daemon.log)
+        until(lambda: "nothing keeps them" in daemon.manager.status)
+        client = service.connect()
+        client.send(b"one\n")
+        assert client.read_line() == b"ONE\n"
+        daemon.send_signal(signal.SIGUSR2)
+        assert client.read_to_end() == b""
+        client.close()
+        assert daemon.wait() == 0
+        assert "ending 1 connection\n" in daemon.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])
+def test_store_that_is_emptied_later_is_found_out(
+    service: Service, number: signal.Signals
+) -> None:
+    """As when a drop-in says FileDescriptorStoreMax=0 from now on."""
+    with service.daemon() as daemon:
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        assert "keeps no descriptors" not in daemon.log
+        while service.manager.stored:
+            service.manager.stored.popitem()[1].close()
+        until(lambda: "the service manager keeps no descriptors" in daemon.log)
+        workers = daemon.workers()
+        daemon.send_signal(number)
+        assert client.read_to_end() == b""
+        client.close()
+        daemon.wait()
+        until(lambda: not any(map(is_running, workers)))
+
+
+def test_what_has_come_is_answered_before_it_is_stored(service: Service) -> None:
+    """Should a stop follow on the restart, nobody else would."""
+    with service.daemon() as daemon:
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        with stopped(*daemon.workers()):
+            queued = service.connect()
+            for one in (client, queued):
+                one.send(b"two\n")
+            daemon.send_signal(signal.SIGUSR2)
+            until(daemon.has_dismissed_workers)
+        assert client.read_line() == b"TWO\n"
+        assert queued.read_line() == b"TWO\n"
+
+
+def test_stop_after_a_stop_for_a_restart_ends_what_was_kept(service: Service) -> None:
+    with service.daemon() as daemon:
+        slow = service.connect(4096)
+        unread = daemon.clog(slow)
+        with stopped(*daemon.workers()):
+            daemon.send_signal(signal.SIGUSR2)
+            until(daemon.has_dismissed_workers)
+            daemon.send_signal(signal.SIGTERM)
+            until(lambda: "stopping for good" in daemon.log)
+        slow.end()
+        assert slow.read_to_end() == unread.upper()
+        slow.close()
+        assert daemon.wait() == 0
+
+
+def test_stop_for_a_restart_after_a_stop_is_no_reason_to_hurry(service: Service) -> None:
+    with service.daemon() as daemon:
+        slow = service.connect(4096)
+        unread = daemon.clog(slow)
+        daemon.send_signal(signal.SIGTERM)
+        until(daemon.has_dismissed_workers)
+        daemon.send_signal(signal.SIGUSR2)
+        slow.end()
+        assert slow.read_to_end() == unread.upper()
+        slow.close()
+        assert daemon.wait() == 0
 
 
 def test_connections_end_where_nothing_keeps_them(tmp_path: Path) -> None:

@@ -308,7 +308,9 @@ def test_file_may_be_empty_or_of_another_system(tmp_path: Path, content: str) ->
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    assert complaint(tmp_path / "none") == " cannot be read: No such file or directory"
+    assert complaint(tmp_path / "none") == (
+        " cannot be read: No such file or directory; create it (an empty file has all defaults)"
+    )
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""What the service manager keeps for the process after this one: its file descriptor store.
+
+Kept are the two ends of the channel that connections travel through, the last configuration that
+worked, and a witness. What else is found there, of another version or damaged, is closed and
+forgotten by itself, and harms nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import socket
+from collections.abc import Iterable
+
+from tcpupperd.config import FILE_SIZE_MAX
+from tcpupperd.host.notify import Notifier
+from tcpupperd.processes.channel import GIVE_END, TAKE_END, Channel, open_channel
+
+log = logging.getLogger(__name__)
+
+CONFIGURATION, WITNESS = "last-configuration", "witness"
+
+#: Names under which the service manager keeps what is ours.
+NAMES = frozenset({GIVE_END, TAKE_END, CONFIGURATION, WITNESS})
+
+#: After this nobody, we included, can change a memfd any more: fcntl(2).
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class Store:
+    """The service manager's store, as far as it is ours."""
+
+    def __init__(
+        self, stored: Iterable[tuple[str, int]], notifier: Notifier, *, offered: bool
+    ) -> None:
+        """Take up what was `stored`, by name and descriptor. Is a store `offered`, what is missing
+        there is put into it."""
+        self._notifier = notifier
+        self.configuration: str | None = None  # the text that is kept; "" is all defaults
+        ends: dict[str, socket.socket] = {}
+        for name, fd in stored:
+            if name == CONFIGURATION:
+                self._read_configuration(fd)
+            elif name in (GIVE_END, TAKE_END) and name not in ends and is_end(fd):
+                ends[name] = socket.socket(fileno=fd)
+            else:
+                self._drop(name, fd)
+        self.channel: Channel = open_channel(ends, notifier, store=offered)
+        self._witness = Witness(notifier) if self.channel.outlives_us else None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is in the channel outlives us: there is a store, and not only by name."""
+        return self._witness is not None and self._witness.holds
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there should be a store, and is none."""
+        return self._witness is not None and not self._witness.holds
+
+    def watch(self) -> None:
+        """Have this process sent SIGIO when the store is emptied."""
+        if self._witness:
+            self._witness.watch()
+
+    def keep_configuration(self, text: str) -> None:
+        """Keep a configuration that works, in place of the one before."""
+        if text == self.configuration or not self.channel.outlives_us:
+            return
+        file = sealed(text.encode())
+        self._notifier.forget(CONFIGURATION)
+        self._notifier.store(CONFIGURATION, file)
+        os.close(file)
+        self.configuration = text
+
+    def _read_configuration(self, fd: int) -> None:
+        try:
+            self.configuration = read_sealed(fd)
+        except (OSError, ValueError) as error:
+            log.warning("the stored configuration is of no use: %s", error)
+            self._notifier.forget(CONFIGURATION)
+        os.close(fd)
+
+    def _drop(self, name: str, fd: int) -> None:
+        os.close(fd)
+        if name != WITNESS:  # which is each process's own
+            log.warning("closing the stored descriptor %s, which is of no use", name)
+            self._notifier.forget(name)
+
+
+class Witness:
+    """Tells whether a service manager keeps what it is given. That it says so ($FDSTORE) is no
+    proof: a drop-in of the unit may have it both ways, and change at any time.
+
+    One end of a pair of sockets is in the store alone; when it is closed there, ours hangs up. It
+    is stored after what matters, so that a store that is too small has no room for it.
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        notifier.forget(WITNESS)  # of the process before
+        notifier.store(WITNESS, theirs.fileno())
+        theirs.close()
+        self._poll = select.poll()
+        self._poll.register(self._ours, 0)  # POLLHUP is always told
+
+    @property
+    def holds(self) -> bool:
+        """Whether the other end is open still: in the store, or on its way there."""
+        return not self._poll.poll(0)
+
+    def watch(self) -> None:
+        """Have this process sent SIGIO when it hangs up."""
+        fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
+        fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+
+def is_end(fd: int) -> bool:
+    """Whether a descriptor can be an end of a channel."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as one:
+            one.getpeername()
+            return one.type == socket.SOCK_SEQPACKET and one.family == socket.AF_UNIX
+    except OSError:
+        return False
+
+
+def sealed(content: bytes) -> int:
+    """A memfd that can be read and not changed."""
+    fd = os.memfd_create("tcpupperd-configuration", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    return fd
+
+
+def read_sealed(fd: int) -> str:
+    """The text of a memfd that `sealed` has made; OSError or ValueError if it is none."""
+    seals: int = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # OSError if it is not a memfd
+    if seals & SEALS != SEALS:
+        raise ValueError("it is not sealed")
+    size = os.fstat(fd).st_size
+    if size > FILE_SIZE_MAX:
+        raise ValueError(f"it is larger than {FILE_SIZE_MAX} bytes")
+    return os.pread(fd, size, 0).decode()

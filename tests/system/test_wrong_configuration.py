@@ -1,0 +1,71 @@
+"""A wrong configuration file and live connections: none is lost, whatever comes next."""
+
+from load.clients import LASTING
+
+from system.container import Container
+from system.service import CONFIGURATION, SERVICE, drop_in, main_pid
+from system.test_handover import at_work, complaints, kill, pause, reload, restart
+from system.waiting import until
+
+CONNECTIONS = 500
+MODULE = "/usr/share/tcpupperd/tcpupperd/cli.py"
+
+
+def test_wrong_file_ends_no_connection(machine: Container, program: str) -> None:
+    """One machine for all: each action is of its own, and the last leaves all as it was."""
+    with at_work(machine, program, CONNECTIONS) as clients:
+        machine.write(CONFIGURATION, "workers = 2\n")
+        pause(clients, reload, machine)
+        machine.write(CONFIGURATION, 'log_level = "chatty"\n')
+        for action in (restart, reinstall, kill, reexec, restart):
+            pause(clients, action, machine)
+            assert is_told(machine)
+        assert machine.try_run("systemctl", "reload", SERVICE).returncode != 0
+        machine.run("rm", CONFIGURATION)
+        pause(clients, restart, machine)
+        assert f"{CONFIGURATION}: cannot be read" in complaints(machine)
+        pause(clients, restart_with_workers_that_cannot_start, machine)
+        assert is_told(machine)
+        machine.write(CONFIGURATION, "")
+        pause(clients, reload, machine)
+        assert not is_told(machine)
+        pause(clients, restart_without_the_module, machine)
+        assert clients.report().open == CONNECTIONS // 500 * LASTING
+        assert clients.finish().faults == {}
+    machine.run("systemctl", "stop", SERVICE)
+    machine.write(CONFIGURATION, "next = 1\n")
+    assert machine.try_run("systemctl", "start", SERVICE).returncode != 0
+    assert machine.show(SERVICE, "ExecMainStatus") == "78"
+
+
+def is_told(machine: Container) -> bool:
+    return "running with the last good configuration" in machine.show(SERVICE, "StatusText")
+
+
+def reinstall(machine: Container) -> None:
+    before = main_pid(machine)
+    package = machine.run("sh", "-c", "echo /mnt/*.deb")
+    machine.run("apt-get", "install", "--yes", "--reinstall", package)
+    assert main_pid(machine) != before
+
+
+def reexec(machine: Container) -> None:
+    machine.run("systemctl", "daemon-reexec")
+    restart(machine)
+
+
+def restart_with_workers_that_cannot_start(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nLimitNPROC=7\n")
+    machine.write(CONFIGURATION, "workers = 9\n")
+    restart(machine)
+    assert "cannot be started" in complaints(machine)
+
+
+def restart_without_the_module(machine: Container) -> None:
+    """As with a package that is broken: nothing starts until another one is there."""
+    machine.run("mv", MODULE, f"{MODULE}.good")
+    machine.write(MODULE, "raise ImportError\n")
+    machine.try_run("systemctl", "restart", SERVICE)
+    until(lambda: int(machine.show(SERVICE, "NRestarts")) >= 2)
+    machine.run("mv", f"{MODULE}.good", MODULE)
+    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
