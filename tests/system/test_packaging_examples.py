@@ -106,7 +106,7 @@ def test_process_for_each_connection(machine: Container) -> None:
         assert (one.end(), other.end()) == ("", "")
     # Those that succeed are forgotten, those that fail as well, but not without a trace.
     until(lambda: each_connections_units(machine) == "")
-    assert "Failed" not in machine.journal("--unit=tcpupperd-each@*")
+    assert "Failed with result" not in machine.journal("--unit=tcpupperd-each@*")
     assert machine.run("systemctl", "list-units", "--no-legend", "--failed") == ""
 
 
