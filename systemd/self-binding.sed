@@ -12,6 +12,8 @@ s/^After=.*/After=network.target/
 /^# Sockets that are passed in stay usable/d
 /^PrivateNetwork=/d
 /^IPAddressDeny=/d
+# What /etc/resolv.conf leads to.
+s,^BindReadOnlyPaths=/run/.*,& -/run/systemd/resolve -/run/resolvconf -/run/NetworkManager/resolv.conf,
 s/^# For the notifications to systemd\./# To listen, and for the notifications to systemd./
 s/^RestrictAddressFamilies=.*/& AF_INET AF_INET6/
 /^Also=/d

@@ -1,7 +1,8 @@
-"""What an intruder would try inside the service's sandbox, where this runs as a program.
+"""What an intruder in a worker would try inside the service's sandbox.
 
-Each of ATTEMPTS is made in a process of its own, and a line printed: "name: done" or "name:" and
-the error by which it failed.
+As a program, this is the daemon as it is installed, except that its first worker misbehaves before
+it does anything else. Each of ATTEMPTS is made in a process of its own, and a line printed: "name:
+done" or "name:" and the error by which it failed. Then the daemon is ended.
 """
 
 import ctypes
@@ -10,8 +11,10 @@ import mmap
 import os
 import platform
 import resource
+import runpy
 import signal
 import socket
+import stat
 import struct
 import subprocess
 from collections.abc import Callable
@@ -19,14 +22,24 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+DAEMON = "/usr/sbin/tcpupperd"
+SUPERVISOR = os.getpid()  # everything else is forked from it
+
 LISTEN_FDS_START = 3
 UNUSED_PORT = 9
 
 libc = ctypes.CDLL(None, use_errno=True)
+# Both are where they are in every process that is forked from this one.
+DATA = ctypes.create_string_buffer(b"data")
+CODE = ctypes.cast(libc.getpid, ctypes.c_void_p)
+
+#: The sockets of the host that are left inside.
+LEFT = {"/run/systemd/notify", "/run/systemd/journal/socket"}
 
 CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWNET = 0x10000000, 0x00020000, 0x40000000
 PTRACE_TRACEME, PTRACE_SEIZE = 0, 0x4206
 CLOCK_REALTIME = 0
+PR_SET_DUMPABLE = 4
 SYS_INIT_MODULE = {"x86_64": 175, "aarch64": 105}.get(platform.machine(), 0)
 SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 0)
 SYS_ADD_KEY = {"x86_64": 248, "aarch64": 217}.get(platform.machine(), 0)
@@ -107,6 +120,63 @@ def owner(pid: str) -> int:
     return os.stat(f"/proc/{pid}").st_uid
 
 
+def write_memory(pid: int, address: int | None) -> None:
+    """Over what is there, which changes nothing."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(address or 0)
+        found = memory.read(1)
+        memory.seek(address or 0)
+        memory.write(found)
+
+
+def write_own_code() -> None:
+    write_memory(os.getpid(), CODE.value)
+
+
+def write_own_code_after_asking() -> None:
+    """For what the daemon has done away with to be back."""
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    write_own_code()
+
+
+def copy_memory(name: str, pid: int) -> None:
+    """By a call that is made for it: process_vm_readv(2), process_vm_writev(2)."""
+    area = struct.pack("PN", ctypes.addressof(DATA), len(DATA))
+    call(name, pid, area, 1, area, 1, 0)
+
+
+def connect_to_another_service() -> None:
+    """By any socket of the file system."""
+    for folder, folders, names in os.walk("/"):
+        if folder == "/":
+            folders.remove("proc")
+        for path in (os.path.join(folder, name) for name in names):
+            if path not in LEFT and connects(path):
+                raise Succeeded(path)
+    raise ConnectionRefusedError("none to connect to")
+
+
+def connects(path: str) -> bool:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as client:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                client.connect(path)
+                return True
+    return False
+
+
+def log_as_another_service() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.connect("/run/systemd/journal/socket")
+        log.send(b"SYSLOG_IDENTIFIER=sshd\nMESSAGE=Accepted publickey for root\n")
+
+
+def log_as_another_service_by_syslog() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.connect("/dev/log")
+        log.send(b"<38>sshd[1]: Accepted publickey for root")
+
+
 def be_traced() -> None:
     call("ptrace", PTRACE_TRACEME, 0, 0, 0)
 
@@ -135,8 +205,17 @@ ATTEMPTS: dict[str, Callable[[], Any]] = {
     "load a module": partial(call, "syscall", SYS_INIT_MODULE, 0, 0, b""),
     "load a BPF program": partial(call, "syscall", SYS_BPF, 5, 0, 0),
     "add a key": partial(call, "syscall", SYS_ADD_KEY, b"user", b"name", b"key", 3, -3),
-    "trace another process": partial(call, "ptrace", PTRACE_SEIZE, os.getppid(), 0, 0),
+    "trace another process": partial(call, "ptrace", PTRACE_SEIZE, SUPERVISOR, 0, 0),
     "be traced": be_traced,
+    "write the supervisor's data": partial(write_memory, SUPERVISOR, ctypes.addressof(DATA)),
+    "write the supervisor's code": partial(write_memory, SUPERVISOR, CODE.value),
+    "write its own code": write_own_code,
+    "write its own code after asking": write_own_code_after_asking,
+    "copy from the supervisor's memory": partial(copy_memory, "process_vm_readv", SUPERVISOR),
+    "copy into the supervisor's memory": partial(copy_memory, "process_vm_writev", SUPERVISOR),
+    "connect to another service": connect_to_another_service,
+    "log as another service": log_as_another_service,
+    "log as another service by syslog": log_as_another_service_by_syslog,
     "become root": partial(os.setuid, 0),
     "become another group": partial(os.setgid, 0),
     "make a user namespace": partial(call, "unshare", CLONE_NEWUSER),
@@ -180,6 +259,16 @@ def attempt(action: Callable[[], Any]) -> str:
         return said.read() or "done"
 
 
-if __name__ == "__main__":
+def misbehave() -> None:
+    """Once, in the first process that the daemon forks."""
+    if os.getppid() != SUPERVISOR:
+        return
     for name, action in ATTEMPTS.items():
         print(f"{name}: {attempt(action)}", flush=True)
+    os.kill(SUPERVISOR, signal.SIGTERM)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    os.register_at_fork(after_in_child=misbehave)
+    runpy.run_path(DAEMON, run_name="__main__")

@@ -87,7 +87,10 @@ PURPOSES = {
         + " ".join(DEPENDENCIES),
     ],
     # A machine with the package's build dependencies.
-    "build": ["--include=build-essential,faketime,lintian", *BUILD_DEPENDENCIES],
+    "build": [
+        "--include=build-essential,devscripts,faketime,lintian,python3-debian",
+        *BUILD_DEPENDENCIES,
+    ],
     # A machine with systemd on which Debian's tests of packages run, which may need those, too.
     "autopkgtest": [
         f"--include={BOOTED},build-essential,apparmor,autodep8,autopkgtest,bash-completion",

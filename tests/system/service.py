@@ -32,6 +32,12 @@ def drop_in(machine: Container, unit: str, text: str) -> None:
     machine.run("systemctl", "daemon-reload")
 
 
+def is_active(machine: Container, unit: str = SERVICE) -> bool:
+    """Whether a unit has started. To be waited for, even after an answer: workers do not wait
+    until systemd has read that the service is ready."""
+    return machine.show(unit, "ActiveState") == "active"
+
+
 class Conversation:
     """A client that stays connected, asking line by line."""
 

@@ -19,7 +19,7 @@ from load.clients import LASTING, Clients
 
 from system.build import build_previous_package
 from system.container import Container
-from system.service import SERVICE, SOCKET, main_pid, workers
+from system.service import SERVICE, SOCKET, is_active, main_pid, workers
 from system.test_package import with_version
 from system.waiting import until
 
@@ -182,7 +182,7 @@ def kill(machine: Container) -> None:
     restarts = int(machine.show(SERVICE, "NRestarts"))
     machine.run("kill", "-KILL", str(main_pid(machine)))
     until(lambda: int(machine.show(SERVICE, "NRestarts")) == restarts + 1)
-    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    until(lambda: is_active(machine))
 
 
 def stop_and_start(machine: Container, clients: Clients) -> None:

@@ -9,10 +9,28 @@ import pytest
 
 from system.container import Container, booted
 from system.roots import RELEASES, TESTING, Root
+from system.service import SERVICE, drop_in
 
 AUTOPKGTEST_TIMEOUT = 900
 # The machine is a container, and is thrown away at the end: what autopkgtest cannot know of it.
 PROMISES = "--ignore-restrictions=isolation-container,breaks-testbed"
+
+LATE = "/opt/late.py"
+READY_IS_TOLD_LATE = """
+import runpy, sys, time
+sys.path.insert(0, "/usr/share/tcpupperd")
+from tcpupperd.host.notify import Notifier
+
+tell = Notifier.ready
+
+def tell_late(notifier):
+    time.sleep(2)
+    tell(notifier)
+
+Notifier.ready = tell_late
+sys.argv[1:] = ["--config", "/etc/tcpupperd/tcpupperd.toml"]
+runpy.run_path("/usr/sbin/tcpupperd", run_name="__main__")
+"""
 
 pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
@@ -26,6 +44,15 @@ def testbed(release: str, package: Path) -> Iterator[Container]:
         yield machine
 
 
+def test_package_tests_wait_for_readiness(machine: Container) -> None:
+    """Which systemd may learn of later than the first clients."""
+    machine.write(LATE, READY_IS_TOLD_LATE)
+    drop_in(machine, SERVICE, f"[Service]\nExecStart=\nExecStart=/usr/bin/python3 {LATE}\n")
+    machine.run("systemctl", "restart", SERVICE)
+    for name in ("smoke", "socket-activation", "reload", "restart"):
+        machine.run("sh", "-ec", f"cd /mnt/tcpupperd; AUTOPKGTEST_TMP=/tmp debian/tests/{name}")
+
+
 def test_autopkgtests_pass(testbed: Container, package: Path) -> None:
     source = package.parent / "tcpupperd"
     with testbed.popen(
@@ -36,7 +63,9 @@ def test_autopkgtests_pass(testbed: Container, package: Path) -> None:
     ) as run:
         output, _ = run.communicate(timeout=AUTOPKGTEST_TIMEOUT)
     print(output)
-    names = re.findall(r"^Tests: (.*)$", (source / "debian/tests/control").read_text(), re.M)
-    expected = {*", ".join(names).split(", "), "pybuild-autopkgtest"}
+    names = re.findall(
+        r"^Tests:((?:\n .*,)+)$", (source / "debian/tests/control").read_text(), re.M
+    )
+    expected = {*"".join(names).replace(",", "").split(), "pybuild-autopkgtest"}
     assert set(re.findall(r"^(\S+) +PASS", output, re.M)) == expected
     assert run.returncode == 0

@@ -1,15 +1,19 @@
 """Further instances and the examples that replace units."""
 
+import re
+
 import pytest
 
 from system.container import Container
 from system.roots import RELEASES, TESTING
-from system.service import SERVICE, SOCKET, Conversation, answer, main_pid
+from system.service import SERVICE, SOCKET, Conversation, answer, drop_in, is_active, main_pid
+from system.waiting import until
 
 EXAMPLES = "/usr/share/doc/tcpupperd/examples"
 UNITS = "/etc/systemd/system"
 INSTANCE_SOCKET = "tcpupperd@7777.socket"
 INSTANCE_SERVICE = "tcpupperd@7777.service"
+UNIX_SOCKET = "/run/tcpupperd.sock"
 
 pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
@@ -20,6 +24,7 @@ def test_instance_has_its_own_configuration_processes_and_sandbox(machine: Conta
     assert machine.run("tcpupper", "--port=7777", "second") == "SECOND"
     pid = machine.show(INSTANCE_SERVICE, "MainPID")
     assert pid not in ("0", str(main_pid(machine)))
+    until(lambda: is_active(machine, INSTANCE_SERVICE))
     command = machine.run("tr", r"\0", " ", stdin=machine.run("cat", f"/proc/{pid}/cmdline"))
     assert "--config /etc/tcpupperd/7777.toml" in command
     assert "port 7777" in machine.show(INSTANCE_SERVICE, "Description")
@@ -30,6 +35,7 @@ def test_instance_has_its_own_configuration_processes_and_sandbox(machine: Conta
 def test_instance_is_upgraded_and_removed_with_the_package(machine: Container) -> None:
     start_instance(machine, "")
     assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
+    until(lambda: is_active(machine, INSTANCE_SERVICE))
     pid = machine.show(INSTANCE_SERVICE, "MainPID")
     socket = machine.show(INSTANCE_SOCKET, "InvocationID")
     machine.run("sh", "-c", "dpkg --install /mnt/*.deb")
@@ -46,6 +52,32 @@ def test_enabled_instance_starts_at_boot(machine: Container) -> None:
     wanted = "sockets.target.wants", "multi-user.target.wants"
     for folder, unit in zip(wanted, (INSTANCE_SOCKET, INSTANCE_SERVICE), strict=True):
         machine.run("test", "-L", f"{UNITS}/{folder}/{unit}")
+
+
+def test_purge_leaves_nothing_of_instances(machine: Container) -> None:
+    machine.write("/etc/tcpupperd/7777.toml", "")
+    machine.run("systemctl", "enable", "--now", INSTANCE_SOCKET, INSTANCE_SERVICE)
+    machine.run("apt-get", "purge", "--yes", "tcpupperd")
+    assert machine.run("find", "/etc", "-path", "*tcpupper*") == ""
+
+
+def test_unix_socket_goes_with_its_unit(machine: Container) -> None:
+    drop_in(machine, SOCKET, machine.run("cat", f"{EXAMPLES}/unix-socket.conf"))
+    machine.run("systemctl", "restart", SOCKET, SERVICE)
+    assert machine.run("tcpupper", "--unix", UNIX_SOCKET, "hello") == "HELLO"
+    machine.run("systemctl", "stop", SOCKET, SERVICE)
+    assert machine.try_run("test", "-e", UNIX_SOCKET).returncode == 1
+
+
+def test_limits(machine: Container) -> None:
+    drop_in(machine, SERVICE, machine.run("cat", f"{EXAMPLES}/limits.conf"))
+    machine.run("systemctl", "restart", SERVICE)
+    limits = machine.run("cat", f"/proc/{main_pid(machine)}/limits")
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+    assert machine.show(SERVICE, "MemoryMax") == str(512 << 20)
+    assert machine.show(SERVICE, "TasksMax") == "64"
+    machine.run("systemctl", "reload", SERVICE)
+    assert answer(machine, "hello\n") == "HELLO"
 
 
 def test_self_binding_service(machine: Container) -> None:
@@ -70,10 +102,16 @@ def test_process_for_each_connection(machine: Container) -> None:
         Conversation(machine, "--port=9998") as other,
     ):
         assert (one.ask("one"), other.ask("other")) == ("ONE", "OTHER")
-        running = machine.run("systemctl", "list-units", "--plain", "--no-legend", "*-each@*")
-        assert running.count(" running ") == 2
+        until(lambda: each_connections_units(machine).count(" running ") == 2)
         assert (one.end(), other.end()) == ("", "")
+    # Those that succeed are forgotten, those that fail as well, but not without a trace.
+    until(lambda: each_connections_units(machine) == "")
+    assert "Failed with result" not in machine.journal("--unit=tcpupperd-each@*")
     assert machine.run("systemctl", "list-units", "--no-legend", "--failed") == ""
+
+
+def each_connections_units(machine: Container) -> str:
+    return machine.run("systemctl", "list-units", "--plain", "--no-legend", "tcpupperd-each@*")
 
 
 def start_instance(machine: Container, configuration: str) -> None:

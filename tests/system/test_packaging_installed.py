@@ -25,6 +25,8 @@ class Shell(NamedTuple):
 BASH = Shell("bash --norc -i", "source /usr/share/bash-completion/bash_completion")
 ZSH = Shell("zsh -f -i", "PS1=; unsetopt prompt_cr; bindkey -e; autoload compinit; compinit -u")
 
+DOCUMENTS = "/usr/share/doc/tcpupperd"
+
 pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
 
@@ -77,6 +79,20 @@ def test_zsh_completes_values(machine: Container, typed: str, rest: str) -> None
 def test_apparmor_profile_is_right(machine: Container) -> None:
     machine.run("apparmor_parser", "-QT", "/etc/apparmor.d/tcpupperd")
     assert machine.run("systemctl", "cat", "tcpupperd.service").count("AppArmorProfile=") == 1
+
+
+def test_links_of_the_documents_lead_somewhere(machine: Container) -> None:
+    for document in ("README.md", "SECURITY.md"):
+        text = machine.run("cat", f"{DOCUMENTS}/{document}")
+        links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+        machine.run("ls", *(f"{DOCUMENTS}/{link}" for link in (document, *links)))
+
+
+def test_changelogs_are_there(machine: Container) -> None:
+    """Debian Policy, 12.7."""
+    ours = machine.run("zcat", f"{DOCUMENTS}/changelog.gz")
+    assert ours.startswith("# News\n")
+    assert machine.run("zcat", f"{DOCUMENTS}/changelog.Debian.gz").startswith("tcpupperd (")
 
 
 def completed(machine: Container, typed: str, key: str, *, shell: Shell) -> str:

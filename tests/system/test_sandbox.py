@@ -6,9 +6,30 @@ import pytest
 
 from system.conftest import install
 from system.container import Container
-from system.service import SERVICE, SOCKET, answer, drop_in, main_pid
+from system.roots import RELEASES, TESTING
+from system.service import SERVICE, SOCKET, Conversation, answer, drop_in, main_pid
+from system.waiting import until
 
+EVERYWHERE = [*RELEASES, TESTING]
 EXPOSURE_IN_TENTHS = 2
+
+#: The mounts inside that can be written to, and why that does no harm.
+WRITABLE = {
+    "/proc": "a process's own affairs, and those of its equals that are not closed to it",
+    "/sys/fs/cgroup/system.slice/tcpupperd.service/memory.pressure": (
+        "systemd 254 and later let a service ask to be told of a shortage of memory"
+    ),
+}
+
+#: Prints all that is in folders and is no folder.
+FILES = """
+import os, sys
+for top in sys.argv[1:]:
+    for folder, _, names in os.walk(top):
+        for name in names:
+            print(f"{folder}/{name}")
+"""
+
 EXAMPLES = "/usr/share/doc/tcpupperd/examples"
 
 
@@ -16,9 +37,40 @@ def test_units_are_valid(machine: Container) -> None:
     assert machine.run("systemd-analyze", "verify", "--man=no", SERVICE, SOCKET) == ""
 
 
+@pytest.mark.parametrize("release", EVERYWHERE, indirect=True)
 def test_exposure(machine: Container) -> None:
     threshold = f"--threshold={EXPOSURE_IN_TENTHS}"
     machine.run("systemd-analyze", "security", "--no-pager", threshold, SERVICE)
+
+
+@pytest.mark.parametrize("release", EVERYWHERE, indirect=True)
+def test_no_mount_is_writable(machine: Container) -> None:
+    """However the permissions of its files are."""
+    inside = machine.run("cat", f"/proc/{main_pid(machine)}/mountinfo")
+    # proc(5): the fifth is where it is mounted, the sixth are its options.
+    mounts = [line.split()[4:6] for line in inside.splitlines()]
+    assert {"/", "/usr/lib"} <= {path for path, _ in mounts}
+    writable = {path for path, options in mounts if "ro" not in options.split(",")}
+    assert writable - WRITABLE.keys() == set()
+
+
+@pytest.mark.parametrize("release", EVERYWHERE, indirect=True)
+def test_nothing_of_other_services_is_inside(machine: Container) -> None:
+    inside = ("nsenter", f"--target={main_pid(machine)}", "--mount", "--", "/usr/bin/python3")
+    found = machine.run(*inside, "-c", FILES, "/run", "/var").split()
+    assert found == ["/run/systemd/notify", "/run/systemd/journal/socket"]
+
+
+@pytest.mark.parametrize("release", EVERYWHERE, indirect=True)
+def test_notifications_arrive_after_the_service_manager_was_replaced(machine: Container) -> None:
+    """Its socket inside is still the one that it reads."""
+    drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\n")
+    machine.run("systemctl", "restart", SERVICE)
+    machine.run("systemctl", "daemon-reexec")
+    with Conversation(machine) as conversation:
+        assert conversation.ask("hello") == "HELLO"
+        until(lambda: " 1 connection" in machine.show(SERVICE, "StatusText"))
+    assert machine.show(SERVICE, "NRestarts") == "0"
 
 
 def test_service_executes_nothing_else(machine: Container) -> None:

@@ -14,6 +14,7 @@ from system.service import (
     Conversation,
     answer,
     drop_in,
+    is_active,
     main_pid,
     workers,
 )
@@ -47,7 +48,7 @@ def test_several_clients_at_once(machine: Container) -> None:
 def test_connection_starts_the_stopped_service(machine: Container) -> None:
     machine.run("systemctl", "stop", SERVICE)
     assert answer(machine, "anyone?\n") == "ANYONE?"
-    assert machine.run("systemctl", "is-active", SERVICE) == "active"
+    until(lambda: is_active(machine))
 
 
 def test_reload_takes_a_good_file(machine: Container) -> None:
@@ -130,7 +131,7 @@ def test_killed_main_process_is_restarted(machine: Container) -> None:
     machine.run("kill", "-KILL", str(pid))
     assert answer(machine, "anyone\n") == "ANYONE"
     until(lambda: machine.show(SERVICE, "NRestarts") == "1")
-    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    until(lambda: is_active(machine))
     assert not workers(machine) & orphans
 
 
@@ -151,7 +152,7 @@ def test_stopped_main_process_is_restarted_by_the_watchdog(machine: Container) -
     machine.run("systemctl", "restart", SERVICE)
     machine.run("kill", "-STOP", str(main_pid(machine)))
     until(lambda: machine.show(SERVICE, "NRestarts") == "1")
-    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    until(lambda: is_active(machine))
     assert answer(machine, "awake\n") == "AWAKE"
     assert "watchdog" in machine.journal(f"--unit={SERVICE}").lower()
 
@@ -173,6 +174,7 @@ def test_socket_gives_up_on_a_service_that_never_starts(machine: Container) -> N
     machine.write(CONFIGURATION, WRONG_CONFIGURATION)
     with machine.popen("tcpupper", "hello") as client:
         assert client.wait(60) != 0
+    until(lambda: machine.show(SOCKET, "ActiveState") == "failed")
     assert machine.show(SOCKET, "Result") == "trigger-limit-hit"
     machine.write(CONFIGURATION, "")
     machine.run("systemctl", "start", SERVICE)
@@ -225,5 +227,5 @@ def test_signal_by_hand_brings_a_new_process(machine: Container, number: signal.
     pid = main_pid(machine)
     machine.run("kill", f"-{number.value}", str(pid))
     until(lambda: main_pid(machine) not in (0, pid))
-    until(lambda: machine.show(SERVICE, "ActiveState") == "active")
+    until(lambda: is_active(machine))
     assert machine.show(SERVICE, "ExecMainStatus") == "0"

@@ -10,6 +10,8 @@ from hypothesis import settings
 # By default an example may take 200 ms, which a busy machine does not always give it.
 settings.register_profile("bounded by examples, not by time", deadline=None)
 settings.load_profile("bounded by examples, not by time")
+# For builds of packages: --hypothesis-profile=reproducible.
+settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
 
 # The usual limit is 1024, which is less than the connections that a test opens.
 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -81,7 +81,7 @@ STANDARD = {
 PUT_OFF = {"linecache", "termios", "token", "tokenize"}
 
 #: The only parts that are not loaded by every run.
-LEFT_OUT = {"__main__", "client"}
+LEFT_OUT = {"__main__", "client", "host.hardening"}
 
 
 def modules() -> list[str]:
