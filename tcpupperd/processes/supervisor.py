@@ -396,8 +396,9 @@ class Supervisor:
             counted(self._config.worker_count, "worker"),
             self._listeners,
         )
-        for text in conflicts(self._config, passed=self._listeners.passed, kept=self._store.keeps):
-            log.warning("%s", text)
+        passed, kept = self._listeners.passed, self._store.keeps
+        for level, text in conflicts(self._config, passed=passed, kept=kept):
+            log.log(level, "%s", text)
         self._source.keep(self._config)
         if self._ready:
             self._trouble = self._source.trouble = ""
