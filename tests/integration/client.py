@@ -5,7 +5,7 @@ import functools
 import socket
 from collections.abc import Callable
 
-from integration.processes import DEADLINE, until
+from waiting import DEADLINE, until
 
 
 class Client:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from integration.client import Client
-from integration.processes import DEADLINE
 from tcpupperd.address import written
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
+from waiting import DEADLINE
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)
 

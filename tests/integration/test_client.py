@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from waiting import DEADLINE
+
 ROOT = Path(__file__).parents[2]
 CLIENT = [sys.executable, "-m", "tcpupperd.client"]
-DEADLINE = 30.0  # seconds; every wait is bounded by it, none is expected to take so long
 PIPE = subprocess.PIPE
 
 Behaviour = Callable[[socket.socket], None]

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tools import need
 
 from integration.daemon import Daemon
-from integration.processes import until
+from tools import need
+from waiting import until
 
 SOURCE = Path(__file__).with_name("wall_clock.c")
 HOUR = 3600

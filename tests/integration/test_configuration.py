@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from integration.daemon import COMMAND, ROOT, Daemon
-from integration.processes import until
 from tcpupperd import __version__
 from tcpupperd.config import SETTINGS
+from waiting import DEADLINE, until
 
 
 def run(*options: str) -> tuple[int, str, str]:
     """The exit status of the command, and what it writes to standard output and error."""
     done = subprocess.run(
-        [*COMMAND, *options], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [*COMMAND, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -10,10 +10,11 @@ import pytest
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
-from integration.processes import PROC, descriptors, stopped, until
+from integration.processes import PROC, descriptors, stopped
 from integration.test_restart import Service
 from tcpupperd.processes.channel import GIVE_END
 from tcpupperd.processes.handover import BATCH, Connection, give
+from waiting import until
 
 #: How many times the connections of the idlest worker the busiest one may have.
 UNEVEN = 1.3

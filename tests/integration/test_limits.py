@@ -7,7 +7,8 @@ from pathlib import Path
 from integration.client import where
 from integration.daemon import Daemon
 from integration.measures import percentile, scaled
-from integration.processes import stopped, until
+from integration.processes import stopped
+from waiting import until
 
 #: Seconds between warnings that clients can cause.
 QUIET = 10

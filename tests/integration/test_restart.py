@@ -18,11 +18,12 @@ import pytest
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
-from integration.processes import is_running, stopped, until
+from integration.processes import is_running, stopped
 from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.processes.channel import GIVE_END, TAKE_END
 from tcpupperd.processes.handover import VERSION, Connection, give
 from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed, sealed
+from waiting import until
 
 MANY = 2000
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import need
 
 from integration.client import Client
 from integration.embedding import address_of, connected, serving, small_listener
-from integration.processes import DEADLINE, cannot, cpu_time, descriptors, until
+from integration.processes import cannot, cpu_time, descriptors
 from tcpupperd.address import source_of
 from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
@@ -37,6 +36,8 @@ from tcpupperd.serving.counters import (
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
+from tools import need
+from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)

@@ -15,8 +15,9 @@ import pytest
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
-from integration.processes import cannot, is_running, until
+from integration.processes import cannot, is_running
 from integration.test_restart import Service
+from waiting import DEADLINE, until
 
 LIMIT = 256
 WORKERS = 4
@@ -71,7 +72,7 @@ def is_answered(client: Client) -> bool:
     except BlockingIOError:
         return False
     finally:
-        client.socket.settimeout(30)
+        client.socket.settimeout(DEADLINE)
 
 
 def restart_loses_nobody(daemon: Daemon) -> None:

@@ -10,8 +10,9 @@ from contextlib import ExitStack, suppress
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.measures import private_kib, scaled
-from integration.processes import descriptors, until
+from integration.processes import descriptors
 from integration.talkers import Talkers
+from waiting import until
 
 SECONDS = scaled(6.0, 1800.0)
 SAMPLES = 40

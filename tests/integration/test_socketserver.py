@@ -20,9 +20,10 @@ import pytest
 
 from integration.client import Client
 from integration.embedding import address_of, connected, serving
-from integration.processes import DEADLINE, cannot, cpu_time, descriptors, until
+from integration.processes import cannot, cpu_time, descriptors
 from tcpupperd import ChunkHandler, Config, UpperHandler, UpperServer
 from tcpupperd.address import written
+from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)

@@ -19,7 +19,7 @@ from integration.measures import (
     private_kib,
     scaled,
 )
-from integration.processes import DEADLINE, until
+from waiting import DEADLINE, until
 
 CLIENTS = scaled(30, 1000)
 

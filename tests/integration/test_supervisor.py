@@ -11,13 +11,14 @@ from pathlib import Path
 from time import CLOCK_BOOTTIME, CLOCK_MONOTONIC, clock_gettime, sleep
 
 import pytest
-from tools import need
 
 from integration.client import Client, make_socket, where
 from integration.daemon import Daemon
 from integration.measures import scaled
-from integration.processes import cannot, descriptors, is_running, started, state, stopped, until
+from integration.processes import cannot, descriptors, is_running, started, state, stopped
 from tcpupperd.words import counted
+from tools import need
+from waiting import until
 
 #: Seconds that a new worker may take on a busy machine.
 LATENESS = 2.0

@@ -13,7 +13,7 @@ import pytest
 from integration.client import make_socket, many_lines, where
 from integration.daemon import Daemon
 from integration.measures import scaled
-from integration.processes import DEADLINE
+from waiting import DEADLINE
 
 CLIENTS = scaled(200, 5000)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from integration.manager import Manager
-from integration.processes import until
 from integration.test_restart import Service
 from tcpupperd.processes.channel import GIVE_END
 from tcpupperd.processes.handover import _GREETING, _RECORD, VERSION
+from waiting import until
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from system.container import Container
 from system.service import SERVICE, Conversation, drop_in
-from system.waiting import until
+from waiting import until
 
 
 def test_restart_in_the_midst_of_a_reload(machine: Container) -> None:

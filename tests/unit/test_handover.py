@@ -20,6 +20,7 @@ from tcpupperd.processes import handover
 from tcpupperd.processes.channel import Channel, open_channel
 from tcpupperd.processes.handover import BATCH, Connection, HandoverError, give, take
 from unit.conftest import open_descriptors
+from waiting import DEADLINE
 
 NOBODY = Notifier({})
 
@@ -38,7 +39,7 @@ def tcp_pairs(count: int, host: str = "127.0.0.1") -> list[tuple[socket.socket, 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
         for _ in range(count):
-            client = socket.create_connection(listening.getsockname()[:2], timeout=10)
+            client = socket.create_connection(listening.getsockname()[:2], timeout=DEADLINE)
             pairs.append((client, listening.accept()[0]))
     return pairs
 
@@ -50,7 +51,7 @@ def close(sockets: Iterable[socket.socket]) -> None:
 
 def is_served_by(client: socket.socket, server: socket.socket) -> bool:
     """Whether the two are the ends of one connection."""
-    client.settimeout(10)
+    client.settimeout(DEADLINE)
     server.setblocking(True)
     server.sendall(b"%d" % client.fileno())
     return client.recv(100) == b"%d" % client.fileno()
