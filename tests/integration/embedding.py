@@ -38,6 +38,13 @@ def address_of(server: UpperServer) -> str:
     return written(server.acceptor.listeners[0].socket.getsockname())
 
 
+def endpoint_of(server: UpperServer) -> tuple[str, int]:
+    """The host and port of its `server_address`."""
+    assert isinstance(server.server_address, tuple)
+    host, port, *_ = server.server_address
+    return host, port
+
+
 @contextmanager
 def connected(server: UpperServer, receive_buffer: int = 0) -> Iterator[Client]:
     """A context with a client of a server."""

@@ -279,7 +279,7 @@ def test_settings_without_effect_are_told() -> None:
         passed = [("tcpupperd.socket", one)]
         with Daemon(passed=passed, wrapper=limit, max_connections=2000) as daemon:
             for count in (2, 4):  # at the start, and at a reload
-                until(lambda count=count: daemon.log.count("WARNING") >= count)
+                until(lambda: daemon.log.count("WARNING") >= count)  # noqa: B023
                 warnings = [line for line in daemon.log.splitlines() if "WARNING" in line]
                 assert len(warnings) == count
                 assert "listen has no effect: " in warnings[-2]

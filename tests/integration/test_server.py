@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from integration.client import Client
-from integration.embedding import address_of, connected, serving, small_listener
+from integration.embedding import address_of, connected, endpoint_of, serving, small_listener
 from integration.processes import cannot, cpu_time, descriptors
 from tcpupperd.address import source_of
 from tcpupperd.config import Config
@@ -233,9 +233,10 @@ def test_context_manager_leaves_no_descriptor() -> None:
 )
 def test_server_address_is_where_it_listens(where: Any, host: str | None) -> None:
     with serving(UpperServer(where)) as server:
-        assert host in (None, server.server_address[0])
-        assert server.server_address[1] > 0
-        with socket.create_connection(server.server_address[:2], timeout=DEADLINE) as client:
+        found, port = endpoint_of(server)
+        assert host in (None, found)
+        assert port > 0
+        with socket.create_connection((found, port), timeout=DEADLINE) as client:
             client.sendall(b"hello\n")
             assert client.recv(100) == b"HELLO\n"
 
@@ -244,6 +245,7 @@ def test_server_address_is_where_it_listens(where: Any, host: str | None) -> Non
 def test_server_address_can_be_a_path(tmp_path: Path, abstract: bool) -> None:
     path = "\0" * abstract + str(tmp_path / "socket")
     with serving(UpperServer(path)) as server, connected(server) as client:
+        assert isinstance(server.server_address, str | bytes)
         assert os.fsdecode(server.server_address) == path
         assert client.ask(b"hello") == b"HELLO"
 
@@ -778,8 +780,8 @@ def test_no_more_than_the_limit_of_one_source_are_served() -> None:
         with connected(server) as third:
             assert third.read_to_end() == b""
         assert server.tally.numbers[REFUSED] == 1
-        where = server.server_address
-        with socket.create_connection(where, DEADLINE, ("127.0.0.2", 0)) as elsewhere:
+        address, source = endpoint_of(server), ("127.0.0.2", 0)
+        with socket.create_connection(address, DEADLINE, source) as elsewhere:
             elsewhere.sendall(b"from elsewhere\n")
             assert elsewhere.recv(100) == b"FROM ELSEWHERE\n"
         clients[0].close()
@@ -800,7 +802,7 @@ def test_source_that_is_gone_takes_no_memory() -> None:
 def test_one_ipv4_source_is_the_same_on_a_socket_for_both() -> None:
     config = Config(max_connections_per_source=1)
     with serving(CountingServer(("", 0), config=config)) as server:
-        port = server.server_address[1]
+        _, port = endpoint_of(server)
         with (
             socket.create_connection(("127.0.0.1", port), DEADLINE) as first,
             socket.create_connection(("127.0.0.1", port), DEADLINE) as second,
