@@ -117,3 +117,13 @@ def endpoint(address: str) -> tuple[str, int]:
     """The host and port of an address as the daemon writes it."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def is_refused(address: str) -> bool:
+    """Whether nobody listens there."""
+    with make_socket(address) as one:
+        try:
+            one.connect(where(address))
+        except ConnectionRefusedError:
+            return True
+    return False

@@ -1,8 +1,10 @@
 """A server in a thread of the test, as other programs' tests embed one."""
 
+import select
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +16,24 @@ from tcpupperd.serving.server import UpperServer
 from waiting import DEADLINE
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)
+
+ANY_PORT = ("127.0.0.1", 0)
+
+
+class CountingServer(UpperServer):
+    """Counts the turns of its loop: one that spins makes thousands in no time."""
+
+    turns = 0
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.turns += 1
+
+    def turns_in(self, seconds: float) -> int:
+        """The turns within so many seconds, which is looked at, not waited for."""
+        before = self.turns
+        time.sleep(seconds)  # what is measured, not a wait
+        return self.turns - before
 
 
 @contextmanager
@@ -62,3 +82,8 @@ def small_listener(size: int = 16384) -> Listener:
     listening.bind(("127.0.0.1", 0))
     listening.listen()
     return Listener(listening)
+
+
+def is_silent(client: Client) -> bool:
+    """Whether there is nothing to read, not even an end."""
+    return not select.select([client.socket], [], [], 0)[0]

@@ -7,16 +7,11 @@ of its own here, whom file permissions do not concern.
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
-from integration.manager import Manager
 from integration.processes import cannot, is_running
-from integration.test_restart import Service
+from integration.service import Service
 from waiting import DEADLINE, until
 
 LIMIT = 256
@@ -24,16 +19,6 @@ WORKERS = 4
 
 #: What all workers may have: less a sixteenth for messages, and one for the last of each worker.
 TOGETHER = (LIMIT - LIMIT // 16 - WORKERS) // WORKERS * WORKERS
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Manager(str(tmp_path / "notify"), store=True) as manager:
-        service = Service(manager)
-        with service.listener:
-            yield service
-            for client in service.clients:
-                client.close()
 
 
 def limited() -> list[str]:
