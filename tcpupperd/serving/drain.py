@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from tcpupperd.host.sockets import in_handshake, refuse
+from tcpupperd.host.sockets import in_handshake, stop_new_connections
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
 from tcpupperd.serving.connections import Connections
@@ -52,7 +52,7 @@ class Drain:
         self._next_look = now
         self._take(connections)
         for listener in acceptor.listeners:
-            refuse(listener.socket)
+            stop_new_connections(listener.socket)
 
     def go_on(self, now: float) -> None:
         """One turn: take what still comes, and end what can be ended."""
