@@ -47,7 +47,7 @@ class Drain:
         self._gentle = gentle
         self._give_up_at = now + timeout
         self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
-        self._answer = partial(Connection.drain, patience=NEWCOMER_TIME if gentle else 0.0)
+        self._answer = partial(Connection.drain, newcomer_time=NEWCOMER_TIME if gentle else 0.0)
         self._turns_left: dict[Connection, int] = {}  # of each that is not yet to end
         self._next_look = now
         self._take(connections)

@@ -219,14 +219,14 @@ def test_signals_without_a_meaning_are_harmless() -> None:
         client = daemon.connect()
         for number in signal.valid_signals() - meant:
             daemon.send_signal(number)
-        assert daemon.counters()["accepted"] <= 1  # it still heeds those with a meaning
+        assert daemon.counters()["accepted"] <= 1  # those with a meaning still work
         assert client.ask(b"hello") == b"HELLO"
         until(lambda: state(daemon.pid) == "S")  # it has fetched them all
         assert "stopping" not in daemon.log
         assert daemon.workers() == workers
 
 
-def test_workers_heed_no_signals() -> None:
+def test_workers_ignore_signals() -> None:
     with Daemon() as daemon:
         workers = daemon.workers()
         clients = [daemon.connect() for _ in range(20)]
