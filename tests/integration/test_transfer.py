@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from integration.service import Service
-from tcpupperd.processes.channel import GIVE_END
 from tcpupperd.processes.handover import _GREETING, _RECORD, VERSION
+from tcpupperd.processes.store import GIVE_END
 from waiting import until
 
 

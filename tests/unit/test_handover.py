@@ -6,10 +6,9 @@ import socket
 
 import pytest
 
-from tcpupperd.processes import channel as channel_module
-from tcpupperd.processes.channel import Channel, open_channel
 from tcpupperd.processes.handover import BATCH, Connection, give, take
-from unit.channels import NOBODY, close, is_served_by, state_of, tcp_pairs
+from tcpupperd.processes.store import Channel
+from unit.channels import close, is_served_by, state_of, tcp_pairs
 
 STATES = [
     {},
@@ -117,26 +116,3 @@ def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) 
             (taken,) = take(channel.take)
             assert taken.lines == number
             taken.socket.close()
-
-
-# Opening a channel
-
-
-def test_channel_that_was_kept_is_taken_up(channel: Channel) -> None:
-    give(channel.give, [])
-    stored = {channel_module.GIVE_END: channel.give, channel_module.TAKE_END: channel.take}
-    again = open_channel(stored, NOBODY, store=True)
-    assert again == Channel(channel.give, channel.take, outlives_us=True)
-    assert take(again.take) == []
-
-
-@pytest.mark.parametrize("names", [["handover-give"], ["handover-take"], ["something else"]])
-def test_channel_that_is_not_whole_is_replaced(no_leak: None, names: list[str]) -> None:
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    other.close()
-    channel = open_channel({names[0]: one}, NOBODY, store=False)
-    assert one.fileno() == -1
-    assert not channel.outlives_us
-    give(channel.give, [])
-    assert take(channel.take) == []
-    close([channel.give, channel.take])

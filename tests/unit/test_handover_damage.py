@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tcpupperd.processes import handover
-from tcpupperd.processes.channel import Channel
 from tcpupperd.processes.handover import BATCH, Connection, HandoverError, give, take
+from tcpupperd.processes.store import Channel
 from unit.channels import close, is_served_by, state_of, tcp_pairs
 from unit.conftest import open_descriptors
 
