@@ -41,7 +41,7 @@ class Owner(NamedTuple):
     groups: list[int]  # supplementary
 
 
-def refuse_under_service_manager(environ: Mapping[str, str]) -> None:
+def forbid_service_manager(environ: Mapping[str, str]) -> None:
     """Raise BackgroundError if a service manager started this process.
 
     It watches the process that it started, and has given it descriptors and a notification socket

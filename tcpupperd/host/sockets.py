@@ -127,7 +127,7 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
     return _listen_tcp(family, where, backlog, reuse)
 
 
-def refuse(listening: socket.socket) -> None:
+def stop_new_connections(listening: socket.socket) -> None:
     """Begin no new connection; those that wait, or whose handshake is under way, stay.
 
     To be called by who holds the socket alone: there is no way back. A TCP client tries again

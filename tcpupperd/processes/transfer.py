@@ -38,7 +38,7 @@ STEP_BACK = 0.001
 
 #: Seconds without any progress of the worker with the fewest connections after which others take
 #: in its place: it hangs, or cannot start.
-PATIENCE = 2.0
+STALL_TIME = 2.0
 
 
 class Giver:
@@ -144,9 +144,9 @@ class Taker:
         self._polled = False
         self._stopped = False
         self._away_until = 0.0  # left to others
-        self.look_at = math.inf  # when `arrange` is to be called, though nothing happens
+        self.look_at = math.inf  # when `update_interest` is to be called, though nothing happens
 
-    def arrange(self) -> None:
+    def update_interest(self) -> None:
         """Once a turn: have the channel polled or not.
 
         All workers are woken for a message, not one of them (EPOLLEXCLUSIVE): if that one stepped
@@ -166,7 +166,7 @@ class Taker:
         """Leave the channel to others for good."""
         self._stopped = True
         self._away_until = 0.0
-        self.arrange()
+        self.update_interest()
 
     @property
     def has_room(self) -> bool:
@@ -244,13 +244,13 @@ class Turn:
         """
         loads = self._scoreboard.loads()
         lowest = min(loads) if len(loads) >= self._workers else 0
-        if lowest != self._lowest or now - self._asked > PATIENCE / 2:
+        if lowest != self._lowest or now - self._asked > STALL_TIME / 2:
             self._lowest, self._since = lowest, now
         self._asked = now
         workers, total = max(self._workers, len(loads)), self._scoreboard.open()
         has_little = have + size <= (total + messages * size) // workers // 2
         is_not_ahead = have <= lowest + total // workers // 8
-        return has_little or is_not_ahead or now - self._since > PATIENCE
+        return has_little or is_not_ahead or now - self._since > STALL_TIME
 
 
 def room_for_messages(end: socket.socket) -> int:

@@ -63,7 +63,7 @@ class Worker(UpperServer):
         if self._capacity.scarce:
             self.acceptor.allowance = self._room_together
         self.poller.add(context.control, self._obey)
-        self._taker.arrange()
+        self._taker.update_interest()
 
     def announce(self) -> None:
         """Tell the supervisor, who waits for signals only, that this worker accepts."""
@@ -75,7 +75,7 @@ class Worker(UpperServer):
     def service_actions(self) -> None:
         """Once a turn: also a sign of life."""
         self._giver.go_on()
-        self._taker.arrange()
+        self._taker.update_interest()
         super().service_actions()
         if self._context.heartbeat:
             self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
