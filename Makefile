@@ -85,7 +85,7 @@ install: checkout
 	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
 	echo "== The build needs these packages. The last line says how to remove them."; \
 	removable() { echo "$$added" | grep -vxF "$$($(NEEDED) | grep '^[a-z]')"; }; \
-	trap 'echo "== To remove what only the build needed: sudo apt-get purge" $$(removable)' EXIT; \
+	trap 'echo "== To remove what the build needed: sudo apt-get purge" $$(removable)' EXIT; \
 	apt-get $(YES) $(BUILD_DEP); \
 	$(MAKE) deb; \
 	apt-get $(YES) --reinstall install ./dist/*.deb

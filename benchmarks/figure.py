@@ -134,7 +134,8 @@ def _x(ratio: float) -> float:
 
 def read(tables: str) -> Panels:
     """The ratios in the first of the tables that `report` writes."""
-    head, _, *rows = tables[tables.index("|") :].split("\n\n")[0].splitlines()
+    table = tables[tables.index("|") :].partition("\n\n")[0]
+    head, _, *rows = table.splitlines()
     panels: dict[str, dict[str, Ratios]] = {title: {} for title in _cells(head)[1:]}
     for name, *shares in map(_cells, rows):
         for title, share in zip(panels, shares, strict=True):

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help' for more information.\n")
 
     def _what_is_wrong_with(self, unknown: Sequence[str]) -> str:
-        from difflib import get_close_matches  # only ever needed here
+        from difflib import get_close_matches  # needed only here
 
         wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
         if not wrong.startswith("-"):

@@ -1,7 +1,7 @@
 """``tcpupper``: sends text to a tcpupperd server and prints the answer. See tcpupper(1).
 
-The server upper-cases byte by byte, so a complete answer is as long as the input. The client counts
-both, and so can tell a complete answer from a truncated one.
+The server upper-cases byte by byte, so a complete answer is as long as the input. The client
+counts both, and so can tell a complete answer from a truncated one.
 """
 
 import argparse
@@ -39,8 +39,8 @@ class Exchange:
     ) -> None:
         """Send ``text``, or standard input if it is None; ``name`` is the server's in messages.
 
-        ``timeout`` is the number of seconds that the server may make no progress while an answer is
-        due or input is unsent. Time spent waiting for our own input or output does not count.
+        ``timeout`` is the number of seconds that the server may make no progress while an answer
+        is due or input is unsent. Time spent waiting for our own input or output does not count.
         """
         self.server = server
         self.name = name

@@ -127,7 +127,7 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
         [ -z "$(find . -user root)" ]
         ls dist/*.deb
         {as_somebody("make clean")}
-        {as_somebody("$(sed -n 's/^== To remove what only the build needed: //p' /tmp/told) --yes")}
+        {as_somebody("$(sed -n 's/^== To remove what the build needed: //p' /tmp/told) --yes")}
         tcpupper --version
         dpkg --status tcpupperd
         echo added: $({list_packages} | comm -13 /tmp/before -)
