@@ -253,7 +253,7 @@ class Background:
         self._report(0, "")
 
     def failed(self, status: int, message: str) -> None:
-        """Let the launcher print ``message`` and exit with ``status``, unless ``ready`` was called."""
+        """Let the launcher print ``message`` and exit with ``status``; only before ``ready``."""
         self._report(status, message)
 
     def _report(self, status: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The channel that live connections travel through: who keeps it, and how it is found again."""
+"""The channel for the hand-over of live connections: creating it, storing it, finding it again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tcpupperd.host.notify import Notifier
 
 log = logging.getLogger(__name__)
 
-#: Bytes of the channel's buffer that are asked for; net.core.wmem_max caps it. The 208 KiB that it
-#: has by default are full with 278 messages.
+#: The requested size of the channel's buffer, in bytes; net.core.wmem_max caps it. The default of
+#: 208 KiB holds 278 messages.
 BUFFER = 2**22
 
 #: Names under which the service manager keeps the ends of the channel.
@@ -19,8 +19,8 @@ GIVE_END, TAKE_END = "handover-give", "handover-take"
 
 
 class Channel(NamedTuple):
-    """The ends of a channel: to give into and to take from. All processes of the daemon share
-    them, and if the service manager keeps them too, the channel outlives the daemon."""
+    """The two ends of a channel. All processes of the daemon share them; if the service manager
+    keeps them too, the channel outlives the daemon."""
 
     give: socket.socket
     take: socket.socket
@@ -28,10 +28,10 @@ class Channel(NamedTuple):
 
 
 def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store: bool) -> Channel:
-    """The channel that the service manager has `stored`, or else a new one.
+    """Return the channel that the service manager has `stored`, or else a new one.
 
-    With `store`, a new one is given to the service manager. One that is whole is never replaced:
-    connections may be waiting in it.
+    With `store`, a new channel is stored with the service manager. A complete channel is never
+    replaced: connections may be waiting in it.
     """
     if stored.keys() == {GIVE_END, TAKE_END}:
         channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
