@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks import figure, measures, report
 from benchmarks.build import BUILD, HERE, build_all
@@ -33,7 +34,9 @@ def main() -> int:
     parts += [report.summary(results, servers)]
     parts += [report.details(results, servers, work) for work in RATES]
     parts += [report.latencies(results, servers), *once(servers, options.short)]
-    write(BUILD if options.short else HERE / "results", parts, figure.draw(results, servers))
+    write(
+        BUILD if options.short else HERE / "results", parts, figure.draw(ratios(results, servers))
+    )
     print("\n" + "\n".join(parts), *results.failures, sep="\n")
     return 1 if results.failures else 0
 
@@ -87,6 +90,19 @@ def daemon_rows(rounds: int) -> list[measures.Row]:
         measures.spreading(workers=4, connections=4000),
         measures.replacing(rounds),
     ]
+
+
+def ratios(results: Rounds, servers: Sequence[Server]) -> figure.Panels:
+    """What the figure shows: the rates of the servers that did a work, by that of the limit."""
+    panels: dict[str, dict[str, figure.Ratios]] = {}
+    for work in RATES:
+        measured = {server.name: results.ratios(server, LIMIT, work) for server in servers}
+        panels[work.title] = {
+            name: figure.Ratios(median(found), min(found), max(found))
+            for name, found in measured.items()
+            if found
+        }
+    return panels
 
 
 def write(directory: Path, parts: Sequence[str], svg: str) -> None:

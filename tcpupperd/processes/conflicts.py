@@ -1,4 +1,4 @@
-"""Settings that are right by themselves, and contradict what the process was given."""
+"""Settings that are valid, but contradict the sockets or limits of the process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tcpupperd.processes.capacity import capacity
 
 
 def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, str]]:
-    """What to log of a configuration that is in use, and at which level; `passed`, if sockets
-    were passed in, and `kept`, if a restart keeps connections.
+    """What to log about the configuration in use, and at which level; `passed` if sockets were
+    passed in, and `kept` if a restart keeps connections.
 
-    Not drain_timeout: a service manager is told how long a stop takes, and waits.
+    drain_timeout causes none: the service manager is told how long a stop takes, and waits.
     """
     found = []
     if passed and is_set(settings, "listen"):
@@ -29,7 +29,7 @@ def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, 
 
 
 def not_judged(settings: Config) -> list[str]:
-    """What a check without the unit cannot know."""
+    """Settings that a check cannot judge without knowing the unit."""
     found = []
     if is_set(settings, "listen"):
         found.append("listen (no effect if a service manager passes sockets in)")
@@ -39,5 +39,5 @@ def not_judged(settings: Config) -> list[str]:
 
 
 def is_set(settings: Config, name: str) -> bool:
-    """Whether a setting is not as by default."""
+    """Whether a setting differs from its default."""
     return bool(vars(settings)[name] != vars(Config())[name])

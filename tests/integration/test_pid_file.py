@@ -87,7 +87,7 @@ def test_workers_that_outlive_the_daemon_hold_the_lock(python: str, tmp_path: Pa
 def test_file_that_is_no_pid_file_is_left_alone(python: str, tmp_path: Path) -> None:
     precious = tmp_path / "letters"
     precious.write_text("Dear Ada,\n")
-    assert "letters: is there, but is no pid file;" in refusal(python, precious)
+    assert "letters: exists, but is not a pid file;" in refusal(python, precious)
     assert precious.read_text() == "Dear Ada,\n"
 
 
@@ -100,7 +100,7 @@ def test_link_in_place_of_the_pid_file_is_not_followed(python: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/dev/null", "is there, but is no pid file"),
+        ("/dev/null", "exists, but is not a pid file"),
         ("/nonexistent/pid", "No such file or directory"),
         ("/", "Is a directory"),
     ],

@@ -2,7 +2,7 @@
 
 from system.container import Container
 from system.service import Conversation, answer
-from system.waiting import until
+from waiting import until
 
 FILE = "/etc/tcpupperd/7777.toml"
 SOCKET = "tcpupperd@7777.socket"
