@@ -26,8 +26,8 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: The number of messages that make up the share of one worker, if possible: the more, the more even
-#: the result. Each message costs a memfd, so those of a busy worker are larger.
+#: The number of messages that make up the share of one worker, if possible: more messages give a
+#: more even result. Each message costs a memfd, so those of a busy worker are larger.
 PER_SHARE = 32
 
 #: An upper bound of the bytes that a message takes in the channel's buffer: 768 on kernels 6.1 to
