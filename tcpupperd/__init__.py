@@ -12,6 +12,12 @@ if sys.version_info < (3, 11):  # noqa: UP036
 #: The public names; see README.md, "Use it in your tests".
 __all__ = ["ChunkHandler", "Config", "UpperHandler", "UpperServer", "__version__"]
 
+TYPE_CHECKING = False  # what typing has, which the client does not import
+if TYPE_CHECKING:
+    from tcpupperd.config import Config
+    from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
+    from tcpupperd.serving.server import UpperServer
+
 _HOMES = {
     "ChunkHandler": "tcpupperd.serving.handlers",
     "Config": "tcpupperd.config",

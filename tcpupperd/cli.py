@@ -66,7 +66,7 @@ def check(arguments: argparse.Namespace) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
     if arguments.daemonize:
-        background.refuse_under_service_manager(os.environ)
+        background.forbid_service_manager(os.environ)
     passed = passed_in(os.environ, NAMES)
     notifier = Notifier(os.environ)
     store = Store(passed.stored, notifier, offered=keeps_descriptors(os.environ))

@@ -43,7 +43,7 @@ class Owner(NamedTuple):
     groups: list[int]  # supplementary
 
 
-def refuse_under_service_manager(environ: Mapping[str, str]) -> None:
+def forbid_service_manager(environ: Mapping[str, str]) -> None:
     """Raise BackgroundError if a service manager started this process.
 
     A service manager watches the process that it started, which alone may use the descriptors and

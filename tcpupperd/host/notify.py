@@ -18,7 +18,7 @@ from time import monotonic
 log = logging.getLogger(__name__)
 
 #: Seconds to wait for a service manager that does not read; then the message is dropped.
-PATIENCE = 0.2
+SEND_TIMEOUT = 0.2
 
 
 class Notifier:
@@ -82,7 +82,7 @@ class Notifier:
 
             notifier = SystemdNotifier(debug=True)
             with notifier.socket as connection:
-                connection.settimeout(PATIENCE)
+                connection.settimeout(SEND_TIMEOUT)
                 notifier.notify(state.encode().decode("latin-1"))
         except (OSError, ImportError) as error:
             self._complain(state, error)
@@ -94,7 +94,7 @@ class Notifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-                connection.settimeout(PATIENCE)
+                connection.settimeout(SEND_TIMEOUT)
                 connection.connect(self._address.replace("@", "\0", 1))
                 socket.send_fds(connection, [state.encode()], [fd])
         except OSError as error:

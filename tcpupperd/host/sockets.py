@@ -127,7 +127,7 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
     return _listen_tcp(family, where, backlog, reuse)
 
 
-def refuse(listening: socket.socket) -> None:
+def stop_new_connections(listening: socket.socket) -> None:
     """Accept no new handshakes; waiting connections and handshakes in progress are kept.
 
     Call this only if no other process has the socket: it cannot be undone. A TCP client tries

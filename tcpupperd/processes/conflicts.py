@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+
 from tcpupperd.config import Config
 from tcpupperd.host import descriptors
 from tcpupperd.processes.capacity import capacity
 
 
-def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[str]:
-    """Warnings about the configuration in use; `passed` if sockets were passed in, and `kept` if a
-    restart keeps connections.
+def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, str]]:
+    """What to log about the configuration in use, and at which level; `passed` if sockets were
+    passed in, and `kept` if a restart keeps connections.
 
     drain_timeout causes none: the service manager is told how long a stop takes, and waits.
     """
     found = []
     if passed and is_set(settings, "listen"):
-        found.append(
+        text = (
             "listen has no effect: the service manager passes the sockets in;"
             " set the addresses in the socket unit"
         )
+        found.append((logging.WARNING, text))
     if complaint := capacity(settings, descriptors.limit(), kept=kept).complaint(settings):
-        found.append(complaint)
+        level = logging.WARNING if is_set(settings, "max_connections") else logging.INFO
+        found.append((level, complaint))
     return found
 
 

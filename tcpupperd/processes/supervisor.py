@@ -88,9 +88,9 @@ class WorkerProcess:
         """Whether it has been told to leave."""
         return self._control is None
 
-    def silent_for(self) -> float:
+    def silent_for(self, now: float) -> float:
         """Seconds since its last sign of life."""
-        return monotonic() - self.slot.numbers[HEARTBEAT] / 1_000_000
+        return now - self.slot.numbers[HEARTBEAT] / 1_000_000
 
     def retire(self, order: bytes, timeout: float) -> None:
         """Send it an order to leave, and set a deadline after which it is killed."""
@@ -153,6 +153,7 @@ class Supervisor:
         self._early_deaths = 0
         self._retry_at = 0.0
         self._next_watch = 0.0 if notifier.watchdog_interval else math.inf
+        self._awake_since = 0.0  # when we last overslept
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Serve until told to stop; call `started` once all workers accept. Raises StartError if
@@ -395,8 +396,9 @@ class Supervisor:
             counted(self._config.worker_count, "worker"),
             self._listeners,
         )
-        for text in conflicts(self._config, passed=self._listeners.passed, kept=self._store.keeps):
-            log.warning("%s", text)
+        passed, kept = self._listeners.passed, self._store.keeps
+        for level, text in conflicts(self._config, passed=passed, kept=kept):
+            log.log(level, "%s", text)
         self._source.keep(self._config)
         if self._ready:
             self._trouble = self._source.trouble = ""
@@ -458,18 +460,20 @@ class Supervisor:
         """Send a keep-alive message, and kill workers without a sign of life.
 
         If we woke up too late ourselves, as when the whole service was suspended, the workers get
-        until the next check.
+        a whole interval again: the time in which nobody ran does not count.
         """
         now, interval = monotonic(), self._notifier.watchdog_interval
         if now < self._next_watch:
             return
-        overslept = self._next_watch and now - self._next_watch > interval / 4
+        if self._next_watch and now - self._next_watch > interval / 4:
+            self._awake_since = now
         # sd_watchdog_enabled(3) recommends half the interval, but a wake-up is always a bit late.
         self._next_watch = now + interval / 3
         self._notifier.watchdog()
         self._tell_status()
         for one in self._workers.values():
-            if not overslept and one.silent_for() > interval:
+            # By the time at which we looked, for we too may be stopped in between.
+            if min(one.silent_for(now), now - self._awake_since) > interval:
                 log.error("worker %d shows no sign of life, killing it", one.pid)
                 one.kill()
 

@@ -39,7 +39,7 @@ STEP_BACK = 0.001
 
 #: Seconds without progress of the worker with the fewest connections, after which others take its
 #: share: it hangs, or cannot start.
-PATIENCE = 2.0
+STALL_TIME = 2.0
 
 
 class Giver:
@@ -145,9 +145,9 @@ class Taker:
         self._polled = False
         self._stopped = False
         self._away_until = 0.0  # until then, the channel is left to others
-        self.look_at = math.inf  # when `arrange` must be called, even without an event
+        self.look_at = math.inf  # when `update_interest` must be called, even without an event
 
-    def arrange(self) -> None:
+    def update_interest(self) -> None:
         """Call this in each loop iteration: starts or stops polling the channel.
 
         A message wakes all workers. With EPOLLEXCLUSIVE it would wake one, and if that worker
@@ -167,7 +167,7 @@ class Taker:
         """Leave the channel to others for good."""
         self._stopped = True
         self._away_until = 0.0
-        self.arrange()
+        self.update_interest()
 
     @property
     def has_room(self) -> bool:
@@ -245,13 +245,13 @@ class Turn:
         """
         loads = self._scoreboard.loads()
         lowest = min(loads) if len(loads) >= self._workers else 0
-        if lowest != self._lowest or now - self._asked > PATIENCE / 2:
+        if lowest != self._lowest or now - self._asked > STALL_TIME / 2:
             self._lowest, self._since = lowest, now
         self._asked = now
         workers, total = max(self._workers, len(loads)), self._scoreboard.open()
         has_little = have + size <= (total + messages * size) // workers // 2
         is_not_ahead = have <= lowest + total // workers // 8
-        return has_little or is_not_ahead or now - self._since > PATIENCE
+        return has_little or is_not_ahead or now - self._since > STALL_TIME
 
 
 def room_for_messages(end: socket.socket) -> int:

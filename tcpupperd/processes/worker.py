@@ -29,9 +29,6 @@ GIVE_WITH_QUEUES = b"q"  # the same, with those in the queues, which nobody else
 STORE = b"s"  # leave the connections for the next process: all workers exit
 DRAIN = b"d"  # answer what has arrived, and end the connections
 
-#: Seconds between two checks whether others have made room: there is no event for that.
-ROOM_TICK = 0.05
-
 #: The maximum number of descriptors that one wait of Python's epoll returns.
 EVENTS = 1000
 
@@ -63,9 +60,10 @@ class Worker(UpperServer):
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
         self.acceptor.capacity = self._capacity.accepted
-        self._room_look_at = math.inf
+        if self._capacity.scarce:
+            self.acceptor.allowance = self._room_together
         self.poller.add(context.control, self._obey)
-        self._arrange_channel()
+        self._taker.update_interest()
 
     def announce(self) -> None:
         """Tell the supervisor, which waits for signals only, that this worker accepts."""
@@ -77,34 +75,24 @@ class Worker(UpperServer):
     def service_actions(self) -> None:
         """The work of each loop iteration, including a sign of life."""
         self._giver.go_on()
-        self._arrange_channel()
+        self._taker.update_interest()
         super().service_actions()
         if self._context.heartbeat:
             self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
         """Seconds until something is due, including the next sign of life."""
-        until = min(until, self._giver.look_at, self._taker.look_at, self._room_look_at)
+        until = min(until, self._giver.look_at, self._taker.look_at)
         timeout = super().poll_timeout(until)
         if not self._context.heartbeat:
             return timeout
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
 
-    def _arrange_channel(self) -> None:
-        """Update the polling of the channel, and the number of connections to accept."""
-        self._taker.arrange()
-        self._room_look_at = math.inf
-        if self._capacity.scarce:
-            self._keep_within_limit()
-
-    def _keep_within_limit(self) -> None:
-        """Accept no connection that a restart could not hand over: during a reload or a start,
-        others have connections that will be given to us."""
+    def _room_together(self) -> float:
+        """How many connections all workers may accept so that a restart can hand over all of them:
+        during a reload or a start, others have connections that will be given to us."""
         waiting = messages_in(self._context.channel[0]) * self._capacity.batch
-        free = self._capacity.together - self._context.scoreboard.open() - waiting
-        self.acceptor.allowance = free
-        if free <= 0:
-            self._room_look_at = self.poller.now + ROOM_TICK
+        return self._capacity.together - self._context.scoreboard.open() - waiting
 
     def _obey(self) -> None:
         order = self._context.control.read(1)

@@ -58,7 +58,7 @@ class Acceptor:
     ) -> None:
         self.listeners = list(listeners)
         self.capacity = math.inf  # number of connections at which accepting stops
-        self.allowance = math.inf  # how many more may be accepted, whatever the capacity
+        self.allowance = no_limit  # how many more may be accepted now, whatever the capacity
         self._poller = poller
         self._connections = connections
         self._welcome = welcome
@@ -71,18 +71,14 @@ class Acceptor:
         self._complained = False  # whether this was logged
         self._may_complain_at = 0.0
 
-    def arrange(self) -> None:
+    def update_interest(self) -> None:
         """Poll the listeners if, and only if, there is room for more connections."""
         connections = len(self._connections)
         if self._paused_until <= self._poller.now or connections < self._open_at_pause:
             self._paused_until = 0.0  # a connection that has ended frees its descriptor
         if self.listeners and connections >= self.capacity:
             self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
-        self._poll(self._room > 0 and not self._paused_until)
-
-    @property
-    def _room(self) -> float:
-        return min(self.capacity - len(self._connections), self.allowance)
+        self._poll(connections < self.capacity and not self._paused_until)
 
     @property
     def resumes_at(self) -> float:
@@ -124,9 +120,13 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Accept a few connections from a listener's queue."""
-        for _ in range(ACCEPTS_PER_TURN):
-            if self._room <= 0 or not self._accept_one(listener):
+        allowed = min(ACCEPTS_PER_TURN, self.allowance())
+        if allowed <= 0:
+            self._pause()
+        while allowed > 0 and len(self._connections) < self.capacity:
+            if not self._accept_one(listener):
                 return
+            allowed -= 1
 
     def _accept_one(self, listener: Listener) -> bool:
         try:
@@ -138,7 +138,6 @@ class Acceptor:
             self._failed(error)
             return False
         self._tally.add(ACCEPTED)
-        self.allowance -= 1
         self._accepted[listener] += 1
         if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
             self._poller.remove(listener.socket)
@@ -151,9 +150,12 @@ class Acceptor:
         if error.errno not in SHORTAGE:
             log.debug("a connection failed before it was accepted: %s", error)
             return
+        self._pause()
+        self._complain(os.strerror(error.errno))
+
+    def _pause(self) -> None:
         self._paused_until = self._poller.now + SHORTAGE_PAUSE
         self._open_at_pause = len(self._connections)
-        self._complain(os.strerror(error.errno))
 
     def _complain(self, why: str) -> None:
         """Count a shortage and log it, early but at a limited rate."""
@@ -174,3 +176,8 @@ class Acceptor:
         if self._complained:
             self._complained = False
             log.warning("accepting again")
+
+
+def no_limit() -> float:
+    """The allowance of a server that is alone."""
+    return math.inf

@@ -31,17 +31,11 @@ from tcpupperd.serving.connection import Connection, Limits
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
-from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
+from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.services import service_of
 
 log = logging.getLogger(__name__)
-
-#: The handlers that `UpperServer` accepts, and the framing that each stands for.
-FRAMINGS = {UpperHandler: "line", ChunkHandler: "none"}
-
-#: The methods that define a handler: a subclass that inherits all of them does the same.
-STEPS = ("__init__", "setup", "handle", "finish")
 
 
 class UpperServer(socketserver.BaseServer):
@@ -72,13 +66,14 @@ class UpperServer(socketserver.BaseServer):
         config: Config | None = None,
         counters: MutableSequence[int] | memoryview | None = None,
     ) -> None:
-        self.config = configure(config or Config(), RequestHandlerClass)
+        self.config = config or Config()
+        if RequestHandlerClass:
+            self.config = self.config.replace(framing=framing_of(RequestHandlerClass))
         if server_address is not None:
             listeners = [*listeners, self._listen(server_address)]
         self.socket = listeners[0].socket if listeners else None
         address = self.socket.getsockname() if self.socket else ""
-        handlers = {framing: handler for handler, framing in FRAMINGS.items()}
-        super().__init__(address, handlers[self.config.framing])
+        super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
         self.connections = Connections(
@@ -101,7 +96,7 @@ class UpperServer(socketserver.BaseServer):
         self._closed = False
         self._serving_thread: int | None = None
         self._stopped = threading.Event()
-        self.acceptor.arrange()
+        self.acceptor.update_interest()
 
     def _listen(self, server_address: Any) -> Listener:
         backlog, reuse = self.request_queue_size, self.allow_reuse_address
@@ -143,7 +138,7 @@ class UpperServer(socketserver.BaseServer):
         self.connections.expire()
         if self.draining:
             self.draining.go_on(self.poller.now)
-        self.acceptor.arrange()
+        self.acceptor.update_interest()
         self.tally.publish(len(self.connections))
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
@@ -280,16 +275,3 @@ class UpperServer(socketserver.BaseServer):
         """Log a bug that affects one connection; the others are still served."""
         self.tally.add(ERRORS)
         log.exception("bug in serving %s, closing the connection", client_address)
-
-
-def configure(config: Config, handler: type[socketserver.BaseRequestHandler] | None) -> Config:
-    """A configuration with the framing of a handler. Raises TypeError for an unknown handler."""
-    if handler is None:
-        return config
-    for known, framing in FRAMINGS.items():
-        if all(getattr(handler, name, None) is getattr(known, name) for name in STEPS):
-            return Config(**{**vars(config), "framing": framing})
-    raise TypeError(
-        f"UpperServer cannot run {handler.__name__}: it serves UpperHandler and ChunkHandler"
-        " themselves, from one epoll; give other handlers to socketserver.ThreadingTCPServer"
-    )

@@ -15,14 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from tools import need
 
 from integration.daemon import Daemon
 from integration.embedding import connected
-from integration.processes import cannot, state, stopped, until
+from integration.processes import cannot, state, stopped
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
 from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
+from tools import need
+from waiting import until
 
 LINE = b"x" * 63 + b"\n"
 MANY_LINES = LINE * 256
@@ -78,8 +79,10 @@ def test_system_calls_of_a_connection(tmp_path: Path) -> None:
     requeues = 2 * count // ACCEPTS_BEFORE_REQUEUE
     nobody_waits = calls.pop("accept4") - count
     assert nobody_waits <= 1
+    not_to_block = count  # FIONBIO
+    looks_at_channel = calls.pop("ioctl") - not_to_block  # SIOCOUTQ, if descriptors are scarce
+    assert looks_at_channel in (0, count // ACCEPTS_PER_TURN)
     assert calls == {
-        "ioctl": count,  # FIONBIO: not to block
         "getsockname": count,  # by which Python's socket objects see that it is one
         "epoll_ctl": count + requeues,
         "recvfrom": 2 * count,  # the line, and the end
