@@ -19,6 +19,7 @@ import pytest
 from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped
+from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
 from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
@@ -99,7 +100,10 @@ def test_functions_called_for_many_lines_are_few_more() -> None:
     assert functions_called(MANY_LINES) <= functions_called(LINE) + 5
 
 
-def test_functions_called_for_a_connection() -> None:
+def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than for a line: each hook of socketserver is a call, and so is each module that a
+    connection passes."""
+    monkeypatch.setattr(Sharing, "possible", False)  # another test may have forked this process
     count = 64
     with UpperServer(("127.0.0.1", 0)) as server, contextlib.ExitStack() as clients:
         for _ in range(count):
@@ -111,7 +115,7 @@ def test_functions_called_for_a_connection() -> None:
             while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
-    assert calls.total() <= 60 * count
+    assert calls.total() <= 72 * count
 
 
 def test_a_turn_serves_each_client_once() -> None:
