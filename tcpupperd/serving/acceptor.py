@@ -120,13 +120,12 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Accept a few connections from a listener's queue."""
-        allowed = min(ACCEPTS_PER_TURN, self.allowance())
+        allowed = self.allowance()
         if allowed <= 0:
             self._pause()
-        while allowed > 0 and len(self._connections) < self.capacity:
-            if not self._accept_one(listener):
-                return
-            allowed -= 1
+        room = min(ACCEPTS_PER_TURN, allowed, self.capacity - len(self._connections))
+        while room > 0 and self._accept_one(listener):
+            room -= 1
 
     def _accept_one(self, listener: Listener) -> bool:
         try:
@@ -137,7 +136,7 @@ class Acceptor:
         except OSError as error:
             self._failed(error)
             return False
-        self._tally.add(ACCEPTED)
+        self._tally.numbers[ACCEPTED] += 1
         self._accepted[listener] += 1
         if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
             self._poller.remove(listener.socket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import select
 import socket
 import struct
 from collections import Counter
@@ -124,7 +125,7 @@ class Connections:
         if fd in self._by_fd:  # somebody else has closed the old connection's socket
             self._forget(self._by_fd[fd])
         connection.last_activity = self._poller.now
-        self._poller.watch(fd, connection.interest)
+        self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
         if self._counts_sources:
             self._count_source(connection, 1)

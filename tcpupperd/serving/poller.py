@@ -22,6 +22,10 @@ class Poller:
     def __init__(self) -> None:
         self.now = monotonic()
         self._epoll = select.epoll()
+        #: Make `wait` return a descriptor, which somebody else handles, whenever one of the epoll
+        #: events occurs; and wait for other events.
+        self.watch: Callable[[int, int], None] = self._epoll.register
+        self.watch_for: Callable[[int, int], None] = self._epoll.modify
         self._calls: dict[int, Callable[[], object]] = {}
         self._waker = Waker()
         self.add(self._waker, self._waker.forget)
@@ -68,14 +72,6 @@ class Poller:
                 return  # another process was faster
 
     # Descriptors without a callable, for the caller of `wait`
-
-    def watch(self, fd: int, events: int) -> None:
-        """Make `wait` return a descriptor whenever one of the epoll events occurs."""
-        self._epoll.register(fd, events)
-
-    def watch_for(self, fd: int, events: int) -> None:
-        """Wait for other events."""
-        self._epoll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
         """Undo `watch`.

@@ -49,7 +49,7 @@ class LineProtocol:
     def receive_eof(self) -> bytes:
         """The answer to a last line without a newline."""
         self.lines += self.mid_line
-        answer = self._take_held()
+        answer = bytes(self._held)
         self.finish()
         return answer
 

@@ -90,7 +90,8 @@ class UpperServer(socketserver.BaseServer):
         for listener in listeners:
             listener.prepare(self.config.keepalive)
         self.draining: Drain | None = None
-        self._listener_name = ""  # of the connection that is being accepted
+        self._services = {one: service_of(one.name) for one in listeners}
+        self._service = service_of("")  # of the connection that is being accepted
         self._refusals = RateLimitedLog(log)
         self._stop_requested = False
         self._closed = False
@@ -206,7 +207,7 @@ class UpperServer(socketserver.BaseServer):
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
         """Serve a new connection, or end it if `verify_request` refuses it."""
-        self._listener_name = listener.name if listener else ""
+        self._service = self._services[listener] if listener else service_of("")
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
@@ -251,7 +252,7 @@ class UpperServer(socketserver.BaseServer):
 
     def new_connection(self, request: socket.socket, client_address: Any) -> Connection:
         """Create a connection, without serving it yet."""
-        protocol = service_of(self._listener_name)(self.config)
+        protocol = self._service(self.config)
         limits = self.connections.limits
         return Connection(request, client_address, protocol, limits, self.tally)
 
