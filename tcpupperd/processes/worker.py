@@ -18,6 +18,7 @@ from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.transfer import Giver, Taker, messages_in
+from tcpupperd.serving.acceptor import ACCEPTS_PER_TURN
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, LEAVING, STATE
 from tcpupperd.serving.server import UpperServer
 
@@ -60,8 +61,9 @@ class Worker(UpperServer):
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
         self.acceptor.capacity = self._capacity.accepted
+        self._credit = 0.0  # connections that may be accepted without counting again
         if self._capacity.scarce:
-            self.acceptor.allowance = self._room_together
+            self.acceptor.allowance = self._allowance
         self.poller.add(context.control, self._obey)
         self._taker.update_interest()
 
@@ -88,11 +90,20 @@ class Worker(UpperServer):
             return timeout
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
 
-    def _room_together(self) -> float:
-        """How many connections all workers may accept so that a restart can hand over all of them:
-        during a reload or a start, others have connections that will be given to us."""
-        waiting = messages_in(self._context.channel[0]) * self._capacity.batch
-        return self._capacity.together - self._context.scoreboard.open() - waiting
+    def _allowance(self) -> float:
+        """How many connections this worker may accept so that a restart can hand over those of
+        all workers: during a reload or a start, others have some that will be given to us.
+
+        Counting costs as much as accepting. While there is much room, it is done again only when
+        all workers, of which a reload has twice as many, could have taken half of it.
+        """
+        if self._credit <= 0:
+            waiting = messages_in(self._context.channel[0]) * self._capacity.batch
+            free = self._capacity.together - self._context.scoreboard.open() - waiting
+            self._credit = free // (4 * self.config.worker_count) - ACCEPTS_PER_TURN
+            return free
+        self._credit -= ACCEPTS_PER_TURN
+        return ACCEPTS_PER_TURN
 
     def _obey(self) -> None:
         order = self._context.control.read(1)
