@@ -29,6 +29,11 @@ def test_instance_and_its_file(machine: Container) -> None:
     until(lambda: machine.show(SOCKET, "ActiveState") == "failed")
     assert "create it" in machine.journal(f"--unit={SERVICE}", "--priority=err")
     machine.run("touch", FILE)
-    machine.run(*ENABLE)
-    assert machine.run("tcpupper", "--port=7777", "again") == "AGAIN"
+    # From 257 on, systemd remembers the limit of the socket for as long as it is set for.
+    until(lambda: answers_after_a_restart(machine), timeout=90)
     assert answer(machine, "the first one\n") == "THE FIRST ONE"
+
+
+def answers_after_a_restart(machine: Container) -> bool:
+    machine.run("systemctl", "restart", SOCKET)
+    return machine.try_run("tcpupper", "--port=7777", "again").stdout == "AGAIN\n"

@@ -17,7 +17,6 @@ COMMANDS = (
     ("restart", "--no-block"),
     ("try-restart", "--no-block"),
     ("reload-or-restart", "--no-block"),
-    ("kill", "--kill-who=main", "--signal=HUP"),
 )
 
 
