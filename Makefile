@@ -10,7 +10,7 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install
 run:
 	$(PYTHON) -m tcpupperd
 
-test: $(VENV)/ready tools
+test: tools $(VENV)/ready
 	$(VENV)/bin/pytest
 	@echo "Left out: the system tests, which boot Debian in containers (sudo make system-test)."
 
@@ -25,7 +25,7 @@ system-test: $(VENV)/ready
 	$(VENV)/bin/pytest tests/system
 
 # The long forms of the tests, and fuzzing: some hours, with what needs root as root.
-soak: $(VENV)/ready tools
+soak: tools $(VENV)/ready
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
 	SOAK=1 $(VENV)/bin/pytest
@@ -76,14 +76,17 @@ install:
 clean:
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f tcpupperd/serving/_turn.*.so
 
-# What some tests look at the daemon with. Who is not root goes without: these tests are skipped.
+# What some tests look at the daemon with, and what compiles the C module. Who is not root goes
+# without: these tests are skipped.
 tools:
-	-which ip kill mandoc strace systemd-socket-activate || [ "$$(id -u)" != 0 ] || \
-	$(APT_INSTALL) iproute2 mandoc procps strace systemd
+	-which cc ip kill mandoc python3-config strace systemd-socket-activate || \
+	[ "$$(id -u)" != 0 ] || \
+	$(APT_INSTALL) gcc iproute2 libc6-dev mandoc procps python3-dev strace systemd
 
 # Debian's python3 can make no virtual environment without a package of its own.
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_turn.c
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(APT_INSTALL) python3-venv
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --use-pep517 --editable '.[test]'
