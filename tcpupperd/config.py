@@ -176,6 +176,14 @@ SETTINGS = (
         "how long a client may take no answer; 0 is for ever",
     ),
     Setting(
+        "keepalive",
+        60.0,
+        seconds(0, DAY),
+        "SECONDS",
+        "silence after which the kernel asks a client, four times in as long again, whether its"
+        " machine is still there; 0 is never",
+    ),
+    Setting(
         "drain_timeout",
         10.0,
         seconds(0, 3600),
@@ -208,6 +216,7 @@ class Config:
     idle_timeout: float
     line_timeout: float
     write_timeout: float
+    keepalive: float
     drain_timeout: float
     log_level: str
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import MutableMapping
 from typing import NamedTuple
 
-from tcpupperd.host.sockets import ListenError
+from tcpupperd.host.sockets import Listener, ListenError
 
 #: The first descriptor that is passed in: SD_LISTEN_FDS_START of sd_listen_fds(3).
 LISTEN_FDS_START = 3
@@ -18,7 +18,7 @@ LISTEN_FDS_START = 3
 class Passed(NamedTuple):
     """The sockets that a service manager passed in."""
 
-    listening: list[socket.socket]
+    listening: list[Listener]
     connected: list[socket.socket]  # from a socket unit with Accept=yes
     stored: dict[str, socket.socket]  # what an earlier run gave to the service manager, by name
 
@@ -91,7 +91,7 @@ def _sort_in(fd: int, name: str, passed: Passed) -> None:
     elif one.type != socket.SOCK_STREAM:
         raise ListenError(f"{what} is a {one.type.name} socket; use ListenStream=")
     elif one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        passed.listening.append(one)
+        passed.listening.append(Listener(one, name))
     elif name == "connection" or _is_connected(one):  # or it was, and its client is gone
         passed.connected.append(one)
     else:

@@ -20,9 +20,10 @@ import stat
 import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Protocol, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from tcpupperd.errors import ExpectedError
+from tcpupperd.host.descriptors import HasFileno
 
 LONGEST_REPORT = 4096  # PIPE_BUF, pipe(7): the kernel keeps so much in one piece
 MOST_DESCRIPTORS = 1 << 20  # Linux's default for fs.nr_open
@@ -30,10 +31,6 @@ MOST_DESCRIPTORS = 1 << 20  # Linux's default for fs.nr_open
 
 class BackgroundError(ExpectedError):
     """Why the daemon cannot go to the background, for the user who asked for it."""
-
-
-class HasFileno(Protocol):
-    def fileno(self) -> int: ...
 
 
 class Owner(NamedTuple):

@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterable
 from io import FileIO
@@ -16,7 +15,7 @@ from typing import NoReturn
 
 from tcpupperd.config import WORKERS_MAX, Config, ConfigError
 from tcpupperd.errors import ExpectedError
-from tcpupperd.host import journal
+from tcpupperd.host import descriptors, journal
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import worker
@@ -90,11 +89,11 @@ class WorkerProcess:
         """Seconds since its last sign of life."""
         return monotonic() - self.slot.numbers[HEARTBEAT] / 1_000_000
 
-    def retire(self, order: bytes, patience: float) -> None:
+    def retire(self, order: bytes, timeout: float) -> None:
         """Tell it to leave, and when it will be killed."""
         if self._control is None:
             return
-        self.kill_at = monotonic() + patience
+        self.kill_at = monotonic() + timeout
         with contextlib.suppress(BrokenPipeError):  # it has just died
             os.write(self._control, order)
         self.let_go()
@@ -150,12 +149,12 @@ class Supervisor:
         if the first workers cannot start."""
         self._started = started
         block_signals()
-        raise_descriptor_limit()
+        descriptors.raise_limit()
         gc.freeze()  # what is there now stays shared with the workers
         try:
             self._manage()
             while self._workers or not self._stopping:
-                self._heed(self._wait())
+                self._dispatch(self._wait())
                 self._manage()
         finally:
             self._kill(self._workers.values())
@@ -172,7 +171,7 @@ class Supervisor:
         retry = self._retry_at if self._missing() else math.inf
         return [retry, self._next_watch, *(one.kill_at for one in self._workers.values())]
 
-    def _heed(self, signal_number: int | None) -> None:
+    def _dispatch(self, signal_number: int | None) -> None:
         match signal_number:
             case signal.SIGTERM | signal.SIGINT:
                 self._stop(worker.DRAIN)
@@ -246,9 +245,9 @@ class Supervisor:
             self._listeners.narrow(self._config.listen)  # a reload may have left one out
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
             worker.run(
-                worker.Place(
+                worker.WorkerContext(
                     config=self._config,
-                    listeners=self._listeners.sockets(),
+                    listeners=list(self._listeners),
                     listeners_outlive_us=self._listeners.passed,
                     channel=(self._channel.give, self._channel.take),
                     channel_outlives_us=self._channel.outlives_us,
@@ -435,13 +434,6 @@ def block_signals() -> None:
     # Fetched, never run; but from its presence systemd can tell that SIGHUP means to reload.
     signal.signal(signal.SIGHUP, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-
-
-def raise_descriptor_limit() -> None:
-    """Take all descriptors that we may have: the soft limit is for programs that use select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def describe_status(status: int) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import resource
 import select
 import signal
 import socket
@@ -15,10 +14,12 @@ from io import FileIO
 from typing import NamedTuple
 
 from tcpupperd.config import Config
+from tcpupperd.host import descriptors
+from tcpupperd.host.sockets import Listener
 from tcpupperd.processes import handover
+from tcpupperd.serving.connection import Connection, State
 from tcpupperd.serving.counters import ACCEPTING, DAMAGED, GIVEN, HEARTBEAT, STATE, TAKEN
-from tcpupperd.serving.handler import UpperHandler
-from tcpupperd.serving.server import Call, UpperServer
+from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,11 @@ EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE
 RESERVE = 64
 
 
-class Place(NamedTuple):
+class WorkerContext(NamedTuple):
     """What a worker gets from its supervisor."""
 
     config: Config
-    listeners: Sequence[socket.socket]
+    listeners: Sequence[Listener]
     listeners_outlive_us: bool  # somebody else holds them too, and will serve their queues
     channel: tuple[socket.socket, socket.socket]  # of hand-over: to give into, to take from
     channel_outlives_us: bool
@@ -50,49 +51,51 @@ class Place(NamedTuple):
 class Worker(UpperServer):
     """Serves until it is ordered to leave and its last connection has ended or gone elsewhere."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(listeners=place.listeners, config=place.config, counters=place.numbers)
-        self._place = place
-        self._give_end, self._take_end = place.channel
+    def __init__(self, context: WorkerContext) -> None:
+        super().__init__(
+            listeners=context.listeners, config=context.config, counters=context.numbers
+        )
+        self._context = context
+        self._give_end, self._take_end = context.channel
         # For connections. No more of them are accepted than the next worker has room to take.
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        limit = descriptors.limit()
         self._batch = min(handover.BATCH, limit // 4)
         self._descriptors = limit - self._batch - min(RESERVE, limit // 4)
         self.capacity = min(self.capacity, self._descriptors)
         self._leaving = False
         self._taking = False
-        self.add_entry(place.control, Call(self._obey))
-        self._arrange_taking()
+        self.poller.add(context.control, self._obey)
+        self._update_interest()
 
     def announce(self) -> None:
         """Tell the supervisor, who waits for signals only, that this worker accepts."""
-        self._place.numbers[HEARTBEAT] = int(self.now * 1_000_000)
-        self._place.numbers[STATE] = ACCEPTING
+        self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
+        self._context.numbers[STATE] = ACCEPTING
         with contextlib.suppress(PermissionError):  # it is gone, and our parent now process 1
             os.kill(os.getppid(), signal.SIGCHLD)
 
     def service_actions(self) -> None:
         """Once a turn: also a sign of life."""
         super().service_actions()
-        self._arrange_taking()
-        if self._place.heartbeat:
-            self.counters[HEARTBEAT] = int(self.now * 1_000_000)
+        self._update_interest()
+        if self._context.heartbeat:
+            self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
 
-    def patience(self) -> float | None:
+    def poll_timeout(self, until: float = math.inf) -> float | None:
         """Seconds to wait at the most, so that the next sign of life comes in time."""
-        patience = super().patience()
-        if not self._place.heartbeat:
-            return patience
-        return min(self._place.heartbeat, math.inf if patience is None else patience)
+        timeout = super().poll_timeout(until)
+        if not self._context.heartbeat:
+            return timeout
+        return min(self._context.heartbeat, math.inf if timeout is None else timeout)
 
     def _obey(self) -> None:
-        order = self._place.control.read(1)
-        self.remove_entry(self._place.control)
+        order = self._context.control.read(1)
+        self.poller.remove(self._context.control)
         if not order:
-            order = STORE if self._place.channel_outlives_us else DRAIN
+            order = STORE if self._context.channel_outlives_us else DRAIN
             log.warning("the supervisor is gone, leaving")
         self._leaving = True
-        self._arrange_taking()
+        self._update_interest()
         # Whoever was woken for something and does not take it leaves it lying there until more
         # comes: EPOLLEXCLUSIVE woke nobody else. So the last thing is to take what is there. But
         # not if all leave: at the head of the channel it will be taken first, while with restarts
@@ -100,7 +103,7 @@ class Worker(UpperServer):
         if order != STORE:
             self._take_all()
         if order == DRAIN:
-            self.drain(take_queues=not self._place.listeners_outlive_us)
+            self.drain(take_queues=not self._context.listeners_outlive_us)
         else:
             self.acceptor.take_queues()
             self.acceptor.stop()
@@ -110,28 +113,33 @@ class Worker(UpperServer):
 
     def _give(self, *, wait: bool) -> None:
         """Put all connections into the channel; with `wait`, as fast as others take them out."""
-        connections = self.connections()
+        connections = list(self.connections)
         for start in range(0, len(connections), self._batch):
             batch = connections[start : start + self._batch]
             try:
-                handover.give(self._give_end, [pack(handler) for handler in batch])
+                handover.give(self._give_end, [self._pack(one) for one in batch])
             except OSError as error:
                 self._cannot_give(error, wait=wait)
                 return
-            for handler in batch:
-                self.remove_connection(handler)
-                handler.finish()
-            self.counters[GIVEN] += len(batch)
+            for connection in batch:
+                self.connections.remove(connection)
+                connection.socket.close()
+            self.tally.add(GIVEN, len(batch))
+
+    def _pack(self, connection: Connection) -> handover.Connection:
+        state = connection.state(self.poller.now)
+        return handover.Connection(connection.socket, connection.client_address, **state._asdict())
 
     def _cannot_give(self, error: OSError, *, wait: bool) -> None:
         if wait and isinstance(error, BlockingIOError):
-            self.add_entry(self._give_end, Call(self._give_on), select.EPOLLOUT)
+            self.poller.add(self._give_end, self._give_on, select.EPOLLOUT)
         else:
-            log.warning("cannot hand over %d connections, ending them: %s", self.open, error)
+            count = len(self.connections)
+            log.warning("cannot hand over %d connections, ending them: %s", count, error)
             self.drain(take_queues=False)
 
     def _give_on(self) -> None:
-        self.remove_entry(self._give_end)
+        self.poller.remove(self._give_end)
         self._give(wait=True)
 
     # Taking
@@ -139,17 +147,17 @@ class Worker(UpperServer):
     def _has_room(self) -> bool:
         """Whether a whole message can be taken; of its descriptors the kernel would close those
         that are too many."""
-        return self.open < self._descriptors
+        return len(self.connections) < self._descriptors
 
-    def _arrange_taking(self) -> None:
+    def _update_interest(self) -> None:
         """Have the channel polled while there is room."""
         wanted = self._has_room() and not self._leaving
         if wanted != self._taking:
             self._taking = wanted
             if wanted:
-                self.add_entry(self._take_end, Call(self._take), EXCLUSIVELY)
+                self.poller.add(self._take_end, self._take, EXCLUSIVELY)
             else:
-                self.remove_entry(self._take_end)
+                self.poller.remove(self._take_end)
 
     def _take(self) -> None:
         """Take over one message's connections; BlockingIOError if there is none."""
@@ -158,7 +166,7 @@ class Worker(UpperServer):
                 self._take_over(connection)
         except handover.HandoverError as error:
             log.error("ending %d connections taken over: %s", len(error.sockets), error)
-            self.counters[DAMAGED] += len(error.sockets)
+            self.tally.add(DAMAGED, len(error.sockets))
             for request in error.sockets:
                 self._take_over(handover.Connection(request, "", finished=True))
 
@@ -167,50 +175,23 @@ class Worker(UpperServer):
             while self._has_room():
                 self._take()
 
-    def _take_over(self, connection: handover.Connection) -> None:
-        self.counters[TAKEN] += 1
-        handler = self.new_handler(connection.socket, connection.client_address)
-        handler.unsent = unpack(handler, connection)
-        self.add_connection(handler)
-        self.schedule(handler)
-        if handler.protocol.finished and not handler.lingers_until:
-            self.attempt(UpperHandler.end, handler)
+    def _take_over(self, travelled: handover.Connection) -> None:
+        """Serve one connection; if it cannot be, that is the end of it alone."""
+        self.tally.add(TAKEN)
+        sock, client_address = travelled.socket, travelled.client_address
+        state = State(*travelled[2:])
+        connection = self.new_connection(sock, client_address)
+        try:
+            self.connections.add(connection)
+        except OSError as error:
+            connection.fail(error)
+            self.shutdown_request(sock)
+            return
+        self.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 
-def pack(handler: UpperHandler) -> handover.Connection:
-    """A connection as it travels to another process."""
-    now, protocol = handler.server.now, handler.protocol
-    return handover.Connection(
-        handler.request,
-        handler.client_address,
-        lines=protocol.lines,
-        held=protocol.held,
-        unsent=bytes(handler.unsent),
-        mid_line=protocol.mid_line,
-        finished=protocol.finished,
-        eof=handler.eof,
-        idle_for=now - handler.active,
-        line_open_for=now - handler.line_began if protocol.mid_line else 0.0,
-        lingers_for=handler.lingers_until - now if handler.lingers_until else None,
-    )
-
-
-def unpack(handler: UpperHandler, connection: handover.Connection) -> bytes:
-    """Give a new handler the state of one that has travelled; returns what is unsent."""
-    now, protocol = handler.server.now, handler.protocol
-    answer = protocol.resume(connection.lines, connection.mid_line, connection.held)
-    if connection.finished:
-        protocol.finish()
-    handler.eof = connection.eof
-    handler.active = now - connection.idle_for
-    handler.line_began = now - connection.line_open_for if protocol.mid_line else 0.0
-    if connection.lingers_for is not None:
-        handler.lingers_until = now + connection.lingers_for
-    return connection.unsent + answer
-
-
-def run(place: Place) -> None:
+def run(context: WorkerContext) -> None:
     """Be a worker, until there is nothing left to do."""
-    worker = Worker(place)
+    worker = Worker(context)
     worker.announce()
     worker.serve_forever()

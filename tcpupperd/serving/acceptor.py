@@ -7,15 +7,14 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from tcpupperd.host import journal
-from tcpupperd.host.sockets import in_handshake, refuse
-from tcpupperd.serving.counters import ACCEPTED, SHORTAGES
-
-if TYPE_CHECKING:
-    from tcpupperd.serving.server import UpperServer
+from tcpupperd.host.journal import RateLimitedLog
+from tcpupperd.host.sockets import BACKLOG, Listener
+from tcpupperd.serving.counters import ACCEPTED, SHORTAGES, Tally
+from tcpupperd.serving.poller import Poller
 
 log = logging.getLogger(__name__)
 
@@ -34,86 +33,83 @@ ACCEPTS_PER_TURN = 4
 #: this many, which spreads them evenly.
 ACCEPTS_BEFORE_REQUEUE = 16
 
-#: Bytes that the kernel takes for a connection beyond what is on its way. Without, it takes up to
-#: 4 MiB, and says that it takes more only when a third is gone: a client that reads slowly but all
-#: the time would seem to have stopped.
-UNSENT_MAX = 131072
-
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
+
+#: Called with each connection that was accepted, its client's address and its listener.
+Welcome = Callable[[socket.socket, object, Listener], object]
 
 
 class Acceptor:
-    """All listening sockets of a server.
+    """All listeners of a server.
 
-    They are in its poll set only while it has room: a worker that can take no more leaves the
+    They are in its poller only while it has room: a worker that can take no more leaves the
     connections in the kernel's queue, to the other workers or until it has room again.
     """
 
-    def __init__(self, server: UpperServer, sockets: Iterable[socket.socket]) -> None:
-        self._server = server
-        self.listeners = [Listener(self, listening) for listening in sockets]
+    def __init__(
+        self, poller: Poller, listeners: Iterable[Listener], welcome: Welcome, tally: Tally
+    ) -> None:
+        self.listeners = list(listeners)
+        self._poller = poller
+        self._welcome = welcome
+        self._tally = tally
+        self._accepted: Counter[Listener] = Counter()
+        self._open = 0  # connections
+        self._room = 0  # for more
         self._polled = False
         self._paused_until = 0.0
         self._short = False  # of anything that it takes, since a queue was last seen empty
         self._complained = False  # of this, in the log
         self._may_complain_at = 0.0
 
-    def arrange(self) -> None:
-        """Have the listeners polled if there is room, and only then."""
-        server = self._server
-        if self._paused_until <= server.now:
-            self._paused_until = 0.0
-        room = server.open < server.capacity
-        if self.listeners and not room:
+    def arrange(self, connections: int, capacity: int) -> None:
+        """Have the listeners polled if there is room for more connections, and only then."""
+        if self._paused_until <= self._poller.now or connections < self._open:
+            self._paused_until = 0.0  # one that has ended has left its descriptor
+        self._open = connections
+        self._room = capacity - connections
+        if self.listeners and self._room <= 0:
             self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
-        wanted = room and not self._paused_until
-        if wanted != self._polled:
-            self._polled = wanted
-            for listener in self.listeners:
-                if wanted:
-                    server.add_entry(listener.socket, listener, LISTENING)
-                else:
-                    server.remove_entry(listener.socket)
+        self._poll(self._room > 0 and not self._paused_until)
 
     @property
     def resumes_at(self) -> float:
         """When a pause ends that no event will end; 0 if there is none."""
         return self._paused_until
 
-    def resume(self) -> None:
-        """A descriptor has come free."""
-        self._paused_until = 0.0
-
-    def accept(self, listener: Listener) -> None:
-        """Take a few connections from a listener's queue."""
-        room = self._server.capacity - self._server.open
-        for _ in range(min(room, ACCEPTS_PER_TURN)):
-            if not self._accept_one(listener):
-                return
-
-    def refuse(self) -> None:
-        """Begin no new connections."""
-        for listener in self.listeners:
-            refuse(listener.socket)
-
-    @property
-    def expects_more(self) -> bool:
-        """Whether connections will come although no new ones begin."""
-        return any(in_handshake(listener.socket) for listener in self.listeners)
-
     def take_queues(self) -> None:
-        """Take all connections that are waiting, whatever the limits say."""
+        """Take the connections that are waiting, whatever the limits say; of those that come
+        without pause, no more than a queue holds."""
         for listener in self.listeners:
-            while self._accept_one(listener):
-                pass
+            for _ in range(BACKLOG):
+                if not self._accept_one(listener):
+                    break
 
     def stop(self) -> None:
         """Accept no more; closes this process's copies of the listeners."""
+        self._poll(False)
         for listener in self.listeners:
-            if self._polled:
-                self._server.remove_entry(listener.socket)
             listener.socket.close()
         self.listeners.clear()
+
+    def _poll(self, wanted: bool) -> None:
+        if wanted == self._polled:
+            return
+        self._polled = wanted
+        for listener in self.listeners:
+            if wanted:
+                self._add(listener)
+            else:
+                self._poller.remove(listener.socket)
+
+    def _add(self, listener: Listener) -> None:
+        self._poller.add(listener.socket, partial(self._accept, listener), LISTENING)
+
+    def _accept(self, listener: Listener) -> None:
+        """Take a few connections from a listener's queue."""
+        for _ in range(min(self._room, ACCEPTS_PER_TURN)):
+            if not self._accept_one(listener):
+                return
 
     def _accept_one(self, listener: Listener) -> bool:
         try:
@@ -124,12 +120,14 @@ class Acceptor:
         except OSError as error:
             self._failed(error)
             return False
-        self._server.counters[ACCEPTED] += 1
-        listener.accepted += 1
-        if listener.accepted % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
-            self._server.remove_entry(listener.socket)
-            self._server.add_entry(listener.socket, listener, LISTENING)
-        self._server.welcome(request, client_address)
+        self._tally.add(ACCEPTED)
+        self._open += 1
+        self._room -= 1
+        self._accepted[listener] += 1
+        if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
+            self._poller.remove(listener.socket)
+            self._add(listener)
+        self._welcome(request, client_address, listener)
         return True
 
     def _failed(self, error: OSError) -> None:
@@ -137,21 +135,21 @@ class Acceptor:
         if error.errno not in SHORTAGE:
             log.debug("a connection failed before it was accepted: %s", error)
             return
-        self._paused_until = self._server.now + SHORTAGE_PAUSE
+        self._paused_until = self._poller.now + SHORTAGE_PAUSE
         self._complain(os.strerror(error.errno))
 
     def _complain(self, why: str) -> None:
         """Count a shortage, and log it: not too often, but before it has lasted long."""
         if not self._short:
             self._short = True
-            self._server.counters[SHORTAGES] += 1
-        if not self._complained and self._server.now >= self._may_complain_at:
+            self._tally.add(SHORTAGES)
+        if not self._complained and self._poller.now >= self._may_complain_at:
             self._complained = True
-            self._may_complain_at = self._server.now + journal.RateLimitedLog.INTERVAL
+            self._may_complain_at = self._poller.now + RateLimitedLog.INTERVAL
             log.warning(
                 "cannot accept: %s; %d connections are open, new ones wait in the kernel's queue",
                 why,
-                self._server.open,
+                self._open,
             )
 
     def _queue_seen_empty(self) -> None:
@@ -159,33 +157,3 @@ class Acceptor:
         if self._complained:
             self._complained = False
             log.warning("accepting again")
-
-
-class Listener:
-    """A listening socket in the poll set."""
-
-    def __init__(self, acceptor: Acceptor, listening: socket.socket) -> None:
-        # A client can be gone between epoll and accept(2), or another worker be faster.
-        listening.setblocking(False)
-        if listening.family != socket.AF_UNIX:
-            # Connections inherit both: no answer waits for the acknowledgement of the one before,
-            # and no more are queued for a client that does not read.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX)
-        self._acceptor = acceptor
-        self._kind = int(listening.family), int(listening.type), listening.proto
-        self.socket = listening
-        self.accepted = 0
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        """A connection and its client's address, as `socket.socket.accept` returns them.
-
-        That function first makes enumeration members of the listener's family and type, each time
-        again: a third of its 3.2 microseconds, where a whole connection takes 18.
-        """
-        fd, client_address = self.socket._accept()  # type: ignore[attr-defined]
-        return socket.socket(*self._kind, fileno=fd), client_address
-
-    def handle(self) -> None:
-        """Accept."""
-        self._acceptor.accept(self)

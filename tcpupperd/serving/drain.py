@@ -7,13 +7,12 @@ and each connection ends as soon as its answers have left; after `drain_timeout`
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
 
-from tcpupperd.serving.counters import CUT
-from tcpupperd.serving.handler import UpperHandler
-
-if TYPE_CHECKING:
-    from tcpupperd.serving.server import UpperServer
+from tcpupperd.host.sockets import in_handshake, refuse
+from tcpupperd.serving.acceptor import Acceptor
+from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
+from tcpupperd.serving.connections import Connections
 
 #: Seconds that are left to handshakes under way. They take a round trip, unless a segment is lost:
 #: it is sent again after a second, and once more two seconds later.
@@ -22,61 +21,91 @@ HANDSHAKE_TIME = 3.5
 #: Seconds between two looks whether any still are: nothing tells when they end.
 HANDSHAKE_TICK = 0.02
 
+#: Turns in which a connection is answered before it is ended from our side. A client that never
+#: stops sending would otherwise put the end off until `drain_timeout`.
+LAST_TURNS = 64
+
 
 class Drain:
-    """The end of one server; `go_on` is to be called once a turn.
+    """The end of the connections of one server, one turn after the other.
 
-    With `take_queues` those are served too that wait in the queues of the listeners; not, if
-    somebody else holds the listeners and will serve them.
+    A drain that is `gentle` waits for what may be on its way: handshakes, and the first line of
+    a client that has just connected.
     """
 
-    def __init__(self, server: UpperServer, *, take_queues: bool) -> None:
-        self._server = server
-        self._give_up_at = server.now + server.config.drain_timeout
-        self._last_call_at = min(server.now + HANDSHAKE_TIME, self._give_up_at)
-        self._newcomers = server.connections()  # who has yet to speak, as far as we know
-        if take_queues:
-            server.acceptor.refuse()
-        else:
-            server.acceptor.stop()
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        connections: Connections,
+        *,
+        now: float,
+        timeout: float,
+        gentle: bool = True,
+    ) -> None:
+        self._acceptor = acceptor
+        self._connections = connections
+        self._gentle = gentle
+        self._give_up_at = now + timeout
+        self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
+        self._answer = partial(Connection.drain, patience=NEWCOMER_TIME if gentle else 0.0)
+        self._turns_left: dict[Connection, int] = {}  # of each that is not yet to end
+        self._next_look = now
+        self._take(connections)
+        for listener in acceptor.listeners:
+            refuse(listener.socket)
 
-    def go_on(self) -> None:
-        """Take what still comes, and end what can be ended."""
-        if self._server.acceptor.listeners:
-            self._take_queues()
-        for handler in self._newcomers:
-            self._server.attempt(UpperHandler.drain, handler)
-        self._newcomers = [
-            one for one in self._newcomers if one.is_new and one.request.fileno() >= 0
-        ]
-        if self._server.now >= self._give_up_at:
+    def go_on(self, now: float) -> None:
+        """One turn: take what still comes, and end what can be ended."""
+        if self._acceptor.listeners:
+            self._take_queues(now)
+        for connection, turns in list(self._turns_left.items()):
+            self._drain(connection, turns)
+        if now >= self._give_up_at:
             self._give_up()
-
-    @property
-    def more_may_begin(self) -> bool:
-        """Whether somebody may yet come, or speak for the first time."""
-        return bool(self._server.acceptor.listeners or self._newcomers)
+        self._next_look = self._when_next(now)
 
     @property
     def next_look(self) -> float:
-        """When `go_on` is to be called at the latest, though nothing happens."""
-        soon = self._server.now + HANDSHAKE_TICK if self.more_may_begin else math.inf
-        return min(soon, self._give_up_at)
+        """When `go_on` has to be called at the latest, though nothing happens."""
+        return self._next_look
 
-    def _take_queues(self) -> None:
-        acceptor = self._server.acceptor
-        last = self._server.now >= self._last_call_at or not acceptor.expects_more
-        acceptor.take_queues()
-        self._newcomers = self._server.connections()
+    @property
+    def unfinished(self) -> bool:
+        """Whether somebody may yet come, or has answers to come."""
+        coming = self._acceptor.listeners or self._turns_left
+        return bool(coming) or any(one.unsent for one in self._connections)
+
+    def _take(self, connections: Connections) -> None:
+        for connection in connections:
+            if not connection.protocol.finished:
+                self._turns_left.setdefault(connection, LAST_TURNS)
+
+    def _take_queues(self, now: float) -> None:
+        listeners = self._acceptor.listeners
+        last = now >= self._last_call_at or not any(in_handshake(one.socket) for one in listeners)
+        self._acceptor.take_queues()
+        self._take(self._connections)
         if last:
-            acceptor.stop()
+            self._acceptor.stop()
+
+    def _drain(self, connection: Connection, turns: int) -> None:
+        """Answer what one connection has received, 64 KiB at the most; end it if it is time."""
+        if connection in self._connections and not connection.unsent:
+            self._connections.attempt(self._answer if turns else Connection.end, connection)
+        if connection not in self._connections or connection.protocol.finished:
+            del self._turns_left[connection]
+        else:
+            self._turns_left[connection] = turns - 1
+
+    def _when_next(self, now: float) -> float:
+        waiting = [one for one in self._turns_left if not one.unsent]
+        if any(one.last_activity == now for one in waiting):
+            return now  # more may be there
+        soon = bool(self._acceptor.listeners or waiting)
+        return min(now + HANDSHAKE_TICK if soon else math.inf, self._give_up_at)
 
     def _give_up(self) -> None:
         """Close what could not be drained in time."""
         self._give_up_at = math.inf
-        for handler in self._server.connections():
-            if handler.unsent:
-                self._server.counters[CUT] += 1
-                self._server.cut_connection(handler)
-            else:
-                self._server.close_connection(handler)
+        for connection in self._connections:
+            self._connections.attempt(Connection.abandon, connection)

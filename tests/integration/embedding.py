@@ -10,6 +10,7 @@ from typing import TypeVar
 from integration.client import Client
 from integration.processes import DEADLINE
 from tcpupperd.address import written
+from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)
@@ -47,10 +48,10 @@ def connected(server: UpperServer, receive_buffer: int = 0) -> Iterator[Client]:
         client.close()
 
 
-def small_listener(size: int = 16384) -> socket.socket:
+def small_listener(size: int = 16384) -> Listener:
     """A listener whose connections can send little ahead of what their clients read."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
     listening.bind(("127.0.0.1", 0))
     listening.listen()
-    return listening
+    return Listener(listening)

@@ -14,7 +14,7 @@ import pytest
 from integration.client import make_socket, where
 from integration.daemon import Daemon
 from integration.processes import DEADLINE, socket_inode, stopped, until
-from tcpupperd.serving.handler import LINGER_TIME
+from tcpupperd.serving.connection import LINGER_TIME
 
 STOPS = 40 if os.environ.get("SOAK") else 3
 CLIENTS = 24

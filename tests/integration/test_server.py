@@ -22,6 +22,8 @@ from integration.embedding import address_of, connected, serving, small_listener
 from integration.processes import DEADLINE, cannot, descriptors, until
 from tcpupperd.address import source_of
 from tcpupperd.config import Config
+from tcpupperd.host.sockets import Listener
+from tcpupperd.serving.connection import RECEIVE_SIZE, Connection
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ERRORS,
@@ -33,7 +35,7 @@ from tcpupperd.serving.counters import (
     WRITE_TIMEOUT,
 )
 from tcpupperd.serving.deadlines import Deadlines
-from tcpupperd.serving.handler import RECEIVE_SIZE, UpperHandler
+from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,7 @@ def test_several_clients_are_served_at_the_same_time(server: CountingServer) -> 
         b"".join(b"%d PIPELINED %d\n" % (name, n) for n in range(500)) for name in range(20)
     ]
     assert sorted(answers) == sorted(expected)
-    assert server.counters[ACCEPTED] == 20
+    assert server.tally.numbers[ACCEPTED] == 20
 
 
 def test_all_are_served_while_one_never_stops_sending(server: CountingServer) -> None:
@@ -146,14 +148,13 @@ def test_shutdown_before_serving_is_not_lost() -> None:
 
 
 def test_shutdown_comes_from_inside() -> None:
-    class Last(UpperHandler):
-        __slots__ = ()
+    class Last(UpperServer):
+        def service_actions(self) -> None:
+            super().service_actions()
+            if self.tally.lines:
+                self.shutdown()
 
-        def handle(self) -> None:
-            super().handle()
-            self.server.shutdown()
-
-    with UpperServer(ANY_PORT, Last) as server:
+    with Last(ANY_PORT) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         with connected(server) as client:
@@ -199,7 +200,7 @@ def test_server_close_waits_for_a_slow_reader() -> None:
     lines = b"".join(b"line %d\n" % number for number in range(6000))
     with connected(server, receive_buffer=4096) as client:
         client.send(lines)
-        while not any(handler.unsent for handler in server.connections()):
+        while not any(handler.unsent for handler in list(server.connections)):
             server.handle_request()
         client.send(b"this has come, too\n")
         closer = threading.Thread(target=server.server_close, daemon=True)
@@ -247,7 +248,7 @@ def test_server_address_can_be_a_path(tmp_path: Path, abstract: bool) -> None:
 
 
 def test_several_listeners_are_served_together(tmp_path: Path) -> None:
-    listeners = [socket.create_server(ANY_PORT), small_listener()]
+    listeners = [Listener(socket.create_server(ANY_PORT)), small_listener()]
     with serving(UpperServer(str(tmp_path / "socket"), listeners=listeners)) as server:
         for one in server.acceptor.listeners:
             with socket.socket(one.socket.family) as client:
@@ -268,7 +269,7 @@ def test_verify_request_refuses_politely() -> None:
     with serving(Choosy(ANY_PORT)) as server, connected(server) as client:
         assert client.read_to_end() == b""
         assert server.asked == (server.server_address, client.socket.getsockname())
-        assert server.counters[REFUSED] == 1
+        assert server.tally.numbers[REFUSED] == 1
 
 
 def test_verify_request_refuses_local_clients_too(tmp_path: Path) -> None:
@@ -287,52 +288,59 @@ class Careful(CountingServer):
         super().handle_error(request, client_address)
 
 
-class Failing(UpperHandler):
-    """Has a bug in its `handle`, but not for everybody."""
+class FailingProtocol(LineProtocol):
+    """Has a bug, but not for everybody."""
 
     __slots__ = ()
 
-    def handle(self) -> None:
-        if self.request.recv(100, socket.MSG_PEEK) == b"fail\n":
+    def receive(self, data: bytes) -> bytes:
+        if data == b"fail\n":
             raise ZeroDivisionError
-        super().handle()
+        return super().receive(data)
 
 
-class FailingAtOnce(UpperHandler):
-    """Has a bug in its `setup`, for every other client."""
+class Failing(Careful):
+    """Speaks the protocol that has a bug."""
 
-    __slots__ = ()
+    def new_connection(self, request: socket.socket, client_address: Any) -> Connection:
+        connection = super().new_connection(request, client_address)
+        connection.protocol = FailingProtocol(1000)
+        return connection
 
-    def setup(self) -> None:
-        super().setup()
-        if self.server.counters[ACCEPTED] % 2:
+
+class FailingAtOnce(Careful):
+    """Has a bug in one of its hooks, for every other client."""
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        super().finish_request(request, client_address)
+        if self.tally.numbers[ACCEPTED] % 2:
             raise ZeroDivisionError
 
 
 def test_handle_error_is_told_of_a_bug_and_the_others_are_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with serving(Careful(ANY_PORT, Failing)) as server, connected(server) as other:
+    with serving(Failing(ANY_PORT)) as server, connected(server) as other:
         assert other.ask(b"before") == b"BEFORE"
         with connected(server) as client:
             client.send(b"fail\n")
             client.wait_for_end()
             assert server.handled == (ZeroDivisionError, client.socket.getsockname())
         assert other.ask(b"after") == b"AFTER"
-        assert server.counters[ERRORS] == 1
+        assert server.tally.numbers[ERRORS] == 1
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert record.exc_info
 
 
-def test_handle_error_is_told_of_a_handler_that_cannot_be_made() -> None:
-    with serving(Careful(ANY_PORT, FailingAtOnce)) as server:
+def test_handle_error_is_told_of_a_bug_in_a_hook() -> None:
+    with serving(FailingAtOnce(ANY_PORT)) as server:
         with connected(server) as client:
             client.wait_for_end()
             assert server.handled == (ZeroDivisionError, client.socket.getsockname())
         with connected(server) as other:
             assert other.ask(b"after") == b"AFTER"
-        assert server.counters[ERRORS] == 1
+        assert server.tally.numbers[ERRORS] == 1
 
 
 def test_process_request_can_be_extended() -> None:
@@ -347,14 +355,13 @@ def test_process_request_can_be_extended() -> None:
 
 
 def test_shutdown_request_loses_no_answer() -> None:
-    class Once(UpperHandler):
-        __slots__ = ()
+    class Once(UpperServer):
+        def service_actions(self) -> None:
+            super().service_actions()
+            for connection in self.connections if self.tally.lines else ():
+                self.shutdown_request(connection.socket)
 
-        def handle(self) -> None:
-            super().handle()
-            self.server.shutdown_request(self.request)
-
-    with serving(UpperServer(ANY_PORT, Once)) as server, connected(server) as client:
+    with serving(Once(ANY_PORT)) as server, connected(server) as client:
         client.send(b"one\n")
         assert client.read_to_end() == b"ONE\n"
 
@@ -363,7 +370,7 @@ def test_handle_request_is_one_turn() -> None:
     with UpperServer(ANY_PORT) as server, connected(server) as client:
         assert select.select([server], [], [], DEADLINE)[0]
         server.handle_request()
-        assert server.counters[ACCEPTED] == 1
+        assert server.tally.numbers[ACCEPTED] == 1
         assert is_silent(client)
         client.send(b"hello\n")
         assert select.select([server], [], [], DEADLINE)[0]
@@ -388,7 +395,7 @@ def test_final_line_without_newline_is_answered_at_the_end(
     assert is_silent(client)
     client.end()
     assert client.read_to_end() == b"TWO"
-    until(lambda: server.counters[LINES] == 2)
+    until(lambda: server.tally.numbers[LINES] == 2)
 
 
 def test_client_may_send_nothing_at_all(client: Client) -> None:
@@ -409,7 +416,7 @@ def test_answer_is_out_before_the_half_close(server: CountingServer, client: Cli
     assert client.ask(b"one") == b"ONE"
     client.end()
     assert client.read_to_end() == b""
-    until(lambda: server.open == 0)
+    until(lambda: len(server.connections) == 0)
 
 
 def test_server_closes_first_and_then_the_client() -> None:
@@ -420,7 +427,7 @@ def test_server_closes_first_and_then_the_client() -> None:
         assert client.ask(b"one") == b"ONE"
         assert client.read_to_end() == b""
         client.end()
-        until(lambda: server.open == 0)
+        until(lambda: len(server.connections) == 0)
 
 
 def test_server_that_closes_first_does_not_wait_for_ever() -> None:
@@ -430,8 +437,8 @@ def test_server_that_closes_first_does_not_wait_for_ever() -> None:
     ):
         client.send(b"one\n")
         assert client.read_to_end() == b"ONE\n"
-        assert server.open == 1
-        until(lambda: server.open == 0)
+        assert len(server.connections) == 1
+        until(lambda: len(server.connections) == 0)
 
 
 def test_close_with_input_unread_loses_no_answer() -> None:
@@ -449,12 +456,12 @@ def test_end_is_put_off_while_the_client_has_answers_to_read() -> None:
         connected(server, receive_buffer=4096) as client,
     ):
         client.send(line)
-        (handler,) = until(server.connections)
+        (handler,) = until(lambda: list(server.connections))
         first = until(lambda: handler.lingers_until)
         until(lambda: handler.lingers_until > first)
         client.send(b"this would have reset a closed connection")
         assert client.read_to_end() == line.upper()
-        until(lambda: server.open == 0)
+        until(lambda: len(server.connections) == 0)
 
 
 def test_last_answer_may_leave_in_several_pieces() -> None:
@@ -465,7 +472,7 @@ def test_last_answer_may_leave_in_several_pieces() -> None:
         connected(server, receive_buffer=4096) as client,
     ):
         client.send(line)
-        (handler,) = until(server.connections)
+        (handler,) = until(lambda: list(server.connections))
         until(lambda: handler.unsent)
         assert client.read_to_end() == line.upper()
 
@@ -488,9 +495,9 @@ def test_reset_ends_only_its_own_connection(
             with connected(server) as client:
                 client.send(data)
                 client.reset()
-        until(lambda: server.counters[RESET] == 3)
+        until(lambda: server.tally.numbers[RESET] == 3)
         assert other.ask(b"after") == b"AFTER"
-        assert server.open == 1
+        assert len(server.connections) == 1
     assert caplog.records == []
 
 
@@ -542,10 +549,10 @@ def clog(server: CountingServer, client: Client) -> bytes:
     """Send until the server has something unsent and the kernel takes no more from us."""
 
     def is_clogged() -> bool:
-        (handler,) = server.connections()
+        (handler,) = list(server.connections)
         return bool(handler.unsent) and not select.select([], [client.socket], [], 0.1)[1]
 
-    until(server.connections)
+    until(lambda: list(server.connections))
     return client.clog(is_clogged)
 
 
@@ -554,7 +561,7 @@ Clogged = tuple[CountingServer, Client, bytes]
 
 def test_client_that_does_not_read_is_not_read_from(clogged: Clogged) -> None:
     server, client, sent = clogged
-    (handler,) = server.connections()
+    (handler,) = list(server.connections)
     assert len(handler.unsent) <= RECEIVE_SIZE
     assert len(sent) > len(handler.unsent)
     assert server.turns_in(0.3) <= 3
@@ -574,8 +581,8 @@ def test_half_closed_client_that_does_not_read_costs_nothing(clogged: Clogged) -
 def test_client_that_does_not_read_may_reset(clogged: Clogged) -> None:
     server, client, _ = clogged
     client.reset()
-    until(lambda: server.open == 0)
-    assert server.counters[RESET] == 1
+    until(lambda: len(server.connections) == 0)
+    assert server.tally.numbers[RESET] == 1
 
 
 def test_idle_server_makes_no_turn(server: CountingServer, client: Client) -> None:
@@ -600,7 +607,7 @@ def test_of_an_answer_only_what_is_unsent_stays_in_memory() -> None:
         server.handle_request()
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        (handler,) = server.connections()
+        (handler,) = list(server.connections)
         assert 0 < len(handler.unsent) < RECEIVE_SIZE - 16384
         assert kept < len(handler.unsent) + 8192
         client.close()
@@ -634,7 +641,7 @@ def test_idle_connection_is_ended() -> None:
         assert client.ask(b"still here") == b"STILL HERE"
         assert client.read_to_end() == b""
         check_time(began, 0.5)
-        assert server.counters[IDLE_TIMEOUT] == 1
+        assert server.tally.numbers[IDLE_TIMEOUT] == 1
 
 
 def test_any_byte_keeps_a_connection_from_being_idle() -> None:
@@ -658,7 +665,7 @@ def test_line_that_never_ends_is_ended() -> None:
             assert time.monotonic() < began + DEADLINE
         check_time(began, 0.6)
         client.wait_for_end()
-        assert server.counters[LINE_TIMEOUT] == 1
+        assert server.tally.numbers[LINE_TIMEOUT] == 1
 
 
 def test_line_timeout_begins_anew_with_each_line() -> None:
@@ -670,7 +677,7 @@ def test_line_timeout_begins_anew_with_each_line() -> None:
         began = time.monotonic() - 0.1
         client.wait_for_end()
         check_time(began, 0.6)
-        assert server.counters[LINE_TIMEOUT] == 1
+        assert server.tally.numbers[LINE_TIMEOUT] == 1
 
 
 def test_no_line_no_line_timeout() -> None:
@@ -683,9 +690,9 @@ def test_client_that_does_not_read_is_cut() -> None:
     with timed(write_timeout=0.6) as (server, client):
         time.sleep(0.3)  # so that the first look, 0.6 after the connect, comes too early
         handler = stall(server, client)
-        until(lambda: server.open == 0)
-        check_time(handler.active, 0.6)
-        assert server.counters[WRITE_TIMEOUT] == 1
+        until(lambda: len(server.connections) == 0)
+        check_time(handler.last_activity, 0.6)
+        assert server.tally.numbers[WRITE_TIMEOUT] == 1
         # Its answers are lost, and it is told so: an end would look as if they were complete.
         with pytest.raises(ConnectionResetError):
             client.read_to_end()
@@ -696,21 +703,21 @@ def test_client_that_reads_slowly_is_not_cut() -> None:
         handler = stall(server, client)
         began = time.monotonic()
         while handler.unsent:
-            taken = handler.active
-            while handler.unsent and handler.active == taken:
+            taken = handler.last_activity
+            while handler.unsent and handler.last_activity == taken:
                 assert client.socket.recv(512)
                 time.sleep(0.005)  # until the daemon has sent more
             time.sleep(0.25)  # the client's own pace
         assert time.monotonic() > began + 1.5 + Deadlines.TICK
-        assert server.counters[WRITE_TIMEOUT] == 0
+        assert server.tally.numbers[WRITE_TIMEOUT] == 0
         client.end()
         assert client.read_to_end()
 
 
-def stall(server: CountingServer, client: Client) -> UpperHandler:
+def stall(server: CountingServer, client: Client) -> Connection:
     """Send what is received at once and answered only in part, for want of a reader."""
     client.send(b"x" * (RECEIVE_SIZE - 1) + b"\n")
-    (handler,) = server.connections()
+    (handler,) = list(server.connections)
     until(lambda: handler.unsent)
     return handler
 
@@ -722,19 +729,19 @@ def test_client_may_reset_in_the_turn_in_which_its_deadline_comes() -> None:
     ):
         server.handle_request()
         client.reset()
-        until(lambda: server.patience() == 0)
-        server.now = time.monotonic()
+        until(lambda: server.poll_timeout() == 0)
+        server.poller.look_at_clock()
         server.service_actions()  # where the reset is not known of yet
-        assert server.open == 0
-        assert server.counters[RESET] == 1
+        assert len(server.connections) == 0
+        assert server.tally.numbers[RESET] == 1
 
 
 def test_without_timeouts_nothing_is_ever_looked_at() -> None:
     with timed() as (server, client):
-        assert server.patience() is None
+        assert server.poll_timeout() is None
         client.send(b"half a line")
         assert not select.select([client.socket], [], [], 0.6)[0]
-        assert server.patience() is None
+        assert server.poll_timeout() is None
 
 
 # Limits
@@ -753,10 +760,10 @@ def test_connection_over_the_limit_waits_until_another_ends() -> None:
             assert first.ask(b"still served") == b"STILL SERVED"
             assert server.turns_in(0.3) <= 3
             assert is_silent(third)
-            assert server.counters[ACCEPTED] == 2
+            assert server.tally.numbers[ACCEPTED] == 2
             second.close()
             assert third.read_line() == b"THIRD\n"
-            assert server.open == 2
+            assert len(server.connections) == 2
 
 
 def test_no_more_than_the_limit_of_one_source_are_served() -> None:
@@ -769,13 +776,13 @@ def test_no_more_than_the_limit_of_one_source_are_served() -> None:
         assert [client.ask(b"in") for client in clients] == [b"IN", b"IN"]
         with connected(server) as third:
             assert third.read_to_end() == b""
-        assert server.counters[REFUSED] == 1
+        assert server.tally.numbers[REFUSED] == 1
         where = server.server_address
         with socket.create_connection(where, DEADLINE, ("127.0.0.2", 0)) as elsewhere:
             elsewhere.sendall(b"from elsewhere\n")
             assert elsewhere.recv(100) == b"FROM ELSEWHERE\n"
         clients[0].close()
-        until(lambda: server.open == 1)
+        until(lambda: len(server.connections) == 1)
         with connected(server) as again:
             assert again.ask(b"in again") == b"IN AGAIN"
 
@@ -785,8 +792,8 @@ def test_source_that_is_gone_takes_no_memory() -> None:
     with serving(CountingServer(ANY_PORT, config=config)) as server:
         with connected(server) as client:
             assert client.ask(b"in") == b"IN"
-            assert len(server._sources) == 1
-        until(lambda: len(server._sources) == 0)
+            assert len(server.connections._sources) == 1
+        until(lambda: len(server.connections._sources) == 0)
 
 
 def test_one_ipv4_source_is_the_same_on_a_socket_for_both() -> None:
@@ -835,7 +842,9 @@ def test_source_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, same
 NETWORKS = """
 import socket, threading
 from tcpupperd.config import Config
+from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.deadlines import Deadlines
+from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
 
 def answer(source):

@@ -20,7 +20,7 @@ from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped, until
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
-from tcpupperd.serving.handler import RECEIVE_SIZE
+from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
 
 LINE = b"x" * 63 + b"\n"
@@ -104,7 +104,7 @@ def test_functions_called_for_a_connection() -> None:
             client.end()
         with counted_functions() as calls:
             server.handle_request()
-            while server.open:
+            while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
     assert calls.total() <= 60 * count

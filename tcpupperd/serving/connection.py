@@ -1,0 +1,333 @@
+"""One connection: its socket and its protocol, driven by readiness instead of by a thread."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import select
+import socket
+import sys
+from enum import Enum
+from typing import NamedTuple
+
+from tcpupperd.address import written
+from tcpupperd.config import Config
+from tcpupperd.serving.counters import (
+    CUT,
+    FIELDS,
+    IDLE_TIMEOUT,
+    LINE_TIMEOUT,
+    RESET,
+    WRITE_TIMEOUT,
+    Tally,
+)
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
+
+log = logging.getLogger(__name__)
+
+#: Bytes received at a time. One connection gets no more in a turn, so a client that sends
+#: without pause cannot keep the others waiting.
+RECEIVE_SIZE = 65536
+
+#: Seconds that a client gets to end its side when the server has ended its own.
+LINGER_TIME = 2.0
+
+#: Seconds that a client that has just connected gets to be heard when the service stops. To it, a
+#: connection that ends without any answer is a failure, where others have to expect an end.
+NEWCOMER_TIME = 1.0
+
+
+class Next(Enum):
+    """What is to be done with a connection next."""
+
+    WATCH = "wait for its `interest` and its `deadline`, one of which has changed"
+    SCHEDULE = "wait for its `deadline`, which has changed"
+    CLOSE = "close it"
+    CUT = "reset it"
+
+
+class Reason(Enum):
+    """Why a connection is given up: the counter of the deadline, and what then is to be done."""
+
+    IDLE = IDLE_TIMEOUT
+    LINE = LINE_TIMEOUT
+    WRITE = WRITE_TIMEOUT
+    LINGER = None
+
+
+class Limits(NamedTuple):
+    """What a client may take: seconds, and connections of one source. Infinity is no limit."""
+
+    idle_timeout: float
+    line_timeout: float
+    write_timeout: float
+    shortest: float  # of these timeouts
+    per_source: float
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        """Those of a configuration, where 0 is no limit."""
+        timeouts = (config.idle_timeout, config.line_timeout, config.write_timeout)
+        idle, line, write = (timeout or math.inf for timeout in timeouts)
+        per_source = config.max_connections_per_source or math.inf
+        return cls(idle, line, write, min(idle, line, write), per_source)
+
+
+class State(NamedTuple):
+    """All that another process needs to go on with a connection, besides its socket.
+
+    Times are relative, in seconds, because the clocks of two processes need not agree (a time
+    namespace, a restored container).
+    """
+
+    lines: int = 0
+    held: bytes = b""  # of an unfinished line
+    unsent: bytes = b""
+    mid_line: bool = False
+    finished: bool = False
+    eof: bool = False
+    idle_for: float = 0.0
+    line_open_for: float = 0.0
+    lingers_for: float | None = None
+
+
+class Connection:
+    """Answers one client.
+
+    Its methods take the time (CLOCK_MONOTONIC) and return what the caller has to do next; None
+    is nothing. They raise BlockingIOError if the socket was not ready after all, and any other
+    OSError if the connection has failed.
+
+    What it waits for follows from its state: to send while anything is `unsent`, else to receive.
+    So a client that does not read is not read from.
+    """
+
+    # Ten thousand idle connections are meant to cost little: no __dict__ each.
+    __slots__ = (
+        "client_address",
+        "eof",
+        "fd",
+        "last_activity",
+        "limits",
+        "line_began",
+        "lingers_until",
+        "protocol",
+        "socket",
+        "tally",
+        "tick",
+        "unsent",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        client_address: object,
+        protocol: LineProtocol | ChunkProtocol,
+        limits: Limits,
+        tally: Tally,
+    ) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self.fd = sock.fileno()
+        self.client_address = client_address
+        self.protocol = protocol
+        self.limits = limits
+        self.tally = tally
+        self.unsent: memoryview | bytes = b""
+        self.eof = False  # the client has ended its side
+        self.last_activity = 0.0  # when bytes last moved, either way; at first, when it was added
+        self.line_began = 0.0  # when the first byte of an unfinished line came, or 0
+        self.lingers_until = 0.0  # set when our side is ended and the client's is not
+        self.tick = 0  # when its deadline is looked at
+
+    def handle(self, now: float) -> Next | None:
+        """One turn: send what is left, or else receive once and answer at once."""
+        if self.unsent:
+            return self._flush(now)
+        protocol, tally = self.protocol, self.tally
+        data = self.socket.recv(RECEIVE_SIZE)
+        before = protocol.lines
+        if data:
+            answer = protocol.receive(data)
+        else:
+            self.eof = True
+            answer = protocol.receive_eof()
+        self.last_activity = now
+        tally.lines += protocol.lines - before
+        if protocol.mid_line or self.line_began:
+            self._time_line(protocol.lines - before)
+        if tally.debug:
+            log.debug("%s: received %d bytes, answering %d", self, len(data), len(answer))
+        if answer and not self._send(answer):
+            return Next.WATCH
+        return self._end_our_side(now) if protocol.finished else None
+
+    def end(self, now: float) -> Next | None:
+        """Answer nothing more; flush, end our side and wait a little for the client's end."""
+        self.protocol.finish()
+        return None if self.unsent else self._end_our_side(now)
+
+    def drain(self, now: float, *, patience: float) -> Next | None:
+        """One turn of a server that stops: answer what has come; if nothing has, end the
+        connection from our side. A client that has yet to say something gets `patience` seconds
+        for it."""
+        if self.unsent or self.protocol.finished:
+            return None
+        try:
+            return self.handle(now)
+        except BlockingIOError:
+            return None if self._is_new(now, patience) else self.end(now)
+
+    def abandon(self, now: float) -> Next:
+        """End it at once. Answers that are not sent are lost, and the client is told by a
+        reset."""
+        if not self.unsent:
+            return Next.CLOSE
+        self.tally.add(CUT)
+        return Next.CUT
+
+    def expire(self, now: float) -> Next | None:
+        """Do what the deadline asks for, if it has come."""
+        when, reason = self.deadline()
+        if when > now:
+            return Next.SCHEDULE
+        if reason is Reason.LINGER:
+            return self._linger_on(now)
+        self.tally.add(reason.value)
+        log.debug("%s: %s", self, FIELDS[reason.value])
+        return Next.CUT if reason is Reason.WRITE else self.end(now)
+
+    def fail(self, error: OSError) -> None:
+        """Count and log that the client, or the way to it, is gone."""
+        self.tally.add(RESET)
+        log.debug("%s: %s", self, error)
+
+    def deadline(self) -> tuple[float, Reason]:
+        """When this connection is to be given up, and why."""
+        limits = self.limits
+        if self.lingers_until:
+            return self.lingers_until, Reason.LINGER
+        if self.unsent:
+            return self.last_activity + limits.write_timeout, Reason.WRITE
+        idle = self.last_activity + limits.idle_timeout
+        line = self.line_began + limits.line_timeout if self.line_began else math.inf
+        return (line, Reason.LINE) if line < idle else (idle, Reason.IDLE)
+
+    @property
+    def interest(self) -> int:
+        """The epoll events to wait for."""
+        return select.EPOLLOUT if self.unsent else select.EPOLLIN
+
+    def __str__(self) -> str:
+        return written(self.client_address)
+
+    def state(self, now: float) -> State:
+        """What another process needs to go on."""
+        protocol = self.protocol
+        return State(
+            lines=protocol.lines,
+            held=protocol.held,
+            unsent=bytes(self.unsent),
+            mid_line=protocol.mid_line,
+            finished=protocol.finished,
+            eof=self.eof,
+            idle_for=now - self.last_activity,
+            line_open_for=now - self.line_began if protocol.mid_line else 0.0,
+            lingers_for=self.lingers_until - now if self.lingers_until else None,
+        )
+
+    def resume(self, state: State, now: float) -> Next | None:
+        """Go on from where another process stopped, in place of at the beginning."""
+        protocol = self.protocol
+        answer = protocol.resume(state.lines, state.mid_line, state.held)
+        if state.finished:
+            protocol.finish()
+        self.unsent = state.unsent + answer
+        self.eof = state.eof
+        self.last_activity = now - state.idle_for
+        self.line_began = now - state.line_open_for if protocol.mid_line else 0.0
+        if state.lingers_for is not None:
+            self.lingers_until = now + state.lingers_for
+        ends = protocol.finished and not self.lingers_until
+        return (self.end(now) if ends else None) or Next.WATCH
+
+    def _is_new(self, now: float, patience: float) -> bool:
+        """Whether the client has only just connected and may be about to send its first line."""
+        protocol = self.protocol
+        silent = not (protocol.lines or protocol.mid_line or protocol.finished)
+        return silent and now - self.last_activity < patience
+
+    def _time_line(self, answered: int) -> None:
+        """Note when the line began that has not ended yet."""
+        if not self.protocol.mid_line:
+            self.line_began = 0.0
+        elif answered or not self.line_began:
+            self.line_began = self.last_activity
+
+    def _send(self, answer: bytes) -> bool:
+        """Send at once, and keep only what the kernel does not take; whether it took all."""
+        try:
+            sent = self.socket.send(answer)
+        except BlockingIOError:
+            sent = 0
+        self.tally.bytes += sent
+        if sent == len(answer):
+            return True
+        # A copy of the rest: a view of the whole would keep all of it in memory for as long as
+        # the client does not read.
+        self.unsent = memoryview(answer[sent:])
+        return False
+
+    def _flush(self, now: float) -> Next | None:
+        """Send more of what is left; receive again when there is nothing left."""
+        sent = self.socket.send(self.unsent)
+        self.last_activity = now
+        self.tally.bytes += sent
+        self.unsent = self.unsent[sent:]
+        if self.unsent:
+            return None
+        self.unsent = b""  # lets go of the answer
+        if self.line_began:
+            self.line_began = now  # nothing of the line could be received meanwhile
+        ending = self._end_our_side(now) if self.protocol.finished else None
+        return ending or Next.WATCH
+
+    def _end_our_side(self, now: float) -> Next | None:
+        """All that will ever be answered is sent: close, if the client's side has ended too.
+
+        If it has not, end ours and let the client read everything up to our end of file. To
+        close with input unread would make the kernel reset the connection and throw away
+        answers still on their way.
+        """
+        if self.eof:
+            return Next.CLOSE
+        if self.lingers_until:
+            return None
+        self.socket.shutdown(socket.SHUT_WR)
+        self.lingers_until = now + LINGER_TIME
+        return Next.WATCH
+
+    def _linger_on(self, now: float) -> Next:
+        """Linger for longer if the client has not acknowledged all answers yet.
+
+        Once closed here, the kernel would send on what it still has, but as soon as anything came
+        from the client it would reset the connection and throw the answers away. It is the kernel
+        that ends this, with an error, after `write_timeout` without progress.
+        """
+        if self.socket.family == socket.AF_UNIX or not unacknowledged(self.socket):
+            return Next.CLOSE
+        timeout = self.limits.write_timeout
+        milliseconds = 0 if timeout == math.inf else int(timeout * 1000)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self.lingers_until = now + LINGER_TIME
+        return Next.SCHEDULE
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Bytes that the kernel holds until the other side has acknowledged them: SIOCOUTQ of tcp(7),
+    which is the same as TIOCOUTQ. An end of file counts as one."""
+    from termios import TIOCOUTQ  # seldom needed: for a client that reads slower than we end
+
+    count = fcntl.ioctl(connection, TIOCOUTQ, bytes(4))
+    return int.from_bytes(count, sys.byteorder)

@@ -1,0 +1,42 @@
+"""The two request handlers, for any server of `socketserver`.
+
+In `socketserver.TCPServer`, `ThreadingTCPServer`, `ForkingTCPServer` and their Unix kin they run
+as all handlers do: from beginning to end, and blocking. `UpperServer` serves what they serve from
+one epoll, without making one for each connection.
+"""
+
+from __future__ import annotations
+
+import socketserver
+
+from tcpupperd.config import Config
+from tcpupperd.serving.connection import RECEIVE_SIZE
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
+
+
+class UpperHandler(socketserver.StreamRequestHandler):
+    """Answers each line upper-cased when it is complete.
+
+    A server with an attribute `config` sets `max_line` and `lines_per_connection`; without one,
+    all lines of a connection are answered.
+    """
+
+    def handle(self) -> None:
+        """Answer until the client's end of file, or the last line that is allowed."""
+        config = getattr(self.server, "config", None) or Config()
+        protocol = LineProtocol(config.max_line, config.lines_per_connection)
+        while not protocol.finished:
+            data = self.rfile.read1(RECEIVE_SIZE)
+            self.wfile.write(protocol.receive(data) if data else protocol.receive_eof())
+
+
+class ChunkHandler(socketserver.BaseRequestHandler):
+    """Answers whatever arrives at once, upper-cased, as `framing = "none"` does."""
+
+    def handle(self) -> None:
+        """Answer until the client's end of file, or the last chunk that is allowed."""
+        config = getattr(self.server, "config", None) or Config()
+        protocol = ChunkProtocol(config.lines_per_connection)
+        while not protocol.finished:
+            data = self.request.recv(RECEIVE_SIZE)
+            self.request.sendall(protocol.receive(data) if data else protocol.receive_eof())
