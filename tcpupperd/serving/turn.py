@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: without pause cannot keep the others waiting.
 RECEIVE_SIZE = 65536
 
+#: Where the two counts stand.
+LINES, BYTES = range(2)
+
 #: The environment variable that has the Python one used, whatever was built.
 SWITCH = "TCPUPPERD_PURE_PYTHON"
 
@@ -46,13 +49,13 @@ def python_turn(fd: int, counts: Counts) -> Outcome:
     end = data.find(b"\n") + 1
     if not end or not data.endswith(b"\n"):
         return False, data
-    counts[0] += 1 if end == len(data) else count_lines(data)
+    counts[LINES] += 1 if end == len(data) else count_lines(data)
     answer = data.upper()
     try:
         sent = os.write(fd, answer)
     except BlockingIOError:
         sent = 0
-    counts[1] += sent
+    counts[BYTES] += sent
     return None if sent == len(answer) else (True, answer[sent:])
 
 
