@@ -63,6 +63,9 @@ class Worker(UpperServer):
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
         self.acceptor.capacity = self._capacity.accepted
+        self._allowance = (
+            math.nan
+        )  # as it was last set: that of the acceptor falls with each accept
         self._room_look_at = math.inf
         self.poller.add(context.control, self._obey)
         self._arrange_channel()
@@ -93,8 +96,10 @@ class Worker(UpperServer):
     def _arrange_channel(self) -> None:
         """See to the channel, and to how many connections may be accepted."""
         self._taker.arrange()
-        self._room_look_at = math.inf
-        if self._capacity.scarce:
+        if not self._capacity.scarce:
+            return
+        # Not in each turn: it takes as long as a line.
+        if self.acceptor.allowance != self._allowance or self._room_look_at <= self.poller.now:
             self._keep_within_limit()
 
     def _keep_within_limit(self) -> None:
@@ -102,9 +107,8 @@ class Worker(UpperServer):
         under way, others hold connections that will come to us."""
         waiting = messages_in(self._context.channel[0]) * self._capacity.batch
         free = self._capacity.together - self._context.scoreboard.open() - waiting
-        self.acceptor.allowance = free
-        if free <= 0:
-            self._room_look_at = self.poller.now + ROOM_TICK
+        self.acceptor.allowance = self._allowance = free
+        self._room_look_at = math.inf if free > 0 else self.poller.now + ROOM_TICK
 
     def _obey(self) -> None:
         order = self._context.control.read(1)

@@ -124,8 +124,8 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Take a few connections from a listener's queue."""
-        for _ in range(ACCEPTS_PER_TURN):
-            if self._room <= 0 or not self._accept_one(listener):
+        for _ in range(int(min(ACCEPTS_PER_TURN, self._room))):
+            if not self._accept_one(listener):
                 return
 
     def _accept_one(self, listener: Listener) -> bool:
@@ -137,7 +137,7 @@ class Acceptor:
         except OSError as error:
             self._failed(error)
             return False
-        self._tally.add(ACCEPTED)
+        self._tally.numbers[ACCEPTED] += 1
         self.allowance -= 1
         self._accepted[listener] += 1
         if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:

@@ -23,12 +23,9 @@ from tcpupperd.serving.counters import (
     Tally,
 )
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
+from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, SENT, turn
 
 log = logging.getLogger(__name__)
-
-#: Bytes received at a time. One connection gets no more in a turn, so a client that sends
-#: without pause cannot keep the others waiting.
-RECEIVE_SIZE = 65536
 
 #: Seconds that a client gets to end its side when the server has ended its own.
 LINGER_TIME = 2.0
@@ -146,7 +143,24 @@ class Connection:
         if self.unsent:
             return self._flush(now)
         protocol, tally = self.protocol, self.tally
-        data = self.socket.recv(RECEIVE_SIZE)
+        if tally.debug or protocol.mid_line or protocol.finished or not protocol.whole_lines:
+            return self._answer(self.socket.recv(RECEIVE_SIZE), now)
+        counts = tally.counts
+        before = counts[ANSWERED]
+        outcome = turn(self.fd, counts)
+        protocol.lines += counts[ANSWERED] - before
+        self.last_activity = now
+        if outcome is None:
+            return None
+        answered, data = outcome
+        if not answered:
+            return self._answer(data, now)
+        self.unsent = memoryview(data)
+        return Next.WATCH
+
+    def _answer(self, data: bytes, now: float) -> Next | None:
+        """Answer what was received as the protocol says."""
+        protocol, tally = self.protocol, self.tally
         before = protocol.lines
         if data:
             answer = protocol.receive(data)
@@ -154,7 +168,7 @@ class Connection:
             self.eof = True
             answer = protocol.receive_eof()
         self.last_activity = now
-        tally.lines += protocol.lines - before
+        tally.counts[ANSWERED] += protocol.lines - before
         if protocol.mid_line or self.line_began:
             self._time_line(protocol.lines - before)
         if tally.debug:
@@ -271,7 +285,7 @@ class Connection:
             sent = self.socket.send(answer)
         except BlockingIOError:
             sent = 0
-        self.tally.bytes += sent
+        self.tally.counts[SENT] += sent
         if sent == len(answer):
             return True
         # A copy of the rest: a view of the whole would keep all of it in memory for as long as
@@ -283,7 +297,7 @@ class Connection:
         """Send more of what is left; receive again when there is nothing left."""
         sent = self.socket.send(self.unsent)
         self.last_activity = now
-        self.tally.bytes += sent
+        self.tally.counts[SENT] += sent
         self.unsent = self.unsent[sent:]
         if self.unsent:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import MutableSequence
 
 #: What is counted, in the order of a slot. The first three say how the worker is; all that
@@ -51,19 +52,18 @@ STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`
 class Tally:
     """The counts of one server: `numbers` is a row of FIELDS, which other processes may read.
 
-    What every line adds to is kept in plain attributes and published once a turn: to add to a
-    number in shared memory takes three times as long.
+    `counts` is what every line adds to: lines answered, bytes sent (see `turn`). It is published
+    once a turn of the server: to add to a number in shared memory takes longer.
     """
 
-    __slots__ = ("bytes", "debug", "lines", "numbers")
+    __slots__ = ("counts", "debug", "numbers")
 
     def __init__(
         self, numbers: MutableSequence[int] | memoryview | None = None, *, debug: bool = False
     ) -> None:
         self.numbers = [0] * len(FIELDS) if numbers is None else numbers
         self.debug = debug  # whether connections and data are logged, too
-        self.lines = 0  # answered
-        self.bytes = 0  # sent
+        self.counts = array("Q", [0, 0])
 
     def add(self, field: int, count: int = 1) -> None:
         """Count something that is rare."""
@@ -72,5 +72,4 @@ class Tally:
     def publish(self, connections: int) -> None:
         """Make the numbers what they are now."""
         self.numbers[OPEN] = connections
-        self.numbers[LINES] = self.lines
-        self.numbers[BYTES] = self.bytes
+        self.numbers[LINES], self.numbers[BYTES] = self.counts

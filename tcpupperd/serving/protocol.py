@@ -16,11 +16,13 @@ class LineProtocol:
     held. After `lines_per_connection` lines, unless that is 0, all that follows is ignored.
     """
 
-    __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line")
+    __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line", "whole_lines")
 
     def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
         self._max_line = max_line
         self._limit = lines_per_connection
+        # Whether lines that come whole may be answered by `turn`; a subclass does as it likes.
+        self.whole_lines = type(self) is LineProtocol and not lines_per_connection
         self._held: bytes | bytearray = b""  # the answer to what has come of a line
         self.lines = 0  # answered so far
         self.mid_line = False  # a line has begun whose newline is still to come
@@ -49,7 +51,7 @@ class LineProtocol:
     def receive_eof(self) -> bytes:
         """The answer to a last line that came without a newline."""
         self.lines += self.mid_line
-        answer = self._take_held()
+        answer = self._take_held() if self._held else b""
         self.finish()
         return answer
 
@@ -107,6 +109,7 @@ class ChunkProtocol:
 
     held = b""
     mid_line = False
+    whole_lines = False
 
     def __init__(self, lines_per_connection: int = 0) -> None:
         self._limit = lines_per_connection

@@ -33,7 +33,7 @@ from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.services import service_of
+from tcpupperd.serving.services import Service, service_of
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,11 @@ class UpperServer(socketserver.BaseServer):
         for listener in listeners:
             listener.prepare(self.config.keepalive)
         self.draining: Drain | None = None
-        self._listener_name = ""  # of the connection that is being accepted
+        self._services: dict[Listener | None, Service] = {
+            listener: service_of(listener.name) for listener in listeners
+        }
+        self._services[None] = service_of("")
+        self._service = self._services[None]  # of the connection that is being accepted
         self._refusals = RateLimitedLog(log)
         self._stop_requested = False
         self._closed = False
@@ -211,7 +215,7 @@ class UpperServer(socketserver.BaseServer):
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
         """Serve a new connection, or end it if `verify_request` says so."""
-        self._listener_name = listener.name if listener else ""
+        self._service = self._services[listener]
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
@@ -255,7 +259,7 @@ class UpperServer(socketserver.BaseServer):
 
     def new_connection(self, request: socket.socket, client_address: Any) -> Connection:
         """A connection that is not served yet."""
-        protocol = service_of(self._listener_name)(self.config)
+        protocol = self._service(self.config)
         limits = self.connections.limits
         return Connection(request, client_address, protocol, limits, self.tally)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RECEIVE_SIZE = 65536
 
 #: Where the two counts stand.
-LINES, BYTES = range(2)
+ANSWERED, SENT = range(2)  # lines, bytes
 
 #: The environment variable that has the Python one used, whatever was built.
 SWITCH = "TCPUPPERD_PURE_PYTHON"
@@ -49,13 +49,13 @@ def python_turn(fd: int, counts: Counts) -> Outcome:
     end = data.find(b"\n") + 1
     if not end or not data.endswith(b"\n"):
         return False, data
-    counts[LINES] += 1 if end == len(data) else count_lines(data)
+    counts[ANSWERED] += 1 if end == len(data) else count_lines(data)
     answer = data.upper()
     try:
         sent = os.write(fd, answer)
     except BlockingIOError:
         sent = 0
-    counts[BYTES] += sent
+    counts[SENT] += sent
     return None if sent == len(answer) else (True, answer[sent:])
 
 

@@ -23,9 +23,9 @@ from tcpupperd.processes import handover
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
-from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.counters import RESET, TAKEN, Tally
 from tcpupperd.serving.poller import Poller
+from tcpupperd.serving.turn import RECEIVE_SIZE
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)

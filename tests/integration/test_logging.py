@@ -31,13 +31,13 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 #: Gives the daemon a bug.
 BUG = """
-from tcpupperd.serving.protocol import LineProtocol
-receive = LineProtocol.receive
-def receive_or_fail(self, data):
-    if b"bug" in data:
-        raise RuntimeError("a bug")
-    return receive(self, data)
-LineProtocol.receive = receive_or_fail
+from tcpupperd.serving import services
+class FailingProtocol(services.LineProtocol):
+    def receive(self, data):
+        if b"bug" in data:
+            raise RuntimeError("a bug")
+        return super().receive(data)
+services.LineProtocol = FailingProtocol
 """
 
 

@@ -23,7 +23,7 @@ from integration.processes import DEADLINE, cannot, cpu_time, descriptors, until
 from tcpupperd.address import source_of
 from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
-from tcpupperd.serving.connection import RECEIVE_SIZE, Connection
+from tcpupperd.serving.connection import Connection
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ERRORS,
@@ -37,6 +37,7 @@ from tcpupperd.serving.counters import (
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)
@@ -151,7 +152,7 @@ def test_shutdown_comes_from_inside() -> None:
     class Last(UpperServer):
         def service_actions(self) -> None:
             super().service_actions()
-            if self.tally.lines:
+            if self.tally.counts[ANSWERED]:
                 self.shutdown()
 
     with Last(ANY_PORT) as server:
@@ -358,7 +359,7 @@ def test_shutdown_request_loses_no_answer() -> None:
     class Once(UpperServer):
         def service_actions(self) -> None:
             super().service_actions()
-            for connection in self.connections if self.tally.lines else ():
+            for connection in self.connections if self.tally.counts[ANSWERED] else ():
                 self.shutdown_request(connection.socket)
 
     with serving(Once(ANY_PORT)) as server, connected(server) as client:

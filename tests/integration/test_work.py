@@ -21,8 +21,8 @@ from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped, until
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
-from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.turn import RECEIVE_SIZE, python_turn, turn
 
 LINE = b"x" * 63 + b"\n"
 MANY_LINES = LINE * 256
@@ -30,6 +30,10 @@ MANY_LINES = LINE * 256
 #: Calls of epoll_wait(2) that a count may have more: in the first the worker waits while the trace
 #: begins, in the last when it ends.
 WAITING = 2
+
+
+#: Not every machine has epoll_wait(2) itself, and in Python a turn takes a descriptor for a file.
+SAME = {"epoll_pwait": "epoll_wait", "read": "recvfrom", "write": "sendto"}
 
 
 def test_system_calls_of_a_line(tmp_path: Path) -> None:
@@ -78,8 +82,10 @@ def test_system_calls_of_a_connection(tmp_path: Path) -> None:
     requeues = 2 * count // ACCEPTS_BEFORE_REQUEUE
     nobody_waits = calls.pop("accept4") - count
     assert nobody_waits <= 1
+    looks = calls.pop("ioctl") - count  # how many may come, where descriptors are scarce
+    assert looks <= count / ACCEPTS_PER_TURN + 1
     assert calls == {
-        "ioctl": count,  # FIONBIO: not to block
+        # and an ioctl(2), FIONBIO, for each not to block
         "getsockname": count,  # by which Python's socket objects see that it is one
         "epoll_ctl": count + requeues,
         "recvfrom": 2 * count,  # the line, and the end
@@ -108,7 +114,7 @@ def test_functions_called_for_a_connection() -> None:
             while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
-    assert calls.total() <= 60 * count
+    assert calls.total() <= (69 if turn is python_turn else 60) * count
 
 
 def test_a_turn_serves_each_client_once() -> None:
@@ -190,8 +196,7 @@ def counted_system_calls(daemon: Daemon, directory: Path) -> Iterator[Counter[st
     for row in summary.read_text().splitlines():
         number, _, name = row.strip().partition(" ")
         if number.isdigit():
-            # Not every machine has epoll_wait(2) itself.
-            calls[name.strip().replace("epoll_pwait", "epoll_wait")] += int(number)
+            calls[SAME.get(name.strip(), name.strip())] += int(number)
     del calls["total"]
     # More memory is taken now and then; not for each line, given back, and taken again.
     assert sum(calls.pop(name, 0) for name in ("brk", "mmap", "munmap")) < 8
