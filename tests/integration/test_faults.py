@@ -46,7 +46,7 @@ def worker() -> Iterator[Worker]:
         listeners=[],
         listeners_outlive_us=False,
         channel=(give, take),
-        channel_outlives_us=False,
+        channel_outlives_us=lambda: False,
         control=FileIO(orders),
         numbers=scoreboard.claim().numbers,
         scoreboard=scoreboard,
