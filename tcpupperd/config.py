@@ -244,6 +244,10 @@ class Config:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"cannot change {name}: a configuration is immutable")
 
+    def replace(self, **changed: Any) -> Config:
+        """A configuration that differs in some settings."""
+        return Config(**(vars(self) | changed))
+
     @property
     def worker_count(self) -> int:
         """How many processes "workers" means on this machine."""

@@ -88,9 +88,9 @@ class WorkerProcess:
         """Whether it has been told to leave."""
         return self._control is None
 
-    def silent_for(self) -> float:
+    def silent_for(self, now: float) -> float:
         """Seconds since its last sign of life."""
-        return monotonic() - self.slot.numbers[HEARTBEAT] / 1_000_000
+        return now - self.slot.numbers[HEARTBEAT] / 1_000_000
 
     def retire(self, order: bytes, timeout: float) -> None:
         """Tell it to leave, and when it will be killed."""
@@ -153,6 +153,7 @@ class Supervisor:
         self._early_deaths = 0
         self._retry_at = 0.0
         self._next_watch = 0.0 if notifier.watchdog_interval else math.inf
+        self._awake_since = 0.0  # when we last overslept
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Serve until told to stop; calls `started` once all workers accept. Raises StartError
@@ -457,23 +458,25 @@ class Supervisor:
         """Tell the watchdog that we live, and see whether the workers do.
 
         If we have overslept, as when the whole service was stopped and goes on, the workers get
-        another turn to show themselves.
+        as long again to show themselves: the time in which nobody ran does not count.
         """
         now, interval = monotonic(), self._notifier.watchdog_interval
         if now < self._next_watch:
             return
-        overslept = self._next_watch and now - self._next_watch > interval / 4
+        if self._next_watch and now - self._next_watch > interval / 4:
+            self._awake_since = now
         # sd_watchdog_enabled(3) wants one every half: a wake-up is always a little late.
         self._next_watch = now + interval / 3
         self._notifier.watchdog()
         self._tell_status()
         for one in self._workers.values():
-            if not overslept and one.silent_for() > interval:
+            # By the time at which we looked, for we too may be stopped in between.
+            if min(one.silent_for(now), now - self._awake_since) > interval:
                 log.error("worker %d shows no sign of life, killing it", one.pid)
                 one.kill()
 
     def _check_store(self) -> None:
-        """Tell once that the service manager does not keep what it said that it would."""
+        """Log once that the service manager does not keep what it said that it would."""
         if self._store.has_failed and not self._store_failed:
             self._store_failed = True
             log.warning(

@@ -29,9 +29,6 @@ GIVE_WITH_QUEUES = b"q"  # the same, and those in the queues, which nobody else 
 STORE = b"s"  # your connections to whoever comes next: all workers leave
 DRAIN = b"d"  # answer what has come, and end your connections
 
-#: Seconds between two looks whether others have made room: nothing tells.
-ROOM_TICK = 0.05
-
 #: Descriptors that one wait finds ready at the most, by Python's epoll.
 EVENTS = 1000
 
@@ -63,12 +60,10 @@ class Worker(UpperServer):
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
         self.acceptor.capacity = self._capacity.accepted
-        self._allowance = (
-            math.nan
-        )  # as it was last set: that of the acceptor falls with each accept
-        self._room_look_at = math.inf
+        if self._capacity.scarce:
+            self.acceptor.allowance = self._room_together
         self.poller.add(context.control, self._obey)
-        self._arrange_channel()
+        self._taker.arrange()
 
     def announce(self) -> None:
         """Tell the supervisor, who waits for signals only, that this worker accepts."""
@@ -80,35 +75,24 @@ class Worker(UpperServer):
     def service_actions(self) -> None:
         """Once a turn: also a sign of life."""
         self._giver.go_on()
-        self._arrange_channel()
+        self._taker.arrange()
         super().service_actions()
         if self._context.heartbeat:
             self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
         """Seconds until something is due, the next sign of life among it."""
-        until = min(until, self._giver.look_at, self._taker.look_at, self._room_look_at)
+        until = min(until, self._giver.look_at, self._taker.look_at)
         timeout = super().poll_timeout(until)
         if not self._context.heartbeat:
             return timeout
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
 
-    def _arrange_channel(self) -> None:
-        """See to the channel, and to how many connections may be accepted."""
-        self._taker.arrange()
-        if not self._capacity.scarce:
-            return
-        # Not in each turn: it takes as long as a line.
-        if self.acceptor.allowance != self._allowance or self._room_look_at <= self.poller.now:
-            self._keep_within_limit()
-
-    def _keep_within_limit(self) -> None:
-        """Accept nothing that could not be handed over at a restart: while a reload or a start is
-        under way, others hold connections that will come to us."""
+    def _room_together(self) -> float:
+        """How many connections all workers may accept so that all could be handed over at a
+        restart: while a reload or a start is under way, others hold some that will come to us."""
         waiting = messages_in(self._context.channel[0]) * self._capacity.batch
-        free = self._capacity.together - self._context.scoreboard.open() - waiting
-        self.acceptor.allowance = self._allowance = free
-        self._room_look_at = math.inf if free > 0 else self.poller.now + ROOM_TICK
+        return self._capacity.together - self._context.scoreboard.open() - waiting
 
     def _obey(self) -> None:
         order = self._context.control.read(1)

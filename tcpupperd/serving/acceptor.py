@@ -58,7 +58,7 @@ class Acceptor:
     ) -> None:
         self.listeners = list(listeners)
         self.capacity = math.inf  # connections, with which accepting stops
-        self.allowance = math.inf  # how many more may be accepted, whatever the capacity
+        self.allowance = no_limit  # how many more may be accepted now, whatever the capacity
         self._poller = poller
         self._connections = connections
         self._welcome = welcome
@@ -78,11 +78,7 @@ class Acceptor:
             self._paused_until = 0.0  # one that has ended has left its descriptor
         if self.listeners and connections >= self.capacity:
             self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
-        self._poll(self._room > 0 and not self._paused_until)
-
-    @property
-    def _room(self) -> float:
-        return min(self.capacity - len(self._connections), self.allowance)
+        self._poll(connections < self.capacity and not self._paused_until)
 
     @property
     def resumes_at(self) -> float:
@@ -124,7 +120,10 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Take a few connections from a listener's queue."""
-        for _ in range(int(min(ACCEPTS_PER_TURN, self._room))):
+        allowed = min(ACCEPTS_PER_TURN, self.allowance())
+        if allowed <= 0:
+            self._pause()
+        for _ in range(int(min(allowed, self.capacity - len(self._connections)))):
             if not self._accept_one(listener):
                 return
 
@@ -138,7 +137,6 @@ class Acceptor:
             self._failed(error)
             return False
         self._tally.numbers[ACCEPTED] += 1
-        self.allowance -= 1
         self._accepted[listener] += 1
         if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
             self._poller.remove(listener.socket)
@@ -151,9 +149,12 @@ class Acceptor:
         if error.errno not in SHORTAGE:
             log.debug("a connection failed before it was accepted: %s", error)
             return
+        self._pause()
+        self._complain(os.strerror(error.errno))
+
+    def _pause(self) -> None:
         self._paused_until = self._poller.now + SHORTAGE_PAUSE
         self._open_at_pause = len(self._connections)
-        self._complain(os.strerror(error.errno))
 
     def _complain(self, why: str) -> None:
         """Count a shortage, and log it: not too often, but before it has lasted long."""
@@ -174,3 +175,8 @@ class Acceptor:
         if self._complained:
             self._complained = False
             log.warning("accepting again")
+
+
+def no_limit() -> float:
+    """The allowance of a server that is alone."""
+    return math.inf

@@ -40,3 +40,24 @@ class ChunkHandler(socketserver.BaseRequestHandler):
         while not protocol.finished:
             data = self.request.recv(RECEIVE_SIZE)
             self.request.sendall(protocol.receive(data) if data else protocol.receive_eof())
+
+
+#: What stands for each framing.
+HANDLERS: dict[str, type[socketserver.BaseRequestHandler]] = {
+    "line": UpperHandler,
+    "none": ChunkHandler,
+}
+
+#: What makes a handler: one that inherits all of these from another does the same.
+STEPS = ("__init__", "setup", "handle", "finish")
+
+
+def framing_of(handler: type[socketserver.BaseRequestHandler]) -> str:
+    """The framing that a handler stands for; TypeError if there is none."""
+    for framing, known in HANDLERS.items():
+        if all(getattr(handler, step, None) is getattr(known, step) for step in STEPS):
+            return framing
+    raise TypeError(
+        f"UpperServer cannot run {handler.__name__}: it serves UpperHandler and ChunkHandler"
+        " themselves, from one epoll; give other handlers to socketserver.ThreadingTCPServer"
+    )

@@ -31,17 +31,11 @@ from tcpupperd.serving.connection import Connection, Limits
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
-from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
+from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.services import Service, service_of
 
 log = logging.getLogger(__name__)
-
-#: The handlers that it can serve, and the framing that each stands for.
-FRAMINGS = {UpperHandler: "line", ChunkHandler: "none"}
-
-#: What makes a handler: one that inherits all of these from another does the same.
-STEPS = ("__init__", "setup", "handle", "finish")
 
 
 class UpperServer(socketserver.BaseServer):
@@ -72,13 +66,14 @@ class UpperServer(socketserver.BaseServer):
         config: Config | None = None,
         counters: MutableSequence[int] | memoryview | None = None,
     ) -> None:
-        self.config = configure(config or Config(), RequestHandlerClass)
+        self.config = config or Config()
+        if RequestHandlerClass:
+            self.config = self.config.replace(framing=framing_of(RequestHandlerClass))
         if server_address is not None:
             listeners = [*listeners, self._listen(server_address)]
         self.socket = listeners[0].socket if listeners else None
         address = self.socket.getsockname() if self.socket else ""
-        handlers = {framing: handler for handler, framing in FRAMINGS.items()}
-        super().__init__(address, handlers[self.config.framing])
+        super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
         self.connections = Connections(
@@ -283,16 +278,3 @@ class UpperServer(socketserver.BaseServer):
         """Log a bug met in serving one connection; the others are served on."""
         self.tally.add(ERRORS)
         log.exception("bug in serving %s, closing the connection", client_address)
-
-
-def configure(config: Config, handler: type[socketserver.BaseRequestHandler] | None) -> Config:
-    """A configuration with the framing that a handler stands for; TypeError if there is none."""
-    if handler is None:
-        return config
-    for known, framing in FRAMINGS.items():
-        if all(getattr(handler, name, None) is getattr(known, name) for name in STEPS):
-            return Config(**{**vars(config), "framing": framing})
-    raise TypeError(
-        f"UpperServer cannot run {handler.__name__}: it serves UpperHandler and ChunkHandler"
-        " themselves, from one epoll; give other handlers to socketserver.ThreadingTCPServer"
-    )

@@ -1,8 +1,49 @@
 """Commands that follow at once on each other: nothing fails, and nobody is left unanswered."""
 
+import random
+
 from system.container import Container
-from system.service import SERVICE, Conversation, drop_in
+from system.service import SERVICE, Conversation, drop_in, is_active
+from system.test_handover import at_work
 from system.waiting import until
+
+#: Connections at work meanwhile.
+CONNECTIONS = 500
+
+COMMANDS = (
+    ("reload",),
+    ("reload", "--no-block"),
+    ("restart",),
+    ("restart", "--no-block"),
+    ("try-restart", "--no-block"),
+    ("reload-or-restart", "--no-block"),
+    ("kill", "--kill-who=main", "--signal=HUP"),
+)
+
+
+def test_any_order_of_reloads_and_restarts(machine: Container, program: str) -> None:
+    """A command may be overtaken by the next; no client notices any."""
+    order = random.Random(5)
+    with at_work(machine, program, CONNECTIONS) as clients:
+        for _ in range(30):
+            machine.try_run("systemctl", *order.choice(COMMANDS), SERVICE)
+        machine.run("systemctl", "restart", SERVICE)
+        until(lambda: is_active(machine))
+        assert clients.finish().faults == {}
+    assert "Failed with" not in machine.journal(f"--unit={SERVICE}")
+
+
+def test_stop_after_a_restart_leaves_no_line_unanswered_that_came_before(
+    machine: Container, program: str
+) -> None:
+    for _ in range(3):
+        with at_work(machine, program, CONNECTIONS) as clients:
+            clients.mark()
+            machine.run("systemctl", "restart", "--no-block", SERVICE)
+            machine.run("systemctl", "stop", SERVICE)
+            machine.run("systemctl", "start", SERVICE)
+            until(lambda: is_active(machine))
+            assert clients.report().lost == 0
 
 
 def test_restart_in_the_midst_of_a_reload(machine: Container) -> None:
@@ -26,7 +67,7 @@ def test_store_that_keeps_nothing(machine: Container) -> None:
         until(lambda: "keeps no descriptors" in machine.journal(f"--unit={SERVICE}"))
         machine.run("systemctl", "restart", SERVICE)
         assert conversation.end() == ""
-    assert "ending 1 connections" in machine.journal(f"--unit={SERVICE}")
+    assert "ending 1 connection" in machine.journal(f"--unit={SERVICE}")
 
 
 def test_store_that_keeps_nothing_from_now_on(machine: Container) -> None:
@@ -36,5 +77,5 @@ def test_store_that_keeps_nothing_from_now_on(machine: Container) -> None:
         machine.run("systemctl", "restart", SERVICE)
         assert conversation.end() == ""
     journal = machine.journal(f"--unit={SERVICE}")
-    assert "ending 1 connections" in journal
+    assert "ending 1 connection" in journal
     assert "Failed with" not in journal

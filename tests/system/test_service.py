@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from contextlib import ExitStack
 
 import pytest
@@ -229,3 +230,32 @@ def test_signal_by_hand_brings_a_new_process(machine: Container, number: signal.
     until(lambda: main_pid(machine) not in (0, pid))
     until(lambda: is_active(machine))
     assert machine.show(SERVICE, "ExecMainStatus") == "0"
+
+
+#: A client that sends until nothing more is taken, and reads no answer.
+STALLED = """
+import socket, sys
+client = socket.create_connection(("127.0.0.1", 9999))
+client.settimeout(2)
+try:
+    while True:
+        client.send(b"unread\\n" * 9000)
+except TimeoutError:
+    print("stalled", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_stop_has_the_time_of_drain_timeout_whatever_the_unit_allows(machine: Container) -> None:
+    """The daemon asks systemd for it; only then are answers cut that nobody reads."""
+    drop_in(machine, SERVICE, "[Service]\nTimeoutStopSec=2\n")
+    machine.write(CONFIGURATION, "drain_timeout = 6\n")
+    machine.run("systemctl", "restart", SERVICE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with machine.popen("python3", "-c", STALLED, **pipes) as client:
+        assert client.stdout
+        assert client.stdout.readline() == "stalled\n"
+        machine.run("systemctl", "stop", SERVICE)
+        client.kill()
+    assert machine.show(SERVICE, "Result") == "success"
+    assert "timed out" not in machine.journal(f"--unit={SERVICE}")
