@@ -50,7 +50,7 @@ deb: checkout
 	trap '[ "$$(id -u)" != 0 ] || chown --recursive --reference=. build dist' EXIT && \
 	$(GIT) ls-files -z | xargs -0 cp -P --parents --target-directory=build/deb/tcpupperd && \
 	(cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign) && \
-	cp build/deb/*.deb dist/
+	cp build/deb/tcpupperd_*.deb dist/
 
 # A tarball of the source is without debian/, and a copy of it without git's list of its files.
 checkout:

@@ -44,7 +44,7 @@ def _build(release: str, folder: Path, profile: str) -> Path:
     environment = f"DEB_BUILD_PROFILES={profile} DEB_BUILD_OPTIONS={profile}"
     build = "dpkg-buildpackage --build=binary --no-sign"
     run_offline(release, folder, f"cd /mnt/tcpupperd && {environment} {build}")
-    return next(folder.glob("*.deb"))
+    return next(folder.glob("tcpupperd_*.deb"))
 
 
 def run_offline(release: str, folder: Path, script: str) -> str:
