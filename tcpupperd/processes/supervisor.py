@@ -23,6 +23,7 @@ from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
+from tcpupperd.serving import turn
 from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
 from tcpupperd.words import counted
 
@@ -391,10 +392,11 @@ class Supervisor:
             return
         dropped = self._listeners.keep(self._config.listen)
         log.info(
-            "%s: %s, listening on %s",
+            "%s: %s, listening on %s, %s",
             "reloaded" if self._ready else "ready",
             counted(self._config.worker_count, "worker"),
             self._listeners,
+            turn.implementation,
         )
         for text in conflicts(self._config, passed=self._listeners.passed, kept=self._store.keeps):
             log.warning("%s", text)

@@ -13,6 +13,7 @@ from integration.daemon import COMMAND, ROOT, Daemon
 from integration.processes import until
 from tcpupperd import __version__
 from tcpupperd.config import SETTINGS
+from tcpupperd.serving import turn
 
 
 def run(*options: str) -> tuple[int, str, str]:
@@ -24,7 +25,8 @@ def run(*options: str) -> tuple[int, str, str]:
 
 
 def test_version() -> None:
-    assert run("--version") == (0, f"tcpupperd {__version__}\n", "")
+    said = f"tcpupperd {__version__}, {turn.implementation}\n"
+    assert run("--version") == (0, said, "")
 
 
 def test_help_names_every_option() -> None:

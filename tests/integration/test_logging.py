@@ -14,6 +14,7 @@ import pytest
 
 from integration.daemon import ROOT, Daemon
 from integration.processes import DEADLINE, stopped, until
+from tcpupperd.serving import turn
 
 PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
 
@@ -106,6 +107,7 @@ def test_connections_are_not_logged_otherwise() -> None:
         daemon.stop()
         messages = [line.split(" ", 3)[3] for line in daemon.log.splitlines()]
         assert messages[0].startswith("ready: 2 workers, listening on 127.0.0.1:")
+        assert messages[0].endswith(f", {turn.implementation}")
         assert all(message.startswith("counters: ") for message in messages[1:-1])
         assert messages[-1] == "stopping, ending 0 connections"
 
