@@ -36,7 +36,7 @@ soak: $(VENV)/ready
 
 # Measures on Debian's own Python. Without root, peers that are not here are left out and named.
 bench:
-	command -v gcc || $(APT_INSTALL) gcc libc6-dev
+	command -v gcc && command -v /usr/bin/python3-config || $(APT_INSTALL) gcc libc6-dev python3-dev
 	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
 	command -v go || $(APT_INSTALL) golang-go || true
 	command -v socat || $(APT_INSTALL) socat || true

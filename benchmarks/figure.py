@@ -6,9 +6,9 @@ from statistics import median
 
 from benchmarks.load import RATES, Work
 from benchmarks.rounds import Rounds
-from benchmarks.servers import DAEMON, LIMIT, Server
+from benchmarks.servers import DAEMON, LIMIT, WITHOUT_C, Server
 
-NAME_WIDTH, BAR_WIDTH, FIGURE_WIDTH = 170, 380, 740
+NAME_WIDTH, BAR_WIDTH, FIGURE_WIDTH = 210, 380, 780
 BAR_HEIGHT, STEP, PANEL_GAP = 14, 20, 46
 
 # The colours hold on white and on dark pages; a README's picture cannot know which it is on.
@@ -51,7 +51,7 @@ def _panel(results: Rounds, servers: Sequence[Server], work: Work, top: int) -> 
 
 def _bar(server: Server, ratios: Sequence[float], scale: float, rate: float, y: int) -> str:
     share, low, high = (scale * of(ratios) for of in (median, min, max))
-    kind = "ours" if server is DAEMON else "peer"
+    kind = "ours" if server in (DAEMON, WITHOUT_C) else "peer"
     baseline, middle = y + BAR_HEIGHT - 3, y + BAR_HEIGHT / 2
     label = f"{median(ratios):.1%} · {rate:,.0f}/s"
     return (

@@ -1,8 +1,10 @@
 """The same works on all servers, again and again, so that every ratio is of one moment."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from statistics import median
 
 from benchmarks.load import Outcome, Work, measure
@@ -43,6 +45,14 @@ class Rounds:
             f"{outcome.cpu_us:10.3f} us CPU each, p99 {outcome.p99_us:,.0f} us",
             flush=True,
         )
+
+    def as_json(self) -> str:
+        """All outcomes, for programs: a list for each server and work, in the order of rounds."""
+        rows = [
+            {"server": server.name, "work": work.title, "rounds": [asdict(r) for r in of.values()]}
+            for (server, work), of in self.outcomes.items()
+        ]
+        return json.dumps(rows, indent=1) + "\n"
 
     def median(self, server: Server, work: Work, figure: str) -> float:
         values: list[float] = [
