@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
-# Debian's tools are for Debian's Python, not for another one that comes first on the path.
+# Debian's tools need Debian's Python, not another one that comes first in PATH.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
 NEEDED := apt-cache depends --recurse --installed --important tcpupperd
 BUILD_DEP := --no-install-recommends build-dep ./
-# At a terminal apt-get asks before it installs.
+# Let apt-get ask before it installs, if there is a terminal.
 YES := $(shell test -t 0 || echo --yes)
 GIT := git -c safe.directory='*'
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends
@@ -27,14 +27,15 @@ check: $(VENV)/ready
 system-test:
 	$(PYTHON) tests tests/system
 
-# The long forms of the tests, and fuzzing: some hours, with what needs root as root.
+# The long forms of the tests, and fuzzing: takes some hours. Run by root, it includes the system
+# tests of the hand-over.
 soak: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
 	SOAK=1 $(VENV)/bin/pytest
 	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py
 
-# Measures on Debian's own Python. Without root, peers that are not here are left out and named.
+# Measures with Debian's own Python. Without root, missing peers are named and left out.
 bench:
 	command -v gcc && command -v /usr/bin/python3-config || $(APT_INSTALL) gcc libc6-dev python3-dev
 	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
@@ -42,8 +43,8 @@ bench:
 	command -v socat || $(APT_INSTALL) socat || true
 	/usr/bin/python3 -m benchmarks
 
-# Only what git knows goes in, as in a fresh clone; with sudo, the clone of somebody else. What
-# root makes here becomes theirs.
+# Only files that git tracks go in, as in a fresh clone. With sudo, the clone belongs to somebody
+# else; files that root creates here are given to its owner.
 deb: checkout
 	rm -rf build/deb dist/*.deb
 	mkdir -p build/deb/tcpupperd dist
@@ -52,23 +53,23 @@ deb: checkout
 	(cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign) && \
 	cp build/deb/tcpupperd_*.deb dist/
 
-# A tarball of the source is without debian/, and a copy of it without git's list of its files.
+# A tarball of the source has no debian/, and a copy of the tree lacks git's list of files.
 checkout:
 	@[ -d debian ] && $(GIT) ls-files --error-unmatch debian/control >/dev/null || \
 	{ echo "A package for Debian can only be made in a clone of the git repository." >&2; exit 1; }
 
-# The source as it is committed: what Debian calls the upstream tarball.
+# The committed source: what Debian calls the upstream tarball.
 dist:
 	mkdir -p dist
 	$(GIT) archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
 
-# What reviewers of Debian packages run beside the system tests; takes ten minutes.
+# Further checks that reviewers of Debian packages run; takes ten minutes.
 package-checks: $(VENV)/ready
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
-# For Python's package index: the wheel, and the sdist with all that its tests need. The index takes
-# no wheel that does not say on which systems the C module runs.
+# For Python's package index: the wheel, and the sdist with everything that its tests need. The
+# index accepts a wheel with a C module only if its name says on which systems the module runs.
 wheel: export TCPUPPERD_REQUIRE_C = 1
 wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 wheel: $(VENV)/ready
@@ -79,17 +80,18 @@ wheel: $(VENV)/ready
 	mv build/wheel/*.tar.gz dist/wheel/
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
-# Who installs has no need of the tests, nor of what they need. The list of packages is our own: of
-# those that a build adds autoremove would leave two thirds, since something suggests them.
+# Installing needs neither the tests nor their dependencies. The list of removable packages is made
+# here: autoremove would keep two thirds of those that a build adds, because other packages suggest
+# them.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
 install: checkout
 	apt-get --quiet=2 update
 	@set -e; \
 	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
-	echo "== First what the build needs. At the end it is said how to remove that."; \
+	echo "== The build needs these packages. The last line says how to remove them."; \
 	removable() { echo "$$added" | grep -vxF "$$($(NEEDED) | grep '^[a-z]')"; }; \
-	trap 'echo "== What only the build needed goes by: sudo apt-get purge" $$(removable)' EXIT; \
+	trap 'echo "== To remove what the build needed: sudo apt-get purge" $$(removable)' EXIT; \
 	apt-get $(YES) $(BUILD_DEP); \
 	$(MAKE) deb; \
 	apt-get $(YES) --reinstall install ./dist/*.deb

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks import figure, measures, report
 from benchmarks.build import BUILD, HERE, build_all
@@ -35,7 +36,7 @@ def main() -> int:
     parts += [report.latencies(results, servers), *once(servers, options.short)]
     files = {
         "results.md": "# Measured\n\n" + "\n".join(parts),
-        "results.svg": figure.draw(results, servers),
+        "results.svg": figure.draw(ratios(results, servers)),
         "results.json": results.as_json(),
     }
     write(BUILD if options.short else HERE / "results", files)
@@ -92,6 +93,19 @@ def daemon_rows(rounds: int) -> list[measures.Row]:
         measures.spreading(workers=4, connections=4000),
         measures.replacing(rounds),
     ]
+
+
+def ratios(results: Rounds, servers: Sequence[Server]) -> figure.Panels:
+    """What the figure shows: the rates of the servers that did a work, by that of the limit."""
+    panels: dict[str, dict[str, figure.Ratios]] = {}
+    for work in RATES:
+        measured = {server.name: results.ratios(server, LIMIT, work) for server in servers}
+        panels[work.title] = {
+            name: figure.Ratios(median(found), min(found), max(found))
+            for name, found in measured.items()
+            if found
+        }
+    return panels
 
 
 def write(directory: Path, files: Mapping[str, str]) -> None:

@@ -1,64 +1,154 @@
-"""The rates as a picture: a panel for each work, a bar for each server, the limit's as 100 %."""
+"""The rates as a picture: a panel for each work, and in it a bar for each server.
 
-from collections.abc import Sequence
+``python3 -m benchmarks.figure`` draws it again from the table in ``results/results.md``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
 from html import escape
-from statistics import median
+from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.load import RATES, Work
-from benchmarks.rounds import Rounds
-from benchmarks.servers import DAEMON, LIMIT, WITHOUT_C, Server
+DAEMON, LIMIT = "tcpupperd", "C epoll"
+OURS = (DAEMON, f"{DAEMON} without its C module")
 
-NAME_WIDTH, BAR_WIDTH, FIGURE_WIDTH = 210, 380, 780
-BAR_HEIGHT, STEP, PANEL_GAP = 14, 20, 46
+NAME_WIDTH, FIGURE_WIDTH = 210, 780
+RATIO_WIDTH = 260  # of 1.00: one length in all panels
+TICK = 0.25
+BAR_HEIGHT, STEP = 14, 20
+TITLE_HEIGHT, AXIS_HEIGHT, PANEL_GAP = 10, 18, 36
 
-# The colours hold on white and on dark pages; a README's picture cannot know which it is on.
+# The colours work on white and on dark pages; a picture in a README cannot know which it is on.
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #6e7781 }
 .title { font-weight: 600; font-size: 13px }
 .ours { fill: #2f81f7 } text.ours { font-weight: 600 }
 .peer { fill: #8c959f }
 .range { stroke: #57606a; stroke-width: 1.5 }
+.axis { stroke: #8c959f; stroke-opacity: 0.4 }
+.tick { font-size: 11px; text-anchor: middle }
 """
 
+LEGEND = (
+    f"Rate relative to {LIMIT}, which is 1.00. Bar and number: median of all rounds.",
+    "Whiskers: lowest and highest round. Equal within noise: the whiskers overlap those of"
+    f" {DAEMON}.",
+)
 
-def draw(results: Rounds, servers: Sequence[Server]) -> str:
-    parts, top = [], 24
-    for work in RATES:
-        measured = [server for server in servers if results.ratios(server, LIMIT, work)]
-        parts.append(_panel(results, measured, work, top))
-        top += len(measured) * STEP + PANEL_GAP
+
+class Ratios(NamedTuple):
+    """Of a server to the limit: the median of all rounds, the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+    def overlaps(self, other: "Ratios") -> bool:
+        """Whether the difference may be noise."""
+        return self.low <= other.high and other.low <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.median:.{digits(self)}f}"
+
+
+#: The ratios by the title of a work and the name of a server.
+Panels = Mapping[str, Mapping[str, Ratios]]
+
+
+def digits(ratios: Iterable[float]) -> int:
+    """Digits after the point with which to show ratios."""
+    return 2 if min(ratios) >= 0.095 else 3
+
+
+def draw(panels: Panels) -> str:
+    """The picture as SVG."""
+    highest = max(one.high for ratios in panels.values() for one in ratios.values())
+    ticks = -int(-highest // TICK)
+    parts, top = [], 14
+    for line in LEGEND:
+        parts.append(f'<text x="0" y="{top}">{escape(line)}</text>\n')
+        top += 16
+    top += 14
+    for title, ratios in panels.items():
+        parts.append(_panel(title, ratios, ticks, top))
+        top += TITLE_HEIGHT + len(ratios) * STEP + AXIS_HEIGHT + PANEL_GAP
+    height = top - PANEL_GAP
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{FIGURE_WIDTH}" height="{top - 24}" '
-        f'viewBox="0 0 {FIGURE_WIDTH} {top - 24}" role="img">\n'
-        "<title>Rates as shares of what a C epoll server does</title>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{FIGURE_WIDTH}" height="{height}" '
+        f'viewBox="0 0 {FIGURE_WIDTH} {height}" role="img">\n'
+        f"<title>Rates relative to {LIMIT}</title>\n"
         f"<style>{STYLE}</style>\n{''.join(parts)}</svg>\n"
     )
 
 
-def _panel(results: Rounds, servers: Sequence[Server], work: Work, top: int) -> str:
-    def share(server: Server) -> float:
-        return median(results.ratios(server, LIMIT, work))
-
-    title = f"{work.title}: {work.unit} a second, C epoll = 100 %"
-    parts = [f'<text class="title" x="0" y="{top}">{escape(title)}</text>\n']
-    scale = BAR_WIDTH / max(max(results.ratios(server, LIMIT, work)) for server in servers)
-    for row, server in enumerate(sorted(servers, key=share, reverse=True)):
-        ratios = results.ratios(server, LIMIT, work)
-        rate = results.median(server, work, "rate")
-        parts.append(_bar(server, ratios, scale, rate, top + 10 + row * STEP))
+def _panel(title: str, ratios: Mapping[str, Ratios], ticks: int, top: int) -> str:
+    first = top + TITLE_HEIGHT
+    parts = [
+        f'<text class="title" x="0" y="{top}">{escape(title)}</text>\n',
+        _axis(ticks, first, first + len(ratios) * STEP),
+    ]
+    names = sorted(ratios, key=lambda name: ratios[name].median, reverse=True)
+    for row, name in enumerate(names):
+        is_equal = name != DAEMON and DAEMON in ratios and ratios[name].overlaps(ratios[DAEMON])
+        note = "equal within noise" if is_equal else ""
+        parts.append(_bar(name, ratios[name], note, ticks, first + row * STEP + 3))
     return "".join(parts)
 
 
-def _bar(server: Server, ratios: Sequence[float], scale: float, rate: float, y: int) -> str:
-    share, low, high = (scale * of(ratios) for of in (median, min, max))
-    kind = "ours" if server in (DAEMON, WITHOUT_C) else "peer"
-    baseline, middle = y + BAR_HEIGHT - 3, y + BAR_HEIGHT / 2
-    label = f"{median(ratios):.1%} · {rate:,.0f}/s"
+def _axis(ticks: int, top: int, bottom: int) -> str:
+    parts = []
+    for tick in range(ticks + 1):
+        x = _x(tick * TICK)
+        parts.append(
+            f'<path class="axis" d="M{x} {top}V{bottom + 3}"/>\n'
+            f'<text class="tick" x="{x}" y="{bottom + 15}">{tick * TICK:.2f}</text>\n'
+        )
+    return "".join(parts)
+
+
+def _bar(name: str, ratios: Ratios, note: str, ticks: int, y: int) -> str:
+    kind = "ours" if name in OURS else "peer"
+    baseline = y + BAR_HEIGHT - 3
+    width = max(ratios.median * RATIO_WIDTH, 1)
+    label = f"{ratios}, {note}" if note else f"{ratios}"
     return (
         f'<text class="{kind}" x="{NAME_WIDTH - 8}" y="{baseline}" text-anchor="end">'
-        f"{escape(server.name)}</text>\n"
-        f'<rect class="{kind}" x="{NAME_WIDTH}" y="{y}" width="{max(share, 1):.1f}" '
+        f"{escape(name)}</text>\n"
+        f'<rect class="{kind}" x="{NAME_WIDTH}" y="{y}" width="{width:.1f}" '
         f'height="{BAR_HEIGHT}" rx="2"/>\n'
-        f'<path class="range" d="M{NAME_WIDTH + low:.1f} {middle}H{NAME_WIDTH + high:.1f}"/>\n'
-        f'<text x="{NAME_WIDTH + BAR_WIDTH + 8}" y="{baseline}">{label}</text>\n'
+        f"{_whiskers(ratios, y)}"
+        f'<text x="{_x(ticks * TICK) + 14}" y="{baseline}">{label}</text>\n'
     )
+
+
+def _whiskers(ratios: Ratios, y: int) -> str:
+    if ratios.low == ratios.high:
+        return ""
+    low, high, middle = _x(ratios.low), _x(ratios.high), y + BAR_HEIGHT // 2
+    ends = "".join(f"M{x} {middle - 3}v6" for x in (low, high))
+    return f'<path class="range" d="M{low} {middle}H{high}{ends}"/>\n'
+
+
+def _x(ratio: float) -> float:
+    return round(NAME_WIDTH + ratio * RATIO_WIDTH, 1)
+
+
+def read(tables: str) -> Panels:
+    """The ratios in the first of the tables that `report` writes."""
+    table = tables[tables.index("|") :].partition("\n\n")[0]
+    head, _, *rows = table.splitlines()
+    panels: dict[str, dict[str, Ratios]] = {title: {} for title in _cells(head)[1:]}
+    for name, *shares in map(_cells, rows):
+        for title, share in zip(panels, shares, strict=True):
+            if numbers := re.findall(r"\d+\.\d+", share):
+                panels[title][name] = Ratios(*map(float, numbers))
+    return panels
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("| ").split("|")]
+
+
+if __name__ == "__main__":
+    results = Path(__file__).parent / "results"
+    (results / "results.svg").write_text(draw(read((results / "results.md").read_text())))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import build
+from benchmarks.figure import digits
 from benchmarks.load import (
     LATENCIES,
     LATENCY_ALONE,
@@ -60,11 +61,7 @@ def summary(results: Rounds, servers: Sequence[Server]) -> str:
 
 def _shares(results: Rounds, server: Server) -> list[str]:
     ratios = (results.ratios(server, LIMIT, work) for work in RATES)
-    return [f"{spread(ratio, _digits(ratio))}" if ratio else NOTHING for ratio in ratios]
-
-
-def _digits(ratios: Sequence[float]) -> int:
-    return 2 if min(ratios) >= 0.095 else 3
+    return [f"{spread(ratio, digits(ratio))}" if ratio else NOTHING for ratio in ratios]
 
 
 def details(results: Rounds, servers: Sequence[Server], work: Work) -> str:

@@ -1,16 +1,22 @@
-"""tcpupperd: a TCP service that answers every line upper-cased."""
+"""tcpupperd: a TCP service that answers every line in upper case."""
 
 import sys
 
 __version__ = "0.1.0"
 
-# A checkout is run as it is, so nothing else has looked. Every module comes past here first, and
-# an older Python must be able to read this file.
+# A checkout runs without an installer that would have checked this. Every import of a module runs
+# this file first, and an older Python must be able to parse it.
 if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit(f"tcpupperd needs Python 3.11 or later; this is Python {sys.version.split()[0]}")
 
-#: What other programs may use; see README.md, "Use it in your tests".
+#: The public names; see README.md, "Use it in your tests".
 __all__ = ["ChunkHandler", "Config", "UpperHandler", "UpperServer", "__version__"]
+
+TYPE_CHECKING = False  # what typing has, which the client does not import
+if TYPE_CHECKING:
+    from tcpupperd.config import Config
+    from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
+    from tcpupperd.serving.server import UpperServer
 
 _HOMES = {
     "ChunkHandler": "tcpupperd.serving.handlers",
@@ -21,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for (PEP 562): the client needs none of it."""
+    """Import a public name on first use (PEP 562): the client needs none of them."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -7,13 +7,13 @@ import re
 import socket
 from typing import Any, NamedTuple
 
-#: Bytes of a Unix socket's path: sun_path of unix(7), less the NUL.
+#: The length limit of a Unix socket's path, in bytes: sun_path of unix(7), less the NUL.
 PATH_MAX = 107
 
-#: How an IPv4 address begins that is written as an IPv6 one (RFC 4291, section 2.5.5.2).
+#: The first bytes of an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
-#: What cannot be the name of a host: the resolver would read 10.1 as 10.0.0.1.
+#: Text that is not a host name: the resolver would read 10.1 as 10.0.0.1.
 _IPV4_LIKE = re.compile(r"[0-9.]+")
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
@@ -28,7 +28,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """An address as ListenStream= of systemd.socket(5) has it; ValueError if it is none."""
+    """Parse an address in the syntax of ListenStream= in systemd.socket(5). Raises ValueError."""
     if text.startswith(("/", "@")):
         if len(os.fsencode(text)) > PATH_MAX or "\0" in text or len(text) == 1:
             raise ValueError(f'"{text}": a socket path has 1 to {PATH_MAX} bytes and no NUL')
@@ -55,7 +55,7 @@ def _is_ip(family: socket.AddressFamily, text: str) -> bool:
 
 
 def _is_host_name(text: str) -> bool:
-    """Whether the resolver can be asked for it: it takes other letters by IDNA, and no NUL."""
+    """Whether the resolver accepts it: non-ASCII letters by IDNA, but no NUL."""
     try:
         return "\0" not in text and (text.isascii() or bool(text.encode("idna")))
     except UnicodeError:
@@ -63,8 +63,8 @@ def _is_host_name(text: str) -> bool:
 
 
 def written(address: Any) -> str:
-    """A socket's address, of either end, as `parse_address` takes it; "local client" for a Unix
-    socket that has none."""
+    """The address of a socket or its peer, in the syntax of `parse_address`; "local client" for a
+    Unix socket without one."""
     if isinstance(address, tuple):
         host, port = plain_host(address[0]), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -72,14 +72,14 @@ def written(address: Any) -> str:
 
 
 def plain_host(host: str) -> str:
-    """An IPv4 address that a socket for both families shows as an IPv6 one, without its prefix."""
+    """An IP address, without the prefix of an IPv4-mapped one, which dual-stack sockets return."""
     return host.removeprefix("::ffff:")
 
 
 def source_of(client_address: Any) -> str:
-    """The client for which `max_connections_per_source` counts: an IPv4 address, or the first 64
-    bits of an IPv6 one, which is what one customer gets; "" for a local client, which is never
-    limited."""
+    """The source that `max_connections_per_source` counts: an IPv4 address, or the first 64 bits
+    of an IPv6 address, because providers assign at least a /64 to each customer; "" for a local
+    client, which is never limited."""
     if not isinstance(client_address, tuple):
         return ""
     host = client_address[0]

@@ -1,4 +1,4 @@
-"""Command lines whose errors are short: what is wrong, and where to read more."""
+"""A command line parser with short errors: what is wrong, and where to read more."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of the command line. Options are not abbreviated."""
+    """A command line parser that does not accept abbreviated options."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The command line's values; exits with status 2 if it is wrong."""
+        """Return the values; exit with status 2 if the command line is wrong."""
         values, unknown = self.parse_known_args(argv)
         if unknown := [word for word in unknown if word != "--"]:
             self.error(self._what_is_wrong_with(unknown))
         return values
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2 and the message, without the usage that argparse puts before it."""
+        """Print the message, without the usage that argparse adds, and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help' for more information.\n")
 
     def _what_is_wrong_with(self, unknown: Sequence[str]) -> str:
-        from difflib import get_close_matches  # only ever needed here
+        from difflib import get_close_matches  # needed only here
 
         wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
         if not wrong.startswith("-"):

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Say that the configuration is good, or raise ConfigError; with --verbose, show it."""
+    """Print that the configuration is good, or raise ConfigError; with --verbose, print it."""
     given = given_settings(arguments)
     lines = config.explain(arguments.config, given)
     print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is good")
@@ -67,7 +67,7 @@ def check(arguments: argparse.Namespace) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
     if arguments.daemonize:
-        background.refuse_under_service_manager(os.environ)
+        background.forbid_service_manager(os.environ)
     passed = passed_in(os.environ, NAMES)
     notifier = Notifier(os.environ)
     store = Store(passed.stored, notifier, offered=keeps_descriptors(os.environ))
@@ -92,8 +92,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def configure(source: Source, listeners: Listeners) -> Config:
-    """Load the configuration and listen as it says; by the last one that worked, if there is one
-    and this one is wrong."""
+    """Load the configuration and listen on its addresses. If it is wrong, fall back to the last
+    configuration that worked, if there is one."""
     try:
         settings = source.load()
         listeners.bind(settings.listen)
@@ -107,7 +107,7 @@ def configure(source: Source, listeners: Listeners) -> Config:
 def run_in_background(
     stage: Background, supervisor: Supervisor, preserve: list[socket.socket]
 ) -> None:
-    """Detach from the terminal and serve; whoever started us learns how the start went."""
+    """Detach from the terminal and serve; report to the launcher whether the start succeeded."""
     stage.detach(preserve)
     journal.to_syslog()
     try:
@@ -122,19 +122,19 @@ def serve_connected(connected: list[socket.socket], settings: Config, notifier: 
     with UpperServer(config=settings) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
         for request in connected:
-            with suppress(OSError):  # the client is gone already
+            with suppress(OSError):  # the client is already gone
                 server.welcome(request, request.getpeername())
         notifier.ready()
         server.serve_forever()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; exits with status 2 if it is wrong."""
+    """Parse the command line; exit with status 2 if it is wrong."""
     parser = Parser(
         prog="tcpupperd",
         description="Answer every line of text that arrives over TCP in upper case.",
         epilog="See tcpupperd(8) and tcpupperd.toml(5).",
-        # Given a width, it need not import shutil, which with all its compressors takes 3 ms.
+        # Without a width, it would import shutil with all its compressors, which takes 3 ms.
         formatter_class=partial(argparse.HelpFormatter, width=HELP_WIDTH),
     )
     parser.add_argument(
@@ -143,7 +143,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         version=f"%(prog)s {__version__}, {turn.implementation}",
         help="show the version, and whether its C module is in use, and exit",
     )
-    # Absolute, because a daemon in the background has another working directory.
+    # Absolute, because a daemon in the background changes its working directory.
     parser.add_argument(
         "--config", metavar="FILE", type=os.path.abspath, help="read settings from a TOML file"
     )
@@ -170,7 +170,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
-    """The option of a setting; one that takes a list can be given several times."""
+    """Add the option of a setting; an option for a list can be given several times."""
 
     def value(text: str) -> Any:
         try:
@@ -189,6 +189,6 @@ def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that stand on the command line."""
+    """The settings that the command line contains."""
     given = vars(arguments)
     return {setting.name: given[setting.name] for setting in SETTINGS if setting.name in given}

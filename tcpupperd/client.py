@@ -1,7 +1,7 @@
-"""``tcpupper``: hands text to a tcpupperd server and prints what it answers. See tcpupper(1).
+"""``tcpupper``: sends text to a tcpupperd server and prints the answer. See tcpupper(1).
 
-The server upper-cases byte by byte, so it owes exactly as many bytes as it was sent. The client
-counts both, and so can tell an answer that is complete from one that was cut short.
+The server upper-cases byte by byte, so a complete answer is as long as the input. The client
+counts both, and so can tell a complete answer from a truncated one.
 """
 
 import argparse
@@ -24,23 +24,23 @@ LONGEST_TIMEOUT = 86400.0  # a day; far below what poll(2) can count in millisec
 
 
 class ClientError(Exception):
-    """What the user is told before exit status 1."""
+    """The message that is printed before exit status 1."""
 
 
 class Exchange:
-    """Input to the server and its answers to standard output, both at once.
+    """Copies input to the server, and its answers to standard output, both at the same time.
 
-    Answers are taken even while input cannot be sent: a server that reads nothing more until its
-    answers are gone would otherwise wait for us for ever, and we for it.
+    Answers are received even while no input can be sent: the server reads nothing more until its
+    answers are gone, so otherwise each side would wait for the other forever.
     """
 
     def __init__(
         self, server: socket.socket, name: str, text: bytes | None, timeout: float
     ) -> None:
-        """Send ``text``, or standard input where it is None; messages call the server ``name``.
+        """Send ``text``, or standard input if it is None; ``name`` is the server's in messages.
 
-        ``timeout`` is how many seconds the server may make no progress while it owes an answer or
-        has to take input. Time in which we wait for our own input or output does not count.
+        ``timeout`` is the number of seconds that the server may make no progress while an answer
+        is due or input is unsent. Time spent waiting for our own input or output does not count.
         """
         self.server = server
         self.name = name
@@ -48,13 +48,13 @@ class Exchange:
         self.reading_input = text is None
         self.unsent = memoryview(text or b"")
         self.taken = len(self.unsent)  # bytes of input so far
-        self.lines_taken = 0  # of these, the bytes that make up complete lines
+        self.lines_taken = 0  # of these, the bytes in complete lines
         self.answered = 0
         self.answers_ended = False
         self.fault: OSError | None = None
 
     def run(self) -> None:
-        """Return when everything was answered; raise ClientError when something was not."""
+        """Return when everything was answered; raise ClientError if something was not."""
         self.server.setblocking(False)
         self.restart_clock()
         self.send()
@@ -80,8 +80,8 @@ class Exchange:
             return ready
         time_left = max(0.0, self.deadline - time.monotonic())
         ready = {fd for fd, _ in poller.poll(1000 * time_left)}
-        # Only a poll begun after the deadline shows that the server is late. One that ended at it
-        # may have slept through an answer, with this process stopped by Ctrl-Z.
+        # Only a poll that began after the deadline shows that the server is late. An earlier one
+        # may have missed an answer while Ctrl-Z had stopped this process.
         if time_left == 0 and self.server.fileno() not in ready:
             raise ClientError(f"no answer from {self.name} for {self.timeout:g} s{self.tally()}")
         return ready
@@ -108,14 +108,14 @@ class Exchange:
         self.send()
 
     def send(self) -> None:
-        """Send what the kernel takes now, and the end of input after the last of it."""
+        """Send what the kernel accepts now; after the last byte, end the input."""
         try:
             if self.unsent:
-                # MSG_NOSIGNAL: SIGPIPE is for standard output, here an error tells more.
+                # MSG_NOSIGNAL: SIGPIPE is for standard output; here, an error says more.
                 count = self.server.send(self.unsent, socket.MSG_NOSIGNAL)
                 self.unsent = self.unsent[count:]
-                # The kernel takes much before the server does: where an answer is owed, only an
-                # answer shows that the server lives.
+                # The kernel accepts a lot before the server reads it: if an answer is due, only an
+                # answer shows progress.
                 if self.answered >= self.lines_taken:
                     self.restart_clock()
             if not self.unsent and not self.reading_input:
@@ -123,7 +123,7 @@ class Exchange:
         except BlockingIOError:
             pass
         except OSError as error:
-            # What the server answered before it went away can still be received.
+            # Answers that the server sent before it went away can still be received.
             self.fault = error
             self.unsent, self.reading_input = memoryview(b""), False
 
@@ -148,8 +148,8 @@ class Exchange:
             raise ClientError(f"{self.name} closed the connection early{self.tally()}")
 
     def require_no_more_than_asked(self) -> None:
-        """Raise ClientError if the server speaks unasked, as one that greets: it may then wait
-        for us, or end the connection in any way, and the reason would not be seen."""
+        """Raise ClientError if the server sends more than it was asked for, such as a greeting.
+        It might then wait for us, or end the connection, and the reason would stay hidden."""
         if self.answered > self.taken:
             raise ClientError(
                 f"{self.name} is not a tcpupperd server: it sent {counted(self.answered, 'byte')}"
@@ -161,12 +161,12 @@ class Exchange:
 
 
 def write_output(data: bytes) -> None:
-    """Write all to standard output, waiting for its reader; raise ClientError if it fails."""
+    """Write everything to standard output, waiting for its reader; raise ClientError on error."""
     rest = memoryview(data)
     while rest:
         try:
             rest = rest[os.write(STDOUT, rest) :]
-        except BlockingIOError:  # the process that started us made it so
+        except BlockingIOError:  # the process that started us made it non-blocking
             writable = poll()
             writable.register(STDOUT, POLLOUT)
             writable.poll()
@@ -203,7 +203,7 @@ def connect(options: argparse.Namespace, name: str) -> socket.socket:
 
 
 def server_name(options: argparse.Namespace) -> str:
-    """What messages call the server: the path, host:port or [IPv6 address]:port."""
+    """The server's name in messages: the path, host:port or [IPv6 address]:port."""
     if options.unix is not None:
         return str(options.unix)
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -211,7 +211,7 @@ def server_name(options: argparse.Namespace) -> str:
 
 
 def host_name(text: str) -> str:
-    """The value of --host: an IPv6 address may stand in brackets, a port is for --port."""
+    """The value of --host: an IPv6 address may be in brackets; a port belongs in --port."""
     if found := re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]*)", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} includes a port; use --host {found[1]} --port {found[2] or 'PORT'}"
@@ -233,7 +233,7 @@ def seconds(text: str) -> float:
         number = 0.0
     if not 0 < number <= LONGEST_TIMEOUT:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of seconds above 0 and up to {LONGEST_TIMEOUT:g}"
+            f"{text!r} is not a number of seconds greater than 0 and at most {LONGEST_TIMEOUT:g}"
         )
     return number
 
@@ -277,7 +277,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def exchange(options: argparse.Namespace) -> None:
-    # A closed standard stream's number would go to the connection, which is not what it is for.
+    # The connection would get the descriptor number of a closed standard stream.
     if sys.stdout is None:
         raise ClientError("standard output is closed")
     if sys.stdin is None and not options.text:
@@ -289,10 +289,10 @@ def exchange(options: argparse.Namespace) -> None:
 
 
 def end_as_filters_do() -> None:
-    """Let SIGINT and SIGPIPE end the process, quietly, as they do with cat(1).
+    """Let SIGINT and SIGPIPE terminate the process silently, as with cat(1).
 
-    The exit status then tells the shell the cause, and Ctrl-C works during a slow name look-up.
-    A SIGINT that the shell has switched off for a background job stays off.
+    The exit status then tells the shell the cause, and Ctrl-C works during a slow name lookup.
+    If the shell ignores SIGINT for a background job, it stays ignored.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -300,7 +300,7 @@ def end_as_filters_do() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the client; return 0 when all was answered, 1 when not (argparse exits 2 on its own)."""
+    """Run the client; return 0 if all was answered, else 1. (The parser itself exits with 2.)"""
     end_as_filters_do()
     options = parse_arguments(argv)
     try:

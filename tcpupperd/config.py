@@ -1,4 +1,5 @@
-"""The settings: one row each, from which file, command line and documentation follow."""
+"""The settings: a table with a row for each, from which the file, the command line and the
+completion follow."""
 
 from __future__ import annotations
 
@@ -11,26 +12,26 @@ from typing import Any, NamedTuple
 from tcpupperd.address import parse_address
 from tcpupperd.errors import ExpectedError
 
-#: Bytes of a configuration file that are read at the most. A wrong path must not fill the memory.
+#: The maximum size of a configuration file, in bytes. A wrong path must not fill the memory.
 FILE_SIZE_MAX = 1 << 20
 
-#: Errors of a file that are reported at the most. A binary file has as many as it has lines.
+#: The maximum number of errors to report for a file. A binary file has one in every line.
 ERRORS_MAX = 20
 
-#: Characters of a name or value that a message shows.
+#: The maximum number of characters of a name or value in a message.
 SHOWN_MAX = 80
 
 
 class ConfigError(ExpectedError):
-    """The configuration cannot be used. Each line of the message is an error: where, what, and
-    what would be right."""
+    """The configuration cannot be used. Each line of the message is an error: its place, what is
+    wrong, and what is allowed."""
 
     status = 78  # EX_CONFIG of sysexits.h
 
 
 class Setting(NamedTuple):
-    """A row of the table. `check` returns the value to use, or raises ValueError saying what the
-    value must be."""
+    """A row of the table. `check` returns the value to use, or raises a ValueError that says what
+    the value must be."""
 
     name: str
     default: Any
@@ -40,17 +41,17 @@ class Setting(NamedTuple):
 
     @property
     def option(self) -> str:
-        """The command line option of the same meaning."""
+        """The corresponding command line option."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def is_list(self) -> bool:
-        """Whether it has several values."""
+        """Whether the setting is a list."""
         return isinstance(self.default, tuple)
 
     @property
     def default_text(self) -> str:
-        """The default for people."""
+        """The default in readable form."""
         return " ".join(self.default) if self.is_list else f"{self.default:{self._format}}"
 
     @property
@@ -81,7 +82,7 @@ def seconds(low: float, high: float) -> Callable[[Any], float]:
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:
-    """One of some words."""
+    """One of the words in `choices`."""
 
     def check(value: Any) -> str:
         if value in choices:
@@ -105,7 +106,7 @@ def workers(value: Any) -> int | str:
 
 
 def addresses(value: Any) -> tuple[str, ...]:
-    """A list of addresses to listen on, of which there is at least one."""
+    """A list of one or more addresses to listen on."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
         for item in value:
             parse_address(item)
@@ -115,7 +116,7 @@ def addresses(value: Any) -> tuple[str, ...]:
 
 DAY = 86400
 
-#: Seconds that the kernel takes for TCP_KEEPIDLE, tcp(7), at the most.
+#: The maximum of TCP_KEEPIDLE, tcp(7), in seconds.
 KEEPALIVE_MAX = 32767
 
 SETTINGS = (
@@ -217,7 +218,7 @@ SETTINGS = (
 
 
 class Config:
-    """The settings' values; immutable. What is not given has its default.
+    """The values of the settings; immutable. A setting that is not given has its default.
 
     Raises ValueError if a value is wrong, and TypeError if there is no such setting.
     """
@@ -255,12 +256,12 @@ class Config:
 
 
 def load(path: str | None, options: dict[str, Any]) -> Config:
-    """The configuration from a file, if one is named, and options, which override it."""
+    """The configuration from a file, if there is one, and options, which override it."""
     return Config(**((read_file(path) if path else {}) | options))
 
 
 def explain(path: str | None, options: dict[str, Any]) -> list[str]:
-    """The lines of a TOML file with the configuration that `load` would return; a comment says
+    """The configuration that `load` would return, as the lines of a TOML file; a comment says
     where each value comes from."""
     text = read_text(path) if path else ""
     in_file = parse(text, str(path))
@@ -275,12 +276,12 @@ def explain(path: str | None, options: dict[str, Any]) -> list[str]:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """The settings of a file, checked; ConfigError if anything is wrong."""
+    """Read and check the settings of a file. Raises ConfigError if anything is wrong."""
     return parse(read_text(path), path)
 
 
 def read_text(path: str) -> str:
-    """The content of a file; ConfigError if it cannot be read."""
+    """The content of a file. Raises ConfigError if it cannot be read."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -304,8 +305,8 @@ def read_text(path: str) -> str:
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
-    """The settings in a text (TOML 1.0), checked; ConfigError with all that is wrong. Messages
-    call the text `name`."""
+    """Parse and check the settings in a text (TOML 1.0). Raises ConfigError with all errors;
+    `name` is the name of the text in messages."""
     document, errors = _read_toml(text)
     settings = {}
     for key, value in document.items():
@@ -323,7 +324,7 @@ def parse(text: str, name: str) -> dict[str, Any]:
 
 
 def as_toml(value: Any) -> str:
-    """A setting's value as TOML writes it."""
+    """A value in TOML syntax."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(as_toml, value))}]"
     if isinstance(value, str):
@@ -338,7 +339,7 @@ def _escaped(character: str) -> str:
 
 
 def from_text(setting: Setting, text: str) -> Any:
-    """The value of a command line option, checked; ValueError says what it must be."""
+    """Parse and check the value of a command line option. Raises ValueError."""
     if setting.is_list:
         return setting.check([text])
     if re.fullmatch(r"[+-]?[0-9]{1,20}", text):
@@ -349,17 +350,17 @@ def from_text(setting: Setting, text: str) -> Any:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """To open a named pipe must not wait for its writer."""
+    """Open a file without waiting, even if it is a named pipe without a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_toml(text: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-    """What can be read of a TOML text, and its errors of syntax, each with its line.
+    """Parse a TOML text as far as possible; also return the syntax errors, each with its line.
 
-    A line that is wrong by itself is left out, and the rest is read. After any other error, such
-    as a bracket that is not closed, nobody can tell what the rest means.
+    A line that is wrong by itself is skipped, and the rest is read. After any other error, such as
+    an unclosed bracket, the meaning of the rest is unknown.
     """
-    import tomllib  # a run without a file starts sooner without it
+    import tomllib  # without a configuration file, the daemon starts faster without it
 
     lines = text.split("\n")
     errors: list[tuple[int, str]] = []
@@ -386,14 +387,14 @@ def _is_wrong_alone(line: str) -> bool:
 
 
 def _locate_syntax_error(message: str) -> tuple[int, str]:
-    """The line that a message of tomllib names, 0 if none, and the rest of the message."""
+    """The line number in a message of tomllib, or 0, and the rest of the message."""
     found = re.fullmatch(r"(.*) \(at line ([0-9]+), column ([0-9]+)\)", message, re.DOTALL)
     return (int(found[2]), f"{found[1]} (column {found[3]})") if found else (0, message)
 
 
 def _check(name: str, value: Any) -> Any:
-    """The value to use for a setting. Raises ValueError if it is wrong, and TypeError if there is
-    no such setting."""
+    """The value to use for a setting. Raises ValueError if the value is wrong, and TypeError if
+    there is no such setting."""
     for setting in SETTINGS:
         if setting.name == name:
             try:
@@ -405,7 +406,7 @@ def _check(name: str, value: Any) -> Any:
 
 
 def _find_line(text: str, name: str) -> int:
-    """Where a key stands, for people: the first line that looks like it; 0 if there is none."""
+    """The number of the first line that seems to set a key, for messages; 0 if there is none."""
     key = re.escape(name)
     found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{key}\b", text, re.MULTILINE)
     return text.count("\n", 0, found.end()) + 1 if found else 0
@@ -416,10 +417,10 @@ def _place(path: str, line: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as TOML writes it, cut if long."""
+    """A value roughly in TOML syntax, shortened if it is long."""
     try:
         text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
-    except ValueError:  # Python writes out no more than 4300 digits
+    except ValueError:  # Python converts at most 4300 digits
         return "a number of very many digits"
     return _cut(text)
 
@@ -429,7 +430,7 @@ def _cut(text: str) -> str:
 
 
 def _hint(name: str) -> str:
-    from difflib import get_close_matches  # only ever needed here
+    from difflib import get_close_matches  # needed only here
 
     names = [setting.name for setting in SETTINGS]
     close = get_close_matches(name[:SHOWN_MAX], names, n=1)

@@ -1,4 +1,4 @@
-"""The errors that a user or the machine can cause. All else is a bug."""
+"""The errors that a user or the machine can cause. Any other exception is a bug."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class ExpectedError(Exception):
     """Something outside the program is wrong; the message names it, the value and the remedy.
 
-    `status` is the exit status of a command that ends with it.
+    `status` is the exit status of a command that fails with it.
     """
 
     status = 1

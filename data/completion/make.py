@@ -1,6 +1,6 @@
 """Prints the shell completion of tcpupperd and tcpupper: python3 data/completion/make.py bash|zsh.
 
-Both follow from the table of settings, so what is offered is what they take.
+Both follow from the table of settings, so they offer exactly what the commands accept.
 """
 
 import sys
@@ -19,11 +19,11 @@ from tcpupperd.config import SETTINGS, Setting  # noqa: E402
 
 
 class Option(NamedTuple):
-    """An option of a command: what it is for, what it takes, and the words worth offering."""
+    """An option of a command: its purpose, the kind of its value, and words to offer."""
 
     name: str
     help: str
-    takes: str = ""  # "" (nothing), "file", "user", "group", "host", or what to call the value
+    takes: str = ""  # "" (nothing), "file", "user", "group", "host", or a name for the value
     words: tuple[str, ...] = ()
     repeats: bool = False
 
@@ -55,8 +55,8 @@ CLIENT = (
 
 
 def of_setting(setting: Setting) -> Option:
-    """The option of a setting. Where any word will not do, `one_of` made the check; for others
-    the default shows what a value looks like."""
+    """The option of a setting. If its check comes from `one_of`, the choices are offered; for
+    others, the default shows what a value looks like."""
     words = getclosurevars(setting.check).nonlocals.get("choices", (setting.default_text,))
     takes = setting.metavar.lower()
     return Option(setting.option, setting.help, takes, words, setting.is_list)
@@ -80,7 +80,7 @@ def bash(options: Iterable[Option]) -> str:
 
 
 def bash_words(words: Iterable[str]) -> str:
-    """The words that begin like the one at the cursor; bash itself splits words at colons."""
+    """Offers the words that begin like the one at the cursor; bash splits words at colons."""
     offer = f"""COMPREPLY=($(compgen -W '{" ".join(words)}' -- "$cur"))"""
     return offer + ("""; __ltrim_colon_completions "$cur\"""" if ":" in "".join(words) else "")
 
@@ -99,7 +99,7 @@ def zsh_option(option: Option) -> str:
 
 
 def zsh_escape(text: str) -> str:
-    """Text in which `_arguments` finds none of its own syntax."""
+    """A text with the special characters of `_arguments` escaped."""
     for special in "\\:[]":
         text = text.replace(special, "\\" + special)
     return text

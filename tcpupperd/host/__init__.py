@@ -1,1 +1,1 @@
-"""What the machine gives and wants: descriptors passed in, sockets, notifications, logs."""
+"""The interface to the machine: passed descriptors, sockets, notifications, logs."""

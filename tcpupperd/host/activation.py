@@ -1,4 +1,4 @@
-"""Descriptors that a service manager passes in: sd_listen_fds(3)."""
+"""Descriptors that a service manager passes to the daemon: sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class Passed(NamedTuple):
 
     listening: list[Listener]
     connected: list[socket.socket]  # from a socket unit with Accept=yes
-    stored: list[tuple[str, int]]  # what an earlier run left with it: names and descriptors
+    stored: list[tuple[str, int]]  # by an earlier run: names and descriptors
 
 
 def keeps_descriptors(environ: Mapping[str, str]) -> bool:
-    """Whether a service manager says that it keeps descriptors from one run to the next."""
+    """Whether a service manager claims to keep descriptors from one run to the next."""
     return "NOTIFY_SOCKET" in environ and environ.get("FDSTORE", "0") not in ("", "0")
 
 
 def passed_in(environ: MutableMapping[str, str], stores: Container[str] = ()) -> Passed:
-    """What is passed in by the rules of sd_listen_fds(3), which are: for this process only,
-    descriptors from 3 on, names by position. The variables are removed from `environ`.
+    """The passed descriptors, by the rules of sd_listen_fds(3): for this process only, from
+    descriptor 3 on, with names by position. The variables are removed from `environ`.
 
-    Stored by an earlier run is what has one of the names that it `stores` under, or, where the
-    service manager keeps descriptors, whatever no socket unit could have passed: another version
-    may have stored anything.
+    A descriptor counts as stored by an earlier run if its name is in `stores`. If the service
+    manager keeps descriptors, anything that no socket unit could have passed counts as stored too:
+    another version may have stored it.
 
-    Raises ListenError if they are malformed, or a descriptor is not what this daemon can use.
+    Raises ListenError if the variables are malformed, or if the daemon cannot use a descriptor.
     """
     kept = keeps_descriptors(environ)
     variables = {
@@ -61,12 +61,12 @@ def _meant_for_us(variables: dict[str, str]) -> bool:
     if "LISTEN_PID" not in variables or _number(variables, "LISTEN_PID") != os.getpid():
         return False
     identity = variables.get("LISTEN_PIDFDID")
-    # A process id can be used again, the inode of a pidfd (systemd 259, Linux 6.9) cannot.
+    # A process ID can be reused; the inode of a pidfd (systemd 259, Linux 6.9) cannot.
     return identity is None or _pidfd_inode() in (None, _number(variables, "LISTEN_PIDFDID"))
 
 
 def _pidfd_inode() -> int | None:
-    """The inode of our own pidfd, or None where the kernel has no pidfs that gives it one."""
+    """The inode of our own pidfd, or None if the kernel has no pidfs."""
     try:
         pidfd, eventfd = os.pidfd_open(os.getpid()), os.eventfd(0)
     except OSError:
@@ -76,8 +76,8 @@ def _pidfd_inode() -> int | None:
     finally:
         os.close(pidfd)
         os.close(eventfd)
-    # Without pidfs it is an anonymous inode, one and the same for all. (Its name tells nothing:
-    # with pidfs too it is "anon_inode:[pidfd]".)
+    # Without pidfs, it is the anonymous inode that all pidfds share. (The name does not help: it
+    # is "anon_inode:[pidfd]" with pidfs, too.)
     return ours.st_ino if ours.st_dev != anonymous.st_dev else None
 
 
@@ -112,8 +112,8 @@ def _listens(one: socket.socket) -> bool:
 
 
 def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:
-    """Whether it is a connection from a socket unit with Accept=yes, or was one, and its client is
-    gone. systemd has it `named` so; others do not."""
+    """Whether it is a connection from a socket unit with Accept=yes, even if its client is already
+    gone. With `named`, it must have the name that systemd gives to connections."""
     if one.type != socket.SOCK_STREAM or name == "connection" or named:
         return one.type == socket.SOCK_STREAM and name == "connection"
     try:

@@ -1,12 +1,14 @@
-"""``--daemonize``: leaving the terminal, on hosts whose init system expects daemons to do so.
+"""``--daemonize``: detaches from the terminal, for init systems that expect daemons to do so.
 
-The process that the user started, the *launcher*, stays until the daemon tells how its start went,
-repeats that on the terminal and exits accordingly: ``tcpupperd --daemonize && tcpupper hello``
-works, and a failed start is seen (daemon(7), "SysV Daemons", steps 14 and 15).
+The process that the user started, the *launcher*, waits until the daemon reports the result of its
+start, prints an error if there is one, and exits accordingly. So
+``tcpupperd --daemonize && tcpupper hello`` works, and a failed start does not go unnoticed
+(daemon(7), "SysV Daemons", steps 14 and 15).
 
-The rest of that list is python-daemon's (PEP 3143), any version from 2.3.2 on. It is given every
-option, because its defaults close the sockets, empty the umask, exit with status 1 on SIGTERM and
-guess whether to detach at all. Its lock files are not used: they take a stale one for a live one.
+python-daemon (PEP 3143), version 2.3.2 or later, does the other steps of that list. It is given
+every option, because by default it would close the sockets, clear the umask, exit with status 1 on
+SIGTERM and guess whether to detach at all. Its lock files are not used: they mistake a stale file
+for a live one.
 """
 
 import contextlib
@@ -25,27 +27,27 @@ from typing import Any, NamedTuple, NoReturn, Self
 from tcpupperd.errors import ExpectedError
 from tcpupperd.host.descriptors import HasFileno
 
-LONGEST_REPORT = 4096  # PIPE_BUF, pipe(7): the kernel keeps so much in one piece
+LONGEST_REPORT = 4096  # PIPE_BUF, pipe(7): a write up to this size is atomic
 MOST_DESCRIPTORS = 1 << 20  # Linux's default for fs.nr_open
 
 
 class BackgroundError(ExpectedError):
-    """Why the daemon cannot go to the background, for the user who asked for it."""
+    """The daemon cannot go to the background; the message tells the user why."""
 
 
 class Owner(NamedTuple):
-    """Whom the daemon runs as."""
+    """The user and groups of the daemon."""
 
     uid: int
     gid: int
     groups: list[int]  # supplementary
 
 
-def refuse_under_service_manager(environ: Mapping[str, str]) -> None:
+def forbid_service_manager(environ: Mapping[str, str]) -> None:
     """Raise BackgroundError if a service manager started this process.
 
-    It watches the process that it started, and has given it descriptors and a notification socket
-    for its own use: sd_notify(3), sd_listen_fds(3). All that is lost by going to the background.
+    A service manager watches the process that it started, which alone may use the descriptors and
+    the notification socket: sd_notify(3), sd_listen_fds(3). In the background, all this is lost.
     """
     if "NOTIFY_SOCKET" in environ:
         reason = f"NOTIFY_SOCKET={environ['NOTIFY_SOCKET']}"
@@ -54,38 +56,37 @@ def refuse_under_service_manager(environ: Mapping[str, str]) -> None:
     else:
         return
     raise BackgroundError(
-        f"--daemonize: a service manager started this process ({reason} is set) and itself keeps "
-        "it in the background; leave the option out"
+        f"--daemonize: a service manager started this process ({reason} is set) and already keeps "
+        "it in the background; remove the option"
     )
 
 
 def open_standard_streams() -> None:
     """Open the null device for each standard stream that is closed (``<&-``).
 
-    To be called before anything else is opened, which would otherwise get the stream's number, and
-    with it everything that is printed.
+    Call this before anything else is opened. Otherwise another file would get the descriptor
+    number of the stream, and everything that is printed.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    # python-daemon asks the stream objects for their numbers; Python has none for a closed stream.
+    # python-daemon needs the stream objects; Python sets them to None for closed streams.
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def find_owner(user: str | None, group: str | None) -> Owner:
-    """Return whom to run as; the group is the user's own if None. Raise BackgroundError."""
+    """Return the user and groups to run as; by default, the group is the user's own. Raise
+    BackgroundError if there is no such user or group."""
     if user is None:
         if group is not None:
-            raise BackgroundError(f"--group {group}: only together with --user")
+            raise BackgroundError(f"--group {group}: requires --user")
         return Owner(os.getuid(), os.getgid(), os.getgroups())
     if os.geteuid() != 0:
-        raise BackgroundError(
-            f"--user {user}: only root can change the user; leave the option out"
-        )
+        raise BackgroundError(f"--user {user}: only root can change the user; remove the option")
     try:
         account = pwd.getpwnam(user)
     except KeyError:
@@ -98,15 +99,15 @@ def find_owner(user: str | None, group: str | None) -> Owner:
 
 
 class PidFile:
-    """A file with the daemon's process number, locked with flock(2) for as long as it runs.
+    """A file with the daemon's process ID, locked with flock(2) while the daemon runs.
 
-    The lock, not the number, says that it runs: the kernel lifts it however the daemon ends. So a
-    file left behind is taken over, and a number that another process has got meanwhile does no
-    harm. Workers inherit the lock, and so hold it until the last of them is gone.
+    The lock, not the ID, shows that it runs: the kernel releases the lock however the daemon ends.
+    So a file that was left behind is reused, and it does no harm if another process has the same
+    ID now. Workers inherit the lock and hold it until the last of them has exited.
     """
 
     def __init__(self, path: str) -> None:
-        """Lock ``path``; raise BackgroundError if it is held, inaccessible or no pid file."""
+        """Lock ``path``; raise BackgroundError if it is locked, inaccessible or no pid file."""
         self.path = os.path.abspath(path)  # the daemon changes its working directory
         self.owner = os.getpid()
         self.descriptor = self._open_locked()
@@ -114,10 +115,10 @@ class PidFile:
             os.close(self.descriptor)
             self.descriptor = self._open_locked()
         os.ftruncate(self.descriptor, 0)
-        os.fchmod(self.descriptor, 0o644)  # whatever the umask: anybody may ask who runs
+        os.fchmod(self.descriptor, 0o644)  # whatever the umask: anybody may read it
 
     def _open_locked(self) -> int:
-        # O_NOFOLLOW: others may have put a link there, to a file that only root can write.
+        # O_NOFOLLOW: somebody may have put a link there, to a file that only root can write.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         try:
             descriptor = os.open(self.path, flags, 0o644)
@@ -138,10 +139,10 @@ class PidFile:
         return descriptor
 
     def _require_pid_file(self, descriptor: int) -> None:
-        """Keep a mistyped path from emptying and removing somebody's file."""
+        """Keep a mistyped path from emptying and removing another file."""
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         if not is_file or not (read_text(descriptor) or "0").isdecimal():
-            raise self._error("is there, but is no pid file; name another")
+            raise self._error("exists, but is not a pid file; choose another path")
 
     def _is_at_path(self) -> bool:
         try:
@@ -153,7 +154,7 @@ class PidFile:
         return BackgroundError(f"--pid-file {self.path}: {reason}")
 
     def write(self) -> None:
-        """Write the number of this process, which from now on is the one that removes the file."""
+        """Write the ID of this process, which is the one to remove the file from now on."""
         self.owner = os.getpid()
         os.pwrite(self.descriptor, b"%d\n" % self.owner, 0)
 
@@ -161,7 +162,7 @@ class PidFile:
         """Remove the file if this process is its owner, not a fork of it."""
         if self.owner != os.getpid():
             return
-        # Emptied first: after a change of user its directory may not let us remove it.
+        # Emptied first: after a change of user, we may not be allowed to remove it.
         os.ftruncate(self.descriptor, 0)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
@@ -173,14 +174,14 @@ def read_text(descriptor: int) -> str:
 
 
 class Background:
-    """The way to the background: what can go wrong first, then ``detach``, then ``ready``.
+    """The steps to the background: checks that can fail, then ``detach``, then ``ready``.
 
-    As a context manager it removes the pid file in the process that the daemon became, and tells
-    the launcher of an error that nobody expected.
+    As a context manager, it removes the pid file in the daemon's process, and reports unexpected
+    errors to the launcher.
     """
 
     def __init__(self, pid_file: str | None, user: str | None, group: str | None) -> None:
-        """Check and lock; raise BackgroundError while the user is still there to read it."""
+        """Check and lock; raise BackgroundError while the user can still read it."""
         self.owner = find_owner(user, group)
         self.daemon_context = import_daemon_context()
         self.pid_file = None if pid_file is None else PidFile(pid_file)
@@ -201,10 +202,10 @@ class Background:
             self.pid_file.remove()
 
     def detach(self, preserve: Iterable[int | HasFileno]) -> None:
-        """Go on as the daemon, with the ``preserve``d descriptors and no other; never fails.
+        """Continue as the daemon, with the descriptors in ``preserve`` only; never fails.
 
-        Standard input, output and error are the null device from here on: workers forked before
-        ``ready`` would keep the terminal otherwise. What is to be said there goes to ``failed``.
+        From here on, standard input, output and error are the null device: otherwise, workers
+        forked before ``ready`` would keep the terminal. Messages for it go through ``failed``.
         """
         reading, self.launcher = os.pipe()
         sys.stdout.flush()
@@ -225,10 +226,10 @@ class Background:
         if self.pid_file is not None:
             preserve.append(self.pid_file.descriptor)
         if self.owner.uid != os.getuid():
-            # Not by its own initgroups option, which forgets to set the group itself: the daemon
+            # Not with the initgroups option, which does not set the primary group: the daemon
             # would stay in group root.
             os.setgroups(self.owner.groups)
-        # Given None, it would open the null device once a stream and never close it.
+        # For None, it would open the null device once per stream and never close it.
         with open(os.devnull, "r+b", buffering=0) as null:
             self.daemon_context(
                 chroot_directory=None,
@@ -252,7 +253,7 @@ class Background:
         self._report(0, "")
 
     def failed(self, status: int, message: str) -> None:
-        """Let the launcher print ``message`` and exit with ``status``; nothing after ``ready``."""
+        """Let the launcher print ``message`` and exit with ``status``; only before ``ready``."""
         self._report(status, message)
 
     def _report(self, status: int, message: str) -> None:
@@ -266,21 +267,21 @@ class Background:
 
 
 def repeat_report(reading: int) -> NoReturn:
-    """Be the launcher: wait for the daemon's report, print it and exit."""
+    """Act as the launcher: wait for the daemon's report, print it and exit."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     report = os.read(reading, LONGEST_REPORT) or b"\1the daemon ended before it was ready"
     if report[1:]:
         os.write(2, b"tcpupperd: " + report[1:] + b"\n")
-    os._exit(report[0])  # without clean-up: the pid file and all else is the daemon's now
+    os._exit(report[0])  # without cleanup: the pid file and everything else is the daemon's now
 
 
 def import_daemon_context() -> Any:
-    """Return python-daemon's class; raise BackgroundError if it cannot be had.
+    """Return the class of python-daemon; raise BackgroundError if it is not available.
 
-    Imported only here, because versions before 3 build a set of all possible descriptors at
-    import: 30 MiB at the usual hard limit of 524288, and more than any machine has at the 10**9
-    of some containers.
+    It is imported only here, because versions before 3 build a set of all possible descriptors at
+    import: 30 MiB with the usual hard limit of 524288, and more memory than any machine has with
+    the limit of 10**9 in some containers.
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -1,4 +1,4 @@
-"""File descriptors: what has one, and how many there may be."""
+"""File descriptors: objects that have one, and the limit on their number."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Protocol
 
 
 class HasFileno(Protocol):
-    """A socket, a file, or the like."""
+    """A socket, a file, or a similar object."""
 
     def fileno(self) -> int: ...
 
 
 def limit() -> int:
-    """How many descriptors this process may have: the soft RLIMIT_NOFILE of getrlimit(2)."""
+    """The number of descriptors that this process may have: the soft limit RLIMIT_NOFILE of
+    getrlimit(2)."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_limit() -> None:
-    """Take all descriptors that the hard limit allows: the soft one is for select(2)."""
+    """Raise the soft limit to the hard limit: the lower one is only for users of select(2)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Sharing:
-    """Whether a process that was forked from this one may have its files open, too.
+    """Whether a process forked from this one may also have its files open.
 
-    Then close(2) ends nothing: a connection stays open, and its file stays in the epoll.
+    If so, close(2) is not enough: the connection stays open, and its file stays in the epoll.
     """
 
     possible = False

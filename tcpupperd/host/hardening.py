@@ -1,4 +1,4 @@
-"""What a process does for its own protection, where the kernel needs to be asked."""
+"""Protection that a process has to request from the kernel."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ PR_SET_DUMPABLE = 4
 
 
 def close_memory() -> None:
-    """Let no other process of the same user read or write the memory of this one.
+    """Keep other processes of the same user from reading or writing the memory of this one.
 
-    Processes that are forked inherit it. What proc(5) has of them belongs to root from now on, and
-    they dump no core, or for root alone.
+    Forked processes inherit this. Their files in /proc then belong to root, and they dump no core,
+    or one that only root can read.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_DUMPABLE, *(ctypes.c_ulong(0) for _ in range(4))):

@@ -1,7 +1,7 @@
-"""Where log messages go: to the journal with their priority, to a terminal, or to syslog.
+"""The destination of log messages: the journal with their priority, a terminal, or syslog.
 
-Whoever reads them, a message never holds up the daemon: what cannot be written at once is
-dropped, and the number of dropped messages is told when writing works again.
+A message never blocks the daemon: if it cannot be written at once, it is dropped, and the number
+of dropped messages is logged when writing works again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PRIORITIES = {
 #: The facility of system daemons, of syslog(3).
 LOG_DAEMON = 3 << 3
 
-#: Bytes of a line at the most: PIPE_BUF of pipe(7). Up to this a write does not wait that goes to
-#: a pipe that poll(2) calls writable, or to a Unix socket, which then has three quarters free.
+#: The maximum length of a line, in bytes: PIPE_BUF of pipe(7). A write of up to this size does not
+#: block if poll(2) reports that a pipe, or a Unix socket (then three quarters empty), is writable.
 LINE_MAX = 4096
 
 
 def set_up(level: str, environ: Mapping[str, str], *, as_command: bool = False) -> None:
-    """Log messages of `level` ("info", ...) and above to standard error: to the journal with
-    their priority, else with the time, or `as_command` with the command's name."""
+    """Log messages of `level` ("info", ...) and above to standard error: with their priority for
+    the journal, else with the time or, `as_command`, with the command's name."""
     handler = StreamHandler(2, prefixed=is_journal(2, environ), as_command=as_command)
     logging.basicConfig(handlers=[handler], force=True)
     logging.raiseExceptions = False
@@ -47,15 +47,15 @@ def set_level(level: str) -> None:
 
 
 def to_syslog(address: str = "/dev/log") -> None:
-    """Log to syslog from now on; standard error is about to go."""
+    """Log to syslog from now on; standard error is about to be closed."""
     level = logging.getLogger().level
     logging.basicConfig(handlers=[SyslogHandler(address)], force=True, level=level)
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether a descriptor leads to the journal: JOURNAL_STREAM of systemd.exec(5) names it.
+    """Whether a descriptor is connected to the journal, by JOURNAL_STREAM of systemd.exec(5).
 
-    That the variable exists is not enough; it is inherited where the stream was redirected.
+    It is not enough that the variable exists: it is inherited even if the stream is redirected.
     """
     try:
         status = os.fstat(fd)
@@ -84,7 +84,7 @@ class StreamHandler(logging.Handler):
             text = self.format(record)
         except Exception:
             text = f"bug: a message that cannot be formatted: {record.msg!r} {record.args!r}"
-            if record.exc_info:  # from Python 3.13 on, a traceback takes a free descriptor
+            if record.exc_info:  # since Python 3.13, a traceback needs a free descriptor
                 text += f" {record.exc_info[1]!r}"
         if self._dropped and self._write(f"{counted(self._dropped, 'message')} dropped", 4):
             self._dropped = 0
@@ -92,7 +92,7 @@ class StreamHandler(logging.Handler):
             self._dropped += 1
 
     def _write(self, text: str, priority: int) -> bool:
-        # Line by line: the journal takes each as a message of its own, also of a traceback.
+        # Line by line: each line is a message to the journal, even in a traceback.
         prefix = self._prefix(priority)
         lines = [(prefix + line).encode(errors="backslashreplace") for line in text.splitlines()]
         return all(self._write_now(line[: LINE_MAX - 1] + b"\n") for line in lines)
@@ -104,8 +104,8 @@ class StreamHandler(logging.Handler):
 
     def _write_now(self, data: bytes) -> bool:
         try:
-            # O_NONBLOCK would do it too, but it belongs to the open file, which the shell that
-            # started this process uses as well.
+            # Not O_NONBLOCK: it would also apply to the shell that started this process, because
+            # they share the open file.
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
             return bool(poll.poll(0)) and os.write(self._fd, data) == len(data)
@@ -116,13 +116,13 @@ class StreamHandler(logging.Handler):
 class SyslogHandler(StreamHandler):
     """Sends messages to the local syslog daemon, as syslog(3) does.
 
-    `logging.handlers.SysLogHandler` waits for a daemon that does not read: for ever, if need be.
+    `logging.handlers.SysLogHandler` would wait, possibly forever, for a daemon that does not read.
     """
 
     def __init__(self, address: str) -> None:
         super().__init__(-1, prefixed=True)
         self._address = address
-        # Not connected, so that a daemon which was started anew is found.
+        # Not connected, so that messages also reach a daemon that was restarted.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def _prefix(self, priority: int) -> str:
@@ -137,9 +137,9 @@ class SyslogHandler(StreamHandler):
 
 
 class RateLimitedLog:
-    """Warnings that clients can cause as often as they like."""
+    """Limits the rate of warnings that clients can provoke at will."""
 
-    INTERVAL = 10.0  # seconds in which there is no more than one
+    INTERVAL = 10.0  # seconds between two warnings, at least
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -147,7 +147,7 @@ class RateLimitedLog:
         self._left_out = 0
 
     def warn(self, message: str, *values: object) -> None:
-        """Log a warning and the number of those left out before it, or leave it out."""
+        """Log a warning, with the number of those suppressed before it, or suppress it."""
         now = monotonic()
         if now < self._next:
             self._left_out += 1

@@ -1,9 +1,9 @@
-"""What the service manager is told: sd_notify(3), and the watchdog it asks for.
+"""Notifications to the service manager, sd_notify(3), and its watchdog.
 
 The datagrams are sent by `sdnotify`, whose faults are contained here: it encodes as Latin-1 where
-the protocol wants UTF-8, it may block, it keeps a socket that goes stale, and it has no
-descriptors. So each message is encoded first and has a notifier of its own, which is made to wait
-no longer than a moment; messages with descriptors are sent here.
+the protocol requires UTF-8, it may block, it keeps a socket that may go stale, and it cannot send
+descriptors. So each message is encoded first and gets a notifier of its own, with a short timeout;
+messages with descriptors are sent without it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from time import monotonic
 
 log = logging.getLogger(__name__)
 
-#: Seconds to wait for a service manager that does not read; then the message is given up.
-PATIENCE = 0.2
+#: Seconds to wait for a service manager that does not read; then the message is dropped.
+SEND_TIMEOUT = 0.2
 
 
 class Notifier:
-    """Tells the service manager named by NOTIFY_SOCKET how the service is; without one, nobody.
+    """Reports the state of the service to the service manager of NOTIFY_SOCKET, if there is one.
 
-    To notify never fails: what cannot be sent is logged, once until it works again.
+    Notifying never fails: if a message cannot be sent, this is logged once until it works again.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -39,50 +39,50 @@ class Notifier:
         return bool(self._address)
 
     def ready(self) -> None:
-        """Started, or reloaded, well or not."""
+        """The start or a reload is complete, even if the reload failed."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Reloading; `ready` must follow. The time lets systemd 253 and later tell this from an
-        earlier reload."""
+        """A reload begins; `ready` must follow. By the time, systemd 253 and later distinguish it
+        from an earlier reload."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic() * 1_000_000)}")
 
     def stopping(self) -> None:
-        """Stopping."""
+        """The service is stopping."""
         self._send("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """What `systemctl status` shows; only sent if it is new."""
+        """Set the text that `systemctl status` shows; sent only if it has changed."""
         if text != self._status:
             self._status = text
             self._send("STATUS=" + " ".join(text.split()))
 
     def watchdog(self) -> None:
-        """Alive."""
+        """Send a keep-alive message."""
         self._send("WATCHDOG=1")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Starting or stopping takes up to this long from now."""
+        """Announce that the start or stop takes up to this long from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def store(self, name: str, fd: int) -> None:
-        """Have the service manager keep a descriptor for the next run, which finds it among those
-        passed in. FDPOLL=0: to be kept whatever becomes of its other end."""
+        """Have the service manager keep a descriptor, and pass it to the next run. With FDPOLL=0,
+        it is kept even if its other end hangs up."""
         self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
     def forget(self, name: str) -> None:
-        """Have the service manager close what it keeps under a name."""
+        """Have the service manager close the descriptors that it keeps under a name."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def _send(self, state: str) -> None:
         if not self._address:
             return
         try:
-            from sdnotify import SystemdNotifier  # not needed where nobody listens
+            from sdnotify import SystemdNotifier  # not needed without a service manager
 
             notifier = SystemdNotifier(debug=True)
             with notifier.socket as connection:
-                connection.settimeout(PATIENCE)
+                connection.settimeout(SEND_TIMEOUT)
                 notifier.notify(state.encode().decode("latin-1"))
         except (OSError, ImportError) as error:
             self._complain(state, error)
@@ -94,7 +94,7 @@ class Notifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-                connection.settimeout(PATIENCE)
+                connection.settimeout(SEND_TIMEOUT)
                 connection.connect(self._address.replace("@", "\0", 1))
                 socket.send_fds(connection, [state.encode()], [fd])
         except OSError as error:
@@ -109,7 +109,7 @@ class Notifier:
 
 
 def watchdog_interval(environ: Mapping[str, str]) -> float:
-    """Seconds within which the service manager wants to hear from this process, or 0.
+    """The interval in seconds in which the service manager expects a keep-alive message, or 0.
 
     By sd_watchdog_enabled(3): WATCHDOG_USEC, if WATCHDOG_PID is this process or not set.
     """

@@ -1,4 +1,4 @@
-"""Listening sockets: those bound here, and what is done with any."""
+"""Listening sockets: binding, preparing, accepting, closing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tcpupperd.errors import ExpectedError
 
 log = logging.getLogger(__name__)
 
-#: Connections that the kernel keeps until they are accepted; net.core.somaxconn caps it. With
-#: less, a burst of clients waits for seconds: the kernel drops what does not fit, and the clients
-#: try again after 1, 2, 4 ... seconds.
+#: The length of the queue of connections that wait to be accepted; net.core.somaxconn caps it.
+#: With a shorter queue, a burst of clients waits for seconds: the kernel drops what does not fit,
+#: and the clients try again after 1, 2, 4 ... seconds.
 BACKLOG = 4096
 
-#: A program for SO_ATTACH_FILTER (socket(7); linux/filter.h) that drops what asks for a new
-#: connection, and lets pass all else: byte 13 of a TCP header has the flags, SYN is 2 (RFC 9293).
+#: A program for SO_ATTACH_FILTER (socket(7); linux/filter.h) that drops requests for a connection
+#: and passes everything else: byte 13 of a TCP header has the flags, SYN is 2 (RFC 9293).
 _DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 _SO_ATTACH_FILTER = 26
 _BPF = struct.Struct("HBBI")  # struct sock_filter
@@ -32,14 +32,14 @@ _FPROG = struct.Struct("HP")  # struct sock_fprog
 
 
 class ListenError(ExpectedError):
-    """There is no socket to listen on, or one that was passed in cannot be used."""
+    """The daemon cannot listen on an address, or cannot use a socket that was passed in."""
 
     status = 71  # EX_OSERR of sysexits.h
 
 
 class Listener:
-    """A listening socket, and the name of what is spoken on it: FileDescriptorName= of
-    systemd.socket(5), or "" for a socket that was bound here."""
+    """A listening socket, and the name of its service: FileDescriptorName= of systemd.socket(5),
+    or "" for a socket that the daemon has bound itself."""
 
     __slots__ = ("_kind", "name", "socket")
 
@@ -49,20 +49,20 @@ class Listener:
         self._kind = int(listening.family), int(listening.type), listening.proto
 
     def prepare(self, keepalive: float) -> None:
-        """Have it accept without waiting, and give its connections what they inherit; `keepalive`
-        as in the settings."""
-        # A client can be gone between epoll and accept(2), or another worker be faster.
+        """Make accepting non-blocking, and set the options that its connections inherit;
+        `keepalive` as in the settings."""
+        # Between epoll and accept(2), the client may go away, or another worker may be faster.
         self.socket.setblocking(False)
         if self.socket.family != socket.AF_UNIX:
             for level, option, value in (*CONNECTION_OPTIONS, *keepalive_options(keepalive)):
                 self.socket.setsockopt(level, option, value)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """A connection and its client's address, as `socket.socket.accept` returns them.
+        """Return a connection and the client's address, as `socket.socket.accept` does.
 
-        That function first makes enumeration members of the listener's family and type, each time
-        again: a third of its 3.2 microseconds, where a whole connection takes 18. It remains for
-        a Python without the private function that it is made of.
+        That function converts the listener's family and type to enumeration members each time,
+        which takes a third of its 3.2 microseconds; a whole connection takes 18. It is used only
+        if Python lacks the private function on which it is built.
         """
         if _accept is None:
             return self.socket.accept()
@@ -72,22 +72,22 @@ class Listener:
 
 _accept = getattr(socket.socket, "_accept", None)
 
-#: What connections inherit from their listener. No answer waits for the acknowledgement of the one
-#: before; and beyond what is on its way, the kernel takes little: without, it takes up to 4 MiB
-#: and says that it takes more only when a third is gone, so a client that reads slowly but all the
-#: time would seem to have stopped.
+#: Options that connections inherit from their listener. TCP_NODELAY: no answer waits for the
+#: acknowledgement of the previous one. TCP_NOTSENT_LOWAT: the kernel buffers little beyond what is
+#: in flight. Otherwise, it accepts up to 4 MiB and reports the socket writable only when a third
+#: is gone, so a client that reads slowly but steadily would seem to have stopped.
 CONNECTION_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 131072),
 )
 
-#: Questions of TCP keepalive that go without an answer before the kernel gives a connection up.
+#: The number of unanswered keepalive probes after which the kernel drops a connection.
 KEEPALIVE_PROBES = 4
 
 
 def keepalive_options(seconds: float) -> tuple[tuple[int, int, int], ...]:
-    """The socket options of tcp(7) that have the kernel ask a silent client, after so many seconds
-    and then four times in the same time again, whether it is still there; 0 is never."""
+    """The socket options of tcp(7) that make the kernel probe a client after so many seconds of
+    silence, and then up to four times over the same time again; 0 means never."""
     interval = max(1, round(seconds / KEEPALIVE_PROBES))
     return (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds)),
@@ -98,10 +98,10 @@ def keepalive_options(seconds: float) -> tuple[tuple[int, int, int], ...]:
 
 
 def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:
-    """Sockets that listen on an address: one, or as many as a host name has addresses.
+    """Return sockets that listen on an address: one for each address of a host name, else one.
 
-    Of several, those are left out that this host cannot have, as ::1 where IPv6 is switched off;
-    those that we `have` already, by their addresses, are used again.
+    If there are several, those that this host does not have are skipped, such as ::1 if IPv6 is
+    disabled. Sockets that exist already, given by address in `have`, are reused.
     """
     address = parse_address(text)
     try:
@@ -115,24 +115,24 @@ def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:
 
 
 def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socket:
-    """A socket that listens on an address as `socketserver` has it: (host, port), or a path."""
+    """Return a socket that listens on an address of `socketserver`: (host, port), or a path."""
     if isinstance(server_address, (str, bytes)):
         return _listen_unix(os.fsdecode(server_address), backlog)
     host, port = server_address[:2]
     if not 0 <= port <= 65535:
-        raise OverflowError(f"port {port} is not from 0 to 65535")  # as socket.bind has it
+        raise OverflowError(f"port {port} is not from 0 to 65535")  # as socket.bind does
     if not host:
         return _listen_everywhere(port, backlog, reuse)
     family, where = _resolve(Address(host, port))[0]
     return _listen_tcp(family, where, backlog, reuse)
 
 
-def refuse(listening: socket.socket) -> None:
-    """Begin no new connection; those that wait, or whose handshake is under way, stay.
+def stop_new_connections(listening: socket.socket) -> None:
+    """Accept no new handshakes; waiting connections and handshakes in progress are kept.
 
-    To be called by who holds the socket alone: there is no way back. A TCP client tries again
-    after a second, and is refused then if the socket has been closed. Where the kernel lets only
-    CAP_NET_ADMIN filter a TCP socket (6.18 does), nothing is done.
+    Call this only if no other process has the socket: it cannot be undone. A TCP client tries
+    again after a second, and is refused if the socket has been closed by then. If the kernel
+    requires CAP_NET_ADMIN for a filter on a TCP socket (as 6.18 does), this does nothing.
     """
     if listening.family == socket.AF_UNIX:
         listening.shutdown(socket.SHUT_RD)
@@ -146,11 +146,11 @@ def refuse(listening: socket.socket) -> None:
 
 
 def in_handshake(listening: socket.socket) -> bool:
-    """Whether a client of a TCP socket is about to be connected: SYN_RECV in /proc/net/tcp."""
+    """Whether a handshake with a TCP socket is in progress: SYN_RECV in /proc/net/tcp."""
     if listening.family == socket.AF_UNIX:
         return False
     host, port = listening.getsockname()[:2]
-    anywhere = host in ("0.0.0.0", "::")  # no other socket then listens on the same port
+    anywhere = host in ("0.0.0.0", "::")  # then no other socket listens on the same port
     wanted = b":%04X" % port if anywhere else _in_proc(listening.family, host, port)
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         with contextlib.suppress(OSError), open(table, "rb") as lines:
@@ -162,14 +162,14 @@ def in_handshake(listening: socket.socket) -> bool:
 
 
 def _in_proc(family: int, host: str, port: int) -> bytes:
-    """An address as /proc/net/tcp writes it: words of 32 bits as the machine reads them."""
+    """An address in the format of /proc/net/tcp: 32-bit words in the byte order of the machine."""
     packed = socket.inet_pton(family, host.partition("%")[0])
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return b"".join(b"%08X" % word for word in words) + b":%04X" % port
 
 
 def close(listening: Iterable[socket.socket]) -> None:
-    """Close sockets that were bound here; a Unix socket's path goes too."""
+    """Close sockets that were bound here, and remove the paths of Unix sockets."""
     for one in listening:
         path = one.getsockname() if one.family == socket.AF_UNIX else ""
         one.close()
@@ -179,7 +179,7 @@ def close(listening: Iterable[socket.socket]) -> None:
 
 
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
-    # As bytes, or getaddrinfo would encode even an ASCII name by IDNA, and import all it takes.
+    # As bytes: otherwise getaddrinfo would encode even ASCII names by IDNA, which needs imports.
     host = address.host.encode() if address.host.isascii() else address.host
     found = socket.getaddrinfo(
         host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -192,7 +192,7 @@ def _listen_all(
     addresses: list[tuple[socket.AddressFamily, Any]],
     have: Mapping[str, socket.socket],
 ) -> list[socket.socket]:
-    """Listen on all of the addresses that this host has; one at least."""
+    """Listen on all addresses that this host has; there must be at least one."""
     kept = [have[written(where)] for _, where in addresses if written(where) in have]
     addresses = [one for one in addresses if written(one[1]) not in have]
     bound: list[socket.socket] = []
@@ -219,8 +219,8 @@ def _listen_tcp(
     *,
     both: bool = False,
 ) -> socket.socket:
-    """A TCP socket that listens; with `reuse` also where connections of an earlier one linger,
-    with `both` for IPv4 besides IPv6."""
+    """Return a listening TCP socket; with `reuse`, even if connections of an earlier one linger;
+    with `both`, for IPv4 in addition to IPv6."""
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
@@ -235,7 +235,7 @@ def _listen_tcp(
 
 
 def _listen_everywhere(port: int, backlog: int = BACKLOG, reuse: bool = True) -> socket.socket:
-    """A socket for all addresses, IPv6 and IPv4, or IPv4 only where there is no IPv6."""
+    """Return a socket for all addresses, IPv6 and IPv4, or IPv4 only if there is no IPv6."""
     try:
         return _listen_tcp(socket.AF_INET6, ("::", port), backlog, reuse, both=True)
     except OSError as error:
@@ -245,7 +245,7 @@ def _listen_everywhere(port: int, backlog: int = BACKLOG, reuse: bool = True) ->
 
 
 def _listen_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
-    """A Unix socket that everyone may connect to who can reach its directory, as with systemd."""
+    """Return a Unix socket. As with systemd, anybody with access to its directory may connect."""
     one = socket.socket(socket.AF_UNIX)
     try:
         try:
@@ -265,7 +265,7 @@ def _listen_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether a socket file is left from a program that is gone."""
+    """Whether a socket file was left behind by a program that has exited."""
     if path.startswith("\0") or not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
     with socket.socket(socket.AF_UNIX) as probe:
@@ -292,7 +292,7 @@ def _explain(text: str, address: Address, error: OSError) -> str:
         return f'cannot listen on {text}: "{address.host}" cannot be resolved: {error.strerror}'
     if error.errno == errno.EADDRINUSE and _is_other_file(address.path):
         return f"cannot listen on {text}: it exists and is not a socket; choose another path"
-    # Not error.strerror: socket.create_server adds the address to it.
+    # Not error.strerror: socket.create_server appends the address to it.
     reason = os.strerror(error.errno) if error.errno else str(error)
     remedies = _REMEDIES_FOR_PATHS if address.path else _REMEDIES
     remedy = remedies.get(error.errno or 0)
@@ -307,7 +307,7 @@ def _is_other_file(path: str) -> bool:
 
 
 class Listeners:
-    """The listening sockets of the daemon: those passed in, or else those bound here."""
+    """The listening sockets of the daemon: those that were passed in, or else its own."""
 
     def __init__(self, passed: list[Listener]) -> None:
         self._passed = passed
@@ -321,12 +321,12 @@ class Listeners:
 
     @property
     def passed(self) -> bool:
-        """Whether somebody else holds the sockets too."""
+        """Whether the sockets were passed in, so that another process has them too."""
         return bool(self._passed)
 
     def bind(self, addresses: Iterable[str]) -> None:
-        """Listen on these addresses too; on none of them that is new, if one raises ListenError.
-        Sockets passed in are never added to."""
+        """Listen on these addresses too. If one raises ListenError, none is added. Does nothing if
+        the sockets were passed in."""
         if self._passed:
             return
         before = self._bound
@@ -340,31 +340,31 @@ class Listeners:
             raise
 
     def keep(self, addresses: Iterable[str]) -> bool:
-        """Listen on no others than these any more; whether there were any."""
+        """Stop listening on all other addresses; return whether there were any."""
         dropped = self._leave_out(addresses)
         close(dropped)
         return bool(dropped)
 
     def narrow(self, addresses: Iterable[str]) -> None:
-        """In a process that shares the sockets: let go of those on other addresses. They listen
-        on as long as another process has them, so no path goes."""
+        """In a process that shares the sockets: close those on other addresses. Another process
+        still listens on them, so no path is removed."""
         for one in self._leave_out(addresses):
             one.close()
 
     def __iter__(self) -> Iterator[Listener]:
-        """All of them."""
+        """All listeners."""
         return iter(self._passed or [Listener(one) for one in self._all_bound()])
 
     def sockets(self) -> list[socket.socket]:
-        """The sockets of all of them."""
+        """The sockets of all listeners."""
         return [listener.socket for listener in self]
 
     def _all_bound(self) -> list[socket.socket]:
-        """Each once, though two addresses may mean the same."""
+        """Each socket once, although two addresses may have the same one."""
         return list(dict.fromkeys(one for sockets in self._bound.values() for one in sockets))
 
     def _leave_out(self, addresses: Iterable[str]) -> list[socket.socket]:
-        """Keep these addresses only; the sockets that no longer have one."""
+        """Keep only these addresses; return the sockets that have none left."""
         before, wanted = self._all_bound(), set(addresses)
         self._bound = {text: found for text, found in self._bound.items() if text in wanted}
         after = self._all_bound()

@@ -1,1 +1,1 @@
-"""How several processes are one service: supervisor, workers, hand-over."""
+"""The processes of the service: supervisor, workers, and the hand-over between them."""

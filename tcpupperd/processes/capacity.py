@@ -1,4 +1,4 @@
-"""How many connections a worker may have, and which limit says so."""
+"""The number of connections that a worker may have, and the limit that determines it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ RESERVE = 64
 
 
 class Capacity(NamedTuple):
-    """What the settings and a limit of descriptors allow, in connections."""
+    """The connections that the settings and a limit on descriptors allow."""
 
-    accepted: int  # by one worker: with so many open it accepts no more
-    descriptors: int  # with so many open, one worker has room for another message
-    together: int  # of all workers: what the next process can be handed
+    accepted: int  # by one worker: at this number it stops accepting
+    descriptors: int  # of one worker: below this number it has room for another message
+    together: int  # of all workers: as many as can be handed to the next process
     batch: int  # in one message
-    messages: int  # all that may be on their way at a time
-    limit: int  # RLIMIT_NOFILE, which the figures follow from
-    kept: bool  # whether connections are kept at a restart
-    scarce: bool  # whether all workers need to keep an eye on what they have `together`
+    messages: int  # that may be in flight at a time
+    limit: int  # RLIMIT_NOFILE, from which these numbers follow
+    kept: bool  # whether a restart keeps connections
+    scarce: bool  # whether workers need to check the number that they have `together`
 
     def complaint(self, config: Config) -> str:
-        """Which limit binds in place of max_connections; "" if none does."""
+        """Which limit applies instead of max_connections; "" if none does."""
         if self.accepted >= config.max_connections:
             return ""
-        why = "so many can be handed over" if self.kept else "a worker has room for so many"
+        why = "more cannot be handed over" if self.kept else "a worker has no room for more"
         return (
             f"max_connections is {config.max_connections}, but each of {config.worker_count}"
             f" workers accepts no more than {self.accepted} connections: {why} with a limit of"
@@ -36,11 +36,10 @@ class Capacity(NamedTuple):
 
 
 def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
-    """What is allowed where RLIMIT_NOFILE is `limit`; `kept`, if a restart keeps connections.
+    """The connections allowed if RLIMIT_NOFILE is `limit`; `kept` if a restart keeps connections.
 
-    The kernel lets a user have as many descriptors in flight as a process of his may have open
-    (ETOOMANYREFS of unix(7)). At a restart the connections of all workers are, and a memfd for
-    each message.
+    A user may have as many descriptors in flight as one process may have open (ETOOMANYREFS of
+    unix(7)). At a restart, these are the connections of all workers and a memfd for each message.
     """
     workers = config.worker_count
     batch = min(handover.BATCH, max(1, limit // 4))
@@ -48,7 +47,7 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     messages = limit // 16
     together = max(workers, limit - messages - workers) if kept else workers * descriptors
     accepted = min(config.max_connections, descriptors, together // workers)
-    # In a reload there are twice as many workers. A limit that is farther away than that is not
-    # worth a look in every turn.
+    # During a reload there are twice as many workers. If the limit is further away than that, it
+    # need not be checked in every loop iteration.
     scarce = together < 4 * workers * accepted
     return Capacity(accepted, descriptors, together, batch, messages, limit, kept, scarce)

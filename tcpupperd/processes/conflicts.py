@@ -1,31 +1,35 @@
-"""Settings that are right by themselves, and contradict what the process was given."""
+"""Settings that are valid, but contradict the sockets or limits of the process."""
 
 from __future__ import annotations
+
+import logging
 
 from tcpupperd.config import Config
 from tcpupperd.host import descriptors
 from tcpupperd.processes.capacity import capacity
 
 
-def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[str]:
-    """What to tell of a configuration that is in use; `passed`, if sockets were passed in, and
-    `kept`, if a restart keeps connections.
+def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, str]]:
+    """What to log about the configuration in use, and at which level; `passed` if sockets were
+    passed in, and `kept` if a restart keeps connections.
 
-    Not drain_timeout: a service manager is told how long a stop takes, and waits.
+    drain_timeout causes none: the service manager is told how long a stop takes, and waits.
     """
     found = []
     if passed and is_set(settings, "listen"):
-        found.append(
+        text = (
             "listen has no effect: the service manager passes the sockets in;"
             " set the addresses in the socket unit"
         )
+        found.append((logging.WARNING, text))
     if complaint := capacity(settings, descriptors.limit(), kept=kept).complaint(settings):
-        found.append(complaint)
+        level = logging.WARNING if is_set(settings, "max_connections") else logging.INFO
+        found.append((level, complaint))
     return found
 
 
 def not_judged(settings: Config) -> list[str]:
-    """What a check without the unit cannot know."""
+    """Settings that a check cannot judge without knowing the unit."""
     found = []
     if is_set(settings, "listen"):
         found.append("listen (no effect if a service manager passes sockets in)")
@@ -35,5 +39,5 @@ def not_judged(settings: Config) -> list[str]:
 
 
 def is_set(settings: Config, name: str) -> bool:
-    """Whether a setting is not as by default."""
+    """Whether a setting differs from its default."""
     return bool(vars(settings)[name] != vars(Config())[name])

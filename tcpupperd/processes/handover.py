@@ -1,14 +1,14 @@
-"""Live connections, packed to go from one process to another, and unpacked.
+"""Packing live connections to send them to another process, and unpacking them.
 
-A connection between two lines is its socket and otherwise a few bytes. They travel through a
-channel, a pair of SOCK_SEQPACKET sockets that outlives the processes at its ends: a message takes
-up to 252 sockets by SCM_RIGHTS (unix(7) allows 253 descriptors), and one memfd with all that is
-known of them. So the message itself stays tiny, and however many connections wait in the channel
-they never fill its buffer, whatever they had half sent and half received.
+Between two lines, a connection consists of its socket and a few bytes. They travel through a
+channel, a pair of SOCK_SEQPACKET sockets that outlives the processes at its ends. A message
+carries up to 252 sockets as SCM_RIGHTS (unix(7) allows 253 descriptors), and a memfd with their
+state. So the message itself stays tiny, and the channel's buffer holds many connections, however
+long their unfinished lines and unsent answers are.
 
-The format has a version. What a newer or an older program cannot read it can still end politely,
-for the sockets arrive all the same. Nothing in a message is believed: a wrong one must cost its
-own connections and nothing else, neither the worker nor its memory.
+The format has a version. If a newer or older program cannot read the state, it can still end the
+connections cleanly, because the sockets arrive in any case. Nothing in a message is trusted: a
+wrong one costs its own connections and nothing else, neither the worker nor its memory.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ VERSION = 1
 #: Connections in a message: SCM_MAX_FD of the kernel, less the memfd.
 BATCH = 252
 
-#: Of the message: who speaks, the format's version, how many connections.
+#: The message: the name of the program, the version of the format, the number of connections.
 _GREETING = struct.Struct("!10sHH")
 _NAME = b"tcpupperd\0"
 _FD = struct.Struct("i")
 
-#: Of a connection: address family, port, flags, lines answered, seconds since bytes moved, since
-#: an unfinished line began, and until lingering ends; lengths of host, unfinished line and unsent
-#: answer, which follow.
+#: The record of a connection: address family, port, flags, lines answered, seconds since the last
+#: activity, since an unfinished line began, and until lingering ends; the lengths of the host, the
+#: unfinished line and the unsent answer, which follow.
 _RECORD = struct.Struct("!HHBQdddHII")
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
 _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
 
-# What a record may say. Anything above is wrong, and is not read.
+# Limits of the values in a record. Anything above is wrong and is not read.
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
-_LINES_MAX = 2**63 - 1  # where it stays
+_LINES_MAX = 2**63 - 1  # the counter stops there
 _HOST_MAX = 255  # bytes
 _HELD_MAX = 2**30  # the highest max_line
 _UNSENT_MAX = 2 * _HELD_MAX + 2**20  # an answer of that size, one to what was held, a few chunks
-_TIME_MAX = 1e9  # three decades; deadlines cannot be reckoned with NaN or 1e308
+_TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
 _RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX
 
 
 class HandoverError(Exception):
-    """The state of some connections cannot be read; `sockets` are all that is left of them."""
+    """The state of some connections cannot be read; only their `sockets` are left."""
 
     def __init__(self, message: str, sockets: list[socket.socket]) -> None:
         super().__init__(message)
@@ -57,8 +57,8 @@ class HandoverError(Exception):
 
 
 class Connection(NamedTuple):
-    """A connection as it travels. Times are relative, in seconds, because the clocks of two
-    processes need not agree (a time namespace, a restored container)."""
+    """A connection in transit. Times are relative, in seconds, because the clocks of two processes
+    may differ (a time namespace, a restored container)."""
 
     socket: socket.socket
     client_address: object
@@ -76,8 +76,8 @@ class Connection(NamedTuple):
 def give(end: socket.socket, connections: Sequence[Connection]) -> None:
     """Put up to `BATCH` connections into a channel.
 
-    Raises BlockingIOError if it is full, and OSError if the kernel takes no more descriptors in
-    flight (ETOOMANYREFS: as many as RLIMIT_NOFILE of the sender).
+    Raises BlockingIOError if the channel is full, and OSError if too many descriptors are in
+    flight (ETOOMANYREFS: the limit is RLIMIT_NOFILE of the sender).
     """
     state = os.memfd_create("tcpupperd-connections", os.MFD_CLOEXEC)
     try:
@@ -91,9 +91,9 @@ def give(end: socket.socket, connections: Sequence[Connection]) -> None:
 
 
 def peek(end: socket.socket) -> int:
-    """How many connections the next message says it has; 0 if it says nothing that is known.
+    """The number of connections that the next message claims to have; 0 if its format is unknown.
 
-    Raises BlockingIOError if there is none.
+    Raises BlockingIOError if there is no message.
     """
     data = end.recv(_GREETING.size, socket.MSG_PEEK)
     if len(data) < _GREETING.size:
@@ -103,10 +103,10 @@ def peek(end: socket.socket) -> int:
 
 
 def take(end: socket.socket) -> list[Connection]:
-    """Take one message's connections out of a channel.
+    """Take the connections of one message out of a channel.
 
-    Raises BlockingIOError if there is none, EOFError if none can ever come, and HandoverError if
-    it is not in this version's format.
+    Raises BlockingIOError if there is no message, EOFError if none can ever arrive, and
+    HandoverError if it is not in the format of this version.
     """
     data, files, flags = _receive(end)
     if not data and not files:
@@ -125,7 +125,7 @@ def take(end: socket.socket) -> list[Connection]:
 
 
 def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
-    """A message, its descriptors and flags; `socket.recv_fds` would ignore MSG_CMSG_CLOEXEC."""
+    """A message, its descriptors and flags. (`socket.recv_fds` does not set MSG_CMSG_CLOEXEC.)"""
     room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
     data, ancillary, flags, _ = end.recvmsg(_GREETING.size + 1, room, socket.MSG_CMSG_CLOEXEC)
     files = [fd for *_, packed in ancillary for (fd,) in _FD.iter_unpack(packed)]
@@ -160,8 +160,8 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
 def _read_all(state: int, count: int) -> list[tuple[int, dict[str, Any]]]:
     """The address family and the fields of each connection of a message.
 
-    They are read one by one, and no size is read before it is known to be possible: a file can
-    be of any size without having a byte.
+    They are read one by one, and each size is checked before that much is read: a sparse file can
+    have any size without any data.
     """
     found = os.fstat(state)
     if not stat.S_ISREG(found.st_mode):
@@ -180,18 +180,19 @@ def _read_all(state: int, count: int) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _read(file: BinaryIO, left: int) -> tuple[int, dict[str, Any], int]:
-    """The address family and the fields of the next connection in a file of which so many bytes
-    are `left`, and how many are then."""
+    """The address family and the fields of the next connection in a file with `left` bytes to
+    read, and the number of bytes left after that."""
     head = file.read(_RECORD.size)
     if len(head) < _RECORD.size:
         raise ValueError("the state is cut short")
     family, port, flags, lines, *times, name_size, held_size, unsent_size = _RECORD.unpack(head)
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
-        raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them cannot be")
+        raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them is wrong")
     if not all(abs(time) < _TIME_MAX for time in times):
         raise ValueError("a time is out of range")
     if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
-        raise ValueError(f"a host, a line, an answer of {name_size}, {held_size}, {unsent_size}")
+        sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
+        raise ValueError(f"{sizes}: one of them is too long")
     left -= _RECORD.size + name_size + held_size + unsent_size
     if left < 0:
         raise ValueError("the state is cut short")
@@ -211,7 +212,7 @@ def _read(file: BinaryIO, left: int) -> tuple[int, dict[str, Any], int]:
 
 
 def _address(family: int, name: bytes, port: int) -> object:
-    """The client's address; ValueError or OSError if the host is none of the family's."""
+    """The client's address; ValueError or OSError if the host does not belong to the family."""
     if family == socket.AF_UNIX:
         return ""
     host = os.fsdecode(name)
@@ -224,11 +225,11 @@ def _reason(error: Exception) -> str:
 
 
 def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:
-    """Those of the descriptors that are sockets, of families as told or else as the kernel says;
-    the rest are closed."""
+    """The sockets among the descriptors, with the given families, or else as the kernel reports
+    them; other descriptors are closed."""
     found = []
     for fd, family in zip_longest(files, families, fillvalue=-1):
-        kind = -1 if family == -1 else socket.SOCK_STREAM  # not asked for: that takes longer
+        kind = -1 if family == -1 else socket.SOCK_STREAM  # asking the kernel takes longer
         try:
             found.append(socket.socket(family, kind, min(kind, 0), fd))
         except OSError:

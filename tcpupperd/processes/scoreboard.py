@@ -1,8 +1,8 @@
 """Counters and heartbeats that all processes of the daemon share.
 
-One anonymous shared mapping holds a slot of 64-bit numbers for each worker. A worker writes its
-own slot only and all processes read all of them, so there is nothing to lock: an aligned 64-bit
-number is written at once.
+One anonymous shared mapping has a slot of 64-bit numbers for each worker. A worker writes only its
+own slot, and all processes read all slots. No lock is needed, because writing an aligned 64-bit
+number is atomic.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _ROW = _SLOT_SIZE // 8  # numbers
 
 
 class Scoreboard:
-    """The slots of up to `size` workers, and the totals of those that are gone."""
+    """The slots of up to `size` workers, and the totals of workers that have exited."""
 
     def __init__(self, size: int) -> None:
         self._memory = memoryview(mmap.mmap(-1, size * _SLOT_SIZE + 8))
-        self._numbers = self._memory.cast("Q")  # the last: how many slots were ever in use
+        self._numbers = self._memory.cast("Q")  # the last one: how many slots were ever used
         self._free = list(reversed(range(size)))
         self._live: list[Slot] = []
         self._gone = [0] * len(FIELDS)
 
     def claim(self) -> Slot:
-        """A slot for a new worker; IndexError if all are taken."""
+        """Return a slot for a new worker. Raises IndexError if all are taken."""
         index = self._free.pop()
         self._numbers[-1] = max(self._numbers[-1], index + 1)
         start = index * _SLOT_SIZE
@@ -37,7 +37,7 @@ class Scoreboard:
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Count a worker that is gone among the totals, and free its slot."""
+        """Add the numbers of a worker that has exited to the totals, and free its slot."""
         for field in range(len(FIELDS)):
             self._gone[field] += slot.numbers[field]
             slot.numbers[field] = 0
@@ -46,23 +46,23 @@ class Scoreboard:
         self._free.append(slot.position)
 
     def totals(self) -> dict[str, int]:
-        """The connections open now, and all that was counted since the daemon started."""
+        """The open connections, and all counters since the daemon started."""
         return {
             name: self._gone[field] + sum(slot.numbers[field] for slot in self._live)
             for field, name in enumerate(FIELDS)
             if field >= OPEN
         }
 
-    # What any process sees, of workers too that were started after it
+    # Visible to every process, even for workers that were started later
 
     def loads(self) -> list[int]:
-        """The connections of each worker that is not leaving; one that has only been started
-        counts. (The supervisor writes the first heartbeat.)"""
+        """The number of connections of each worker that is not leaving, including those that have
+        only just been started. (The supervisor writes the first heartbeat.)"""
         rows = zip(*map(self._column, (HEARTBEAT, STATE, OPEN)), strict=True)
         return [count for beat, state, count in rows if beat and state != LEAVING]
 
     def open(self) -> int:
-        """The connections of all workers."""
+        """The number of connections of all workers."""
         return sum(self._column(OPEN))
 
     def _column(self, field: int) -> list[int]:

@@ -1,8 +1,8 @@
-"""What the service manager keeps for the process after this one: its file descriptor store.
+"""The file descriptor store of the service manager, which keeps descriptors for the next process.
 
-Kept are the two ends of the channel that connections travel through, the last configuration that
-worked, and a witness. What else is found there, of another version or damaged, is closed and
-forgotten by itself, and harms nothing.
+It has the two ends of the channel for the hand-over of connections, the last configuration that
+worked, and a witness. Any other descriptor in it, from another version or damaged, is closed and
+removed, and does no harm.
 """
 
 from __future__ import annotations
@@ -13,32 +13,37 @@ import os
 import select
 import socket
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.host.notify import Notifier
-from tcpupperd.processes.channel import GIVE_END, TAKE_END, Channel, open_channel
 
 log = logging.getLogger(__name__)
 
+GIVE_END, TAKE_END = "handover-give", "handover-take"  # of the channel
 CONFIGURATION, WITNESS = "last-configuration", "witness"
 
-#: Names under which the service manager keeps what is ours.
+#: The names of our descriptors in the store.
 NAMES = frozenset({GIVE_END, TAKE_END, CONFIGURATION, WITNESS})
 
-#: After this nobody, we included, can change a memfd any more: fcntl(2).
+#: Bytes to request for the channel's buffer; net.core.wmem_max limits it. The default of 208 KiB
+#: is full after 278 messages.
+BUFFER = 2**22
+
+#: With these seals, nobody can change a memfd any more, not even we: fcntl(2).
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Store:
-    """The service manager's store, as far as it is ours."""
+    """Our part of the service manager's store."""
 
     def __init__(
         self, stored: Iterable[tuple[str, int]], notifier: Notifier, *, offered: bool
     ) -> None:
-        """Take up what was `stored`, by name and descriptor. Is a store `offered`, what is missing
-        there is put into it."""
+        """Use what was `stored`, by name and descriptor. If a store is `offered`, what is missing
+        is put into it."""
         self._notifier = notifier
-        self.configuration: str | None = None  # the text that is kept; "" is all defaults
+        self.configuration: str | None = None  # the stored text; "" is all defaults
         ends: dict[str, socket.socket] = {}
         for name, fd in stored:
             if name == CONFIGURATION:
@@ -52,21 +57,21 @@ class Store:
 
     @property
     def keeps(self) -> bool:
-        """Whether what is in the channel outlives us: there is a store, and not only by name."""
+        """Whether the content of the channel outlives us, because the store really exists."""
         return self._witness is not None and self._witness.holds
 
     @property
     def has_failed(self) -> bool:
-        """Whether there should be a store, and is none."""
+        """Whether a store was offered, but keeps nothing."""
         return self._witness is not None and not self._witness.holds
 
     def watch(self) -> None:
-        """Have this process sent SIGIO when the store is emptied."""
+        """Let the kernel send SIGIO to this process when the store is emptied."""
         if self._witness:
             self._witness.watch()
 
     def keep_configuration(self, text: str) -> None:
-        """Keep a configuration that works, in place of the one before."""
+        """Store a configuration that works, replacing the previous one."""
         if text == self.configuration or not self.channel.outlives_us:
             return
         file = sealed(text.encode())
@@ -85,34 +90,66 @@ class Store:
 
     def _drop(self, name: str, fd: int) -> None:
         os.close(fd)
-        if name != WITNESS:  # which is each process's own
+        if name != WITNESS:  # which every process creates anew
             log.warning("closing the stored descriptor %s, which is of no use", name)
             self._notifier.forget(name)
 
 
-class Witness:
-    """Tells whether a service manager keeps what it is given. That it says so ($FDSTORE) is no
-    proof: a drop-in of the unit may have it both ways, and change at any time.
+class Channel(NamedTuple):
+    """The ends of a channel: to give into and to take from. All processes of the daemon share
+    them, and if the service manager keeps them too, the channel outlives the daemon."""
 
-    One end of a pair of sockets is in the store alone; when it is closed there, ours hangs up. It
-    is stored after what matters, so that a store that is too small has no room for it.
+    give: socket.socket
+    take: socket.socket
+    outlives_us: bool
+
+
+def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store: bool) -> Channel:
+    """The channel that the service manager has `stored`, or else a new one.
+
+    With `store`, a new one is given to the service manager. One that is whole is never replaced:
+    connections may be waiting in it.
+    """
+    if stored.keys() == {GIVE_END, TAKE_END}:
+        channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
+    else:
+        for name, end in stored.items():
+            log.warning("closing the stored socket %s, which is of no use", name)
+            end.close()
+            notifier.forget(name)
+        channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
+        if store:
+            notifier.store(GIVE_END, channel.give.fileno())
+            notifier.store(TAKE_END, channel.take.fileno())
+    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    channel.give.setblocking(False)
+    channel.take.setblocking(False)
+    return channel
+
+
+class Witness:
+    """Shows whether a service manager really keeps descriptors. The variable FDSTORE is no proof:
+    a drop-in of the unit may contradict it, and may change at any time.
+
+    Only the store has the other end of a socket pair; when that is closed, ours hangs up. It is
+    stored after everything else, so if the store is too small, the witness is what it lacks.
     """
 
     def __init__(self, notifier: Notifier) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        notifier.forget(WITNESS)  # of the process before
+        notifier.forget(WITNESS)  # that of the previous process
         notifier.store(WITNESS, theirs.fileno())
         theirs.close()
         self._poll = select.poll()
-        self._poll.register(self._ours, 0)  # POLLHUP is always told
+        self._poll.register(self._ours, 0)  # POLLHUP is always reported
 
     @property
     def holds(self) -> bool:
-        """Whether the other end is open still: in the store, or on its way there."""
+        """Whether the other end is still open: in the store, or on its way there."""
         return not self._poll.poll(0)
 
     def watch(self) -> None:
-        """Have this process sent SIGIO when it hangs up."""
+        """Let the kernel send SIGIO to this process when the other end is closed."""
         fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
         fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
@@ -129,7 +166,7 @@ def is_end(fd: int) -> bool:
 
 
 def sealed(content: bytes) -> int:
-    """A memfd that can be read and not changed."""
+    """Return a memfd that can be read but not changed."""
     fd = os.memfd_create("tcpupperd-configuration", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(content)
@@ -138,7 +175,7 @@ def sealed(content: bytes) -> int:
 
 
 def read_sealed(fd: int) -> str:
-    """The text of a memfd that `sealed` has made; OSError or ValueError if it is none."""
+    """The text of a memfd made by `sealed`. Raises OSError or ValueError if it is another file."""
     seals: int = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # OSError if it is not a memfd
     if seals & SEALS != SEALS:
         raise ValueError("it is not sealed")

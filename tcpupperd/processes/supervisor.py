@@ -29,8 +29,8 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: Signals that the kernel sends for a fault of the program itself: blocked, they would kill it all
-#: the same, or, sent by somebody (SIGABRT by the service manager's watchdog), not at all.
+#: Signals that the kernel sends for a fault of the program itself. Blocking them would not help
+#: against the kernel's, but would disable those of a process, such as SIGABRT of the watchdog.
 FAULTS = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -41,17 +41,17 @@ FAULTS = {
     signal.SIGTRAP,
 }
 
-#: Those of job control keep their meaning for who runs the daemon in a terminal.
+#: Signals of job control keep their meaning, for a daemon that runs in a terminal.
 JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
-#: All others wait until the supervisor fetches them: no handler ever runs.
+#: All other signals stay pending until the supervisor fetches them: no handler ever runs.
 BLOCKED = signal.valid_signals() - FAULTS - JOB_CONTROL - {signal.SIGKILL, signal.SIGSTOP}
 
-#: Seconds until the next try when a worker died before it served anybody: from the first to the
-#: last, each twice the one before.
+#: Seconds until the next attempt after a worker died before it served a client: the first and the
+#: longest delay. Each is twice the previous one.
 RETRY_FIRST, RETRY_LAST = 0.1, 10.0
 
-#: Seconds that a worker gets on top of drain_timeout before it is killed.
+#: Seconds in addition to drain_timeout before a worker is killed.
 GRACE = 1.0
 
 #: Exit status of a worker that met a bug: EX_SOFTWARE of sysexits.h.
@@ -63,7 +63,7 @@ class StartError(ExpectedError):
 
 
 class WorkerProcess:
-    """A worker as its supervisor sees it."""
+    """A worker, as seen by the supervisor."""
 
     def __init__(self, pid: int, slot: Slot, control: int, generation: int) -> None:
         self.pid = pid
@@ -75,7 +75,7 @@ class WorkerProcess:
 
     @property
     def accepting(self) -> bool:
-        """Whether it has got as far as accepting connections."""
+        """Whether it accepts connections by now."""
         return self.slot.numbers[STATE] == ACCEPTING
 
     @property
@@ -94,7 +94,7 @@ class WorkerProcess:
         return now - self.slot.numbers[HEARTBEAT] / 1_000_000
 
     def retire(self, order: bytes, timeout: float) -> None:
-        """Tell it to leave, and when it will be killed."""
+        """Send it an order to leave, and set a deadline after which it is killed."""
         if self._control is None:
             return
         self.kill_at = monotonic() + timeout
@@ -103,23 +103,23 @@ class WorkerProcess:
         self.let_go()
 
     def let_go(self) -> None:
-        """Close our end of its control channel."""
+        """Close our end of its control pipe."""
         if self._control is not None:
             os.close(self._control)
             self._control = None
 
     def kill(self) -> None:
-        """Kill it; the only force there is, for it handles no signals."""
+        """Kill it. There is no milder way, because it handles no signals."""
         self.kill_at = math.inf
         os.kill(self.pid, signal.SIGKILL)
 
 
 class Supervisor:
-    """Keeps the workers at their number, and does what signals ask for.
+    """Keeps the configured number of workers running, and acts on signals.
 
-    It waits for signals, and for deadlines that it really has. SIGCHLD says that a worker has
-    ended, or, sent by a worker, that it accepts. What is to be done follows each time from the
-    state of the workers.
+    It waits for signals and for its next deadline. SIGCHLD means that a worker has exited or, if a
+    worker has sent it, that the worker accepts connections. After each wake-up, the state of the
+    workers determines what to do.
     """
 
     def __init__(
@@ -138,18 +138,18 @@ class Supervisor:
         self._scoreboard = Scoreboard(4 * WORKERS_MAX)
         self._workers: dict[int, WorkerProcess] = {}
         self._generation = 1
-        # While a reload is under way, or the first workers start under another configuration than
-        # that which worked last: what to go back to.
+        # What to go back to, during a reload, or while the first workers start with another
+        # configuration than the last one that worked.
         last_good = None if source.trouble else source.last_good()
         differs = last_good and vars(last_good) != vars(config)
         self._before_reload = (last_good, 0) if last_good and differs else None
         self._reload_wanted = False
-        self._trouble = source.trouble  # what the status line adds
+        self._trouble = source.trouble  # for the end of the status line
         self._started: Callable[[], None] = lambda: None
         self._ready = False
         self._stopping = False
-        self._order = worker.DRAIN  # with which the workers have been told to leave
-        self._take_back = False  # what they put into the channel
+        self._order = worker.DRAIN  # the order that the workers were given when stopping
+        self._take_back = False  # whether to take connections back out of the channel
         self._store_failed = False
         self._early_deaths = 0
         self._retry_at = 0.0
@@ -157,18 +157,18 @@ class Supervisor:
         self._awake_since = 0.0  # when we last overslept
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop; calls `started` once all workers accept. Raises StartError
-        if the first workers cannot start."""
+        """Serve until told to stop; call `started` once all workers accept. Raises StartError if
+        the first workers cannot start."""
         self._started = started
         block_signals()
         descriptors.raise_limit()
-        gc.freeze()  # what is there now stays shared with the workers
+        gc.freeze()  # existing objects stay shared with the workers
         self._store.watch()
         try:
             self._manage()
             self._go_on()
         except StartError:
-            if self._store.keeps:  # what the first workers have taken already
+            if self._store.keeps:  # give back what the first workers have already taken
                 self._stop(worker.STORE)
                 self._go_on()
             raise
@@ -181,7 +181,7 @@ class Supervisor:
             self._manage()
 
     def _wait(self) -> int | None:
-        """The next signal, or None when something else is due."""
+        """Wait for the next signal; None if something else is due."""
         wait = min(self._deadlines()) - monotonic()
         if wait == math.inf:
             return signal.sigwaitinfo(BLOCKED).si_signo
@@ -204,7 +204,7 @@ class Supervisor:
                 self._log_counters()
 
     def _manage(self) -> None:
-        """Do all that the state of the workers asks for."""
+        """Do everything that the state of the workers calls for."""
         self._reap()
         self._watch()
         self._check_store()
@@ -221,7 +221,7 @@ class Supervisor:
     # Workers
 
     def _current(self) -> list[WorkerProcess]:
-        """The workers that serve under the configuration in force."""
+        """The workers that serve with the current configuration."""
         return [
             one
             for one in self._workers.values()
@@ -229,14 +229,14 @@ class Supervisor:
         ]
 
     def _missing(self) -> int:
-        """How many workers are to be started."""
+        """The number of workers to start."""
         if self._stopping or self._falling_back():
             return 0
         return self._config.worker_count - len(self._current())
 
     def _falling_back(self) -> bool:
-        """Whether first workers are leaving that did not do: they are in the way of others, if
-        there may only be so many processes."""
+        """Whether the first workers have failed to start and are leaving. Others have to wait for
+        that, because the number of processes may be limited."""
         return not self._ready and any(one.retired for one in self._workers.values())
 
     def _all_accept(self) -> bool:
@@ -255,7 +255,7 @@ class Supervisor:
             self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
 
     def _fork(self, slot: Slot) -> tuple[int, int]:
-        """A new worker's process number and our end of its control channel."""
+        """Fork a worker; return its process ID and our end of its control pipe."""
         orders, control = os.pipe()
         try:
             pid = os.fork()
@@ -274,7 +274,7 @@ class Supervisor:
         try:
             for other in self._workers.values():
                 other.let_go()
-            self._listeners.narrow(self._config.listen)  # a reload may have left one out
+            self._listeners.narrow(self._config.listen)  # a reload may have removed one
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
             worker.run(
                 worker.WorkerContext(
@@ -296,7 +296,7 @@ class Supervisor:
             os._exit(status)
 
     def _reap(self) -> None:
-        """Bury all children that have ended. As process 1 of a container there may be others'."""
+        """Reap all children that have exited. Process 1 of a container may inherit others."""
         while self._workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -322,7 +322,7 @@ class Supervisor:
             self._try_later(f"{how} before it served anybody")
 
     def _cannot_start(self, why: str) -> None:
-        """A worker of the configuration in force never came to accept."""
+        """Handle a worker of the current configuration that died before accepting."""
         if self._before_reload:
             self._abandon_reload(why)
         elif not self._ready:
@@ -331,7 +331,7 @@ class Supervisor:
             self._try_later(why)
 
     def _try_later(self, why: str) -> None:
-        """Try again, ever more slowly; only the first time is worth a warning."""
+        """Schedule another attempt, with growing delays; only the first is logged as a warning."""
         delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
         self._retry_at = monotonic() + delay
         level = logging.DEBUG if self._early_deaths else logging.WARNING
@@ -362,7 +362,7 @@ class Supervisor:
         journal.set_level(config.log_level)
 
     def _abandon_reload(self, why: str) -> None:
-        """Go back to the workers of before."""
+        """Go back to the previous configuration and its workers."""
         assert self._before_reload
         failed = self._current()
         self._config, self._generation = self._before_reload
@@ -386,9 +386,9 @@ class Supervisor:
         self._tell_status()
 
     def _settled(self) -> None:
-        """All workers of the configuration in force accept."""
+        """Complete a start or reload, once all workers of the current configuration accept."""
         if self._ready and not self._before_reload:
-            self._tell_status()  # one was replaced, perhaps
+            self._tell_status()  # a worker may have been replaced
             return
         dropped = self._listeners.keep(self._config.listen)
         log.info(
@@ -398,8 +398,9 @@ class Supervisor:
             self._listeners,
             turn.implementation,
         )
-        for text in conflicts(self._config, passed=self._listeners.passed, kept=self._store.keeps):
-            log.warning("%s", text)
+        passed, kept = self._listeners.passed, self._store.keeps
+        for level, text in conflicts(self._config, passed=passed, kept=kept):
+            log.log(level, "%s", text)
         self._source.keep(self._config)
         if self._ready:
             self._trouble = self._source.trouble = ""
@@ -429,10 +430,11 @@ class Supervisor:
         )
         self._tell_status()
         self._retire(self._workers.values(), order)
-        self._listeners.keep(())  # nobody else is connected once the workers accept no more
+        self._listeners.keep(())  # no client connects once the workers have stopped accepting
 
     def _stop_again(self, order: bytes) -> None:
-        """After a stop nothing can follow but an end at once; after one for a restart, a stop."""
+        """Handle a further order to stop: a second stop is immediate, and a stop after one for a
+        restart ends the connections that were kept."""
         if order == worker.STORE:
             return
         if self._order == worker.DRAIN:
@@ -444,7 +446,7 @@ class Supervisor:
         self._take_back = True
 
     def _end_what_was_kept(self) -> None:
-        """Have one more worker take all connections out of the channel and end them."""
+        """Start one more worker, which takes all connections out of the channel and ends them."""
         self._take_back = False
         self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
         self._start_worker()
@@ -457,17 +459,17 @@ class Supervisor:
     # Watching and telling
 
     def _watch(self) -> None:
-        """Tell the watchdog that we live, and see whether the workers do.
+        """Send a keep-alive message, and kill workers without a sign of life.
 
-        If we have overslept, as when the whole service was stopped and goes on, the workers get
-        as long again to show themselves: the time in which nobody ran does not count.
+        If we woke up too late ourselves, as when the whole service was suspended, the workers get
+        a whole interval again: the time in which nobody ran does not count.
         """
         now, interval = monotonic(), self._notifier.watchdog_interval
         if now < self._next_watch:
             return
         if self._next_watch and now - self._next_watch > interval / 4:
             self._awake_since = now
-        # sd_watchdog_enabled(3) wants one every half: a wake-up is always a little late.
+        # sd_watchdog_enabled(3) recommends half the interval, but a wake-up is always a bit late.
         self._next_watch = now + interval / 3
         self._notifier.watchdog()
         self._tell_status()
@@ -478,7 +480,7 @@ class Supervisor:
                 one.kill()
 
     def _check_store(self) -> None:
-        """Log once that the service manager does not keep what it said that it would."""
+        """Log once that the service manager does not keep descriptors, although it claims to."""
         if self._store.has_failed and not self._store_failed:
             self._store_failed = True
             log.warning(
@@ -509,16 +511,16 @@ class Supervisor:
 
 
 def block_signals() -> None:
-    """Have all signals wait until they are fetched."""
-    # If whoever started us ignores SIGCHLD, children would vanish before they are waited for.
+    """Block all signals that are to be fetched."""
+    # If we inherited an ignored SIGCHLD, children would vanish before we can wait for them.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Fetched, never run; but from its presence systemd can tell that SIGHUP means to reload.
+    # Never called; but systemd can tell from a handler that SIGHUP means to reload.
     signal.signal(signal.SIGHUP, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def describe_status(status: int) -> str:
-    """What became of a process, from `os.waitstatus_to_exitcode`."""
+    """How a process ended, by the result of `os.waitstatus_to_exitcode`."""
     if status >= 0:
         return f"ended with status {status}"
     if status == -signal.SIGKILL:

@@ -1,8 +1,8 @@
-"""Giving live connections to other processes, and taking theirs over.
+"""Giving live connections to other processes, and taking connections from them.
 
-The workers share one channel and need not know each other: who leaves gives, and whoever has the
-fewest connections takes. That is all that keeps their numbers even, and it needs no agreement: a
-worker that has more than the others steps back from the channel for a moment.
+The workers share one channel and need not know each other: a worker that leaves gives, and the
+worker with the fewest connections takes. This keeps their numbers even without any agreement: a
+worker that has more connections than the others steps back from the channel for a moment.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: Messages that make up the share of one worker, if they may: the finer, the more even. Every
-#: message costs a memfd, so the share of a busy worker has more in it.
+#: The number of messages that make up the share of one worker, if possible: more messages give a
+#: more even result. Each message costs a memfd, so those of a busy worker are larger.
 PER_SHARE = 32
 
-#: Bytes of the channel's buffer that a message takes: 768 on kernels from 6.1 to 6.18.
+#: An upper bound of the bytes that a message takes in the channel's buffer: 768 on kernels 6.1 to
+#: 6.18.
 MESSAGE_SIZE = 1024
 
-#: Seconds until a worker looks again that has left the channel to others, or cannot give on.
+#: Seconds until a worker that has left the channel to others, or cannot give, tries again.
 STEP_BACK = 0.001
 
-#: Seconds without any progress of the worker with the fewest connections after which others take
-#: in its place: it hangs, or cannot start.
-PATIENCE = 2.0
+#: Seconds without progress of the worker with the fewest connections, after which others take its
+#: share: it hangs, or cannot start.
+STALL_TIME = 2.0
 
 
 class Giver:
@@ -51,27 +52,28 @@ class Giver:
         self._end = end
         self._scoreboard = scoreboard
         self._capacity = capacity
-        self._size = 0  # of a message
+        self._size = 0  # connections per message
         self._wait = False
-        self.look_at = math.inf  # when `go_on` is to be called, though nothing happens
+        self.look_at = math.inf  # when `go_on` must be called, even without an event
 
     def begin(self, *, wait: bool) -> None:
-        """Give all connections; with `wait`, as fast as others take them out."""
+        """Give all connections; with `wait`, wait for takers if the channel is full."""
         self._wait = wait
         self._size = self._message_size()
         self._give()
 
     def go_on(self) -> None:
-        """Once a turn: try again when it is time."""
+        """Call this in each loop iteration: tries again when it is time."""
         if self._server.poller.now >= self.look_at:
             self.look_at = math.inf
             self._give()
 
     def _message_size(self) -> int:
-        """Few connections go in small messages, so that every worker can have its share.
+        """The number of connections per message: small if there are few connections, so that every
+        worker gets its share.
 
-        If nobody takes until the next start, not so small that they fill more than half of the
-        room that all workers have for messages, in the channel and in flight.
+        If no process takes until the next start, the messages of all workers must not fill more
+        than half of the room in the channel and of the descriptors in flight.
         """
         workers = max(self._server.config.worker_count, len(self._scoreboard.loads()))
         size = self._scoreboard.open() // (workers * PER_SHARE)
@@ -110,9 +112,8 @@ class Giver:
         if self._wait and full:
             self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
         elif self._wait and error.errno == errno.ETOOMANYREFS:
-            self.look_at = (
-                self._server.poller.now + STEP_BACK
-            )  # nothing tells when others have taken
+            # There is no event when others have taken.
+            self.look_at = self._server.poller.now + STEP_BACK
         else:
             log.warning(
                 "ending %s that cannot be handed over: %s (%s)",
@@ -128,7 +129,7 @@ class Giver:
 
 
 class Taker:
-    """Takes connections out of the channel, as long as a server has room and it is its turn."""
+    """Takes connections out of the channel, while the server has room and it is its turn."""
 
     def __init__(
         self,
@@ -143,14 +144,14 @@ class Taker:
         self._room = capacity.descriptors
         self._polled = False
         self._stopped = False
-        self._away_until = 0.0  # left to others
-        self.look_at = math.inf  # when `arrange` is to be called, though nothing happens
+        self._away_until = 0.0  # until then, the channel is left to others
+        self.look_at = math.inf  # when `update_interest` must be called, even without an event
 
-    def arrange(self) -> None:
-        """Once a turn: have the channel polled or not.
+    def update_interest(self) -> None:
+        """Call this in each loop iteration: starts or stops polling the channel.
 
-        All workers are woken for a message, not one of them (EPOLLEXCLUSIVE): if that one stepped
-        back, nobody else would know of the message.
+        A message wakes all workers. With EPOLLEXCLUSIVE it would wake one, and if that worker
+        stepped back, no other would know of the message.
         """
         away = self._server.poller.now < self._away_until
         self.look_at = self._away_until if away else math.inf
@@ -166,16 +167,15 @@ class Taker:
         """Leave the channel to others for good."""
         self._stopped = True
         self._away_until = 0.0
-        self.arrange()
+        self.update_interest()
 
     @property
     def has_room(self) -> bool:
-        """Whether a whole message can be taken; of its descriptors the kernel would close those
-        that are too many."""
+        """Whether a whole message can be taken: the kernel would discard descriptors in excess."""
         return len(self._server.connections) < self._room
 
     def take_all(self) -> None:
-        """Take whatever is there."""
+        """Take everything that is in the channel."""
         with contextlib.suppress(BlockingIOError):
             while self.has_room:
                 self._take()
@@ -189,9 +189,10 @@ class Taker:
             self._away_until = server.poller.now + STEP_BACK
 
     def _take(self, size: int = 0) -> None:
-        """Take over one message's connections, of which there seem to be so many; BlockingIOError
-        if there is none."""
-        # What is neither in the channel nor counted, another might accept in its place.
+        """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
+        if there is no message."""
+        # Count them before they leave the channel: otherwise another worker might accept new
+        # connections in their place.
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
             connections = handover.take(self._end)
@@ -200,7 +201,7 @@ class Taker:
             log.error("ending %s taken over: %s", ended, error)
             self._server.tally.add(DAMAGED, len(error.sockets))
             connections = [handover.Connection(one, "", finished=True) for one in error.sockets]
-        except EOFError:  # this process too could give: it was a message without anything
+        except EOFError:  # not the end, because this process has the giving end, too
             log.error("an empty message was in the channel")
             return
         for connection in connections:
@@ -209,7 +210,7 @@ class Taker:
         self._server.tally.add(TAKEN, len(connections))
 
     def _take_over(self, travelled: handover.Connection) -> None:
-        """Serve one connection; if it cannot be, that is the end of it alone."""
+        """Serve one connection. An error ends only this connection."""
         server, sock, state = self._server, travelled.socket, State(*travelled[2:])
         connection = server.new_connection(sock, travelled.client_address)
         try:
@@ -224,48 +225,48 @@ class Taker:
 
 
 class Turn:
-    """Whether a worker takes, or leaves the channel to those that have fewer connections."""
+    """Decides whether a worker takes, or leaves the channel to those with fewer connections."""
 
     def __init__(self, scoreboard: Scoreboard, workers: int) -> None:
         self._scoreboard = scoreboard
         self._workers = workers
         self._lowest = -1
-        self._since = 0.0  # when the lowest number was first the one it is
+        self._since = 0.0  # when the lowest number last changed
         self._asked = 0.0
 
     def is_ours(self, have: int, size: int, messages: int, now: float) -> bool:
-        """Whether a worker with so many connections takes the next message, of that size, of
-        about so many.
+        """Whether a worker that has `have` connections takes the next message, which has `size`
+        connections and is one of about `messages`.
 
-        It does until it has half of its share, which is an estimate: messages need not be of one
-        size. Then it runs ahead of the worker with the fewest by no more than an eighth, unless
-        that one makes no progress. Workers that have yet to be started count: the first one would
-        take all.
+        It takes until it has half of its share, which is an estimate, because messages may differ
+        in size. After that, it may be ahead of the worker with the fewest connections by at most
+        an eighth of a share, unless that one makes no progress. Workers that are yet to be started
+        count as well: otherwise the first one would take everything.
         """
         loads = self._scoreboard.loads()
         lowest = min(loads) if len(loads) >= self._workers else 0
-        if lowest != self._lowest or now - self._asked > PATIENCE / 2:
+        if lowest != self._lowest or now - self._asked > STALL_TIME / 2:
             self._lowest, self._since = lowest, now
         self._asked = now
         workers, total = max(self._workers, len(loads)), self._scoreboard.open()
         has_little = have + size <= (total + messages * size) // workers // 2
         is_not_ahead = have <= lowest + total // workers // 8
-        return has_little or is_not_ahead or now - self._since > PATIENCE
+        return has_little or is_not_ahead or now - self._since > STALL_TIME
 
 
 def room_for_messages(end: socket.socket) -> int:
-    """How many more messages the buffer of a channel takes for sure."""
+    """The number of further messages for which the buffer of a channel certainly has room."""
     room = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     return max(0, room - filled(end)) // MESSAGE_SIZE
 
 
 def messages_in(end: socket.socket) -> int:
-    """How many messages there are in a channel at the most."""
+    """An upper bound of the number of messages in a channel."""
     return -(-filled(end) // (MESSAGE_SIZE // 2))
 
 
 def filled(end: socket.socket) -> int:
-    """Bytes of its buffer that wait for others to receive them: SIOCOUTQ of unix(7), which is
+    """The number of bytes in its buffer that were not received yet: SIOCOUTQ of unix(7), which is
     the same as TIOCOUTQ."""
     from termios import TIOCOUTQ  # seldom needed: at hand-over, or with few descriptors
 

@@ -1,4 +1,4 @@
-"""What one worker process runs: a server that obeys its supervisor and takes over connections."""
+"""A worker process: a server that obeys its supervisor and takes over connections."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
-#: Orders of the supervisor. End of file, when it is gone, is an order too.
-GIVE = b"g"  # your connections to the other workers
-GIVE_WITH_QUEUES = b"q"  # the same, and those in the queues, which nobody else will serve
-STORE = b"s"  # your connections to whoever comes next: all workers leave
-DRAIN = b"d"  # answer what has come, and end your connections
+#: Orders of the supervisor. End of file, which means that it has exited, is an order too.
+GIVE = b"g"  # give the connections to the other workers
+GIVE_WITH_QUEUES = b"q"  # the same, with those in the queues, which nobody else will serve
+STORE = b"s"  # leave the connections for the next process: all workers exit
+DRAIN = b"d"  # answer what has arrived, and end the connections
 
-#: Descriptors that one wait finds ready at the most, by Python's epoll.
+#: The maximum number of descriptors that one wait of Python's epoll returns.
 EVENTS = 1000
 
 
@@ -38,9 +38,9 @@ class WorkerContext(NamedTuple):
 
     config: Config
     listeners: Sequence[Listener]
-    listeners_outlive_us: bool  # somebody else holds them too, and will serve their queues
-    channel: tuple[socket.socket, socket.socket]  # of hand-over: to give into, to take from
-    channel_outlives_us: Callable[[], bool]  # there is somebody who keeps it
+    listeners_outlive_us: bool  # another process has them too, and will serve their queues
+    channel: tuple[socket.socket, socket.socket]  # for hand-over: the ends to give and to take
+    channel_outlives_us: Callable[[], bool]  # whether the service manager keeps it
     control: FileIO  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
     scoreboard: Scoreboard  # of all workers
@@ -48,7 +48,7 @@ class WorkerContext(NamedTuple):
 
 
 class Worker(UpperServer):
-    """Serves until it is ordered to leave and its last connection has ended or gone elsewhere."""
+    """Serves until it is ordered to leave and its last connection has ended or was given away."""
 
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(
@@ -63,25 +63,25 @@ class Worker(UpperServer):
         if self._capacity.scarce:
             self.acceptor.allowance = self._room_together
         self.poller.add(context.control, self._obey)
-        self._taker.arrange()
+        self._taker.update_interest()
 
     def announce(self) -> None:
-        """Tell the supervisor, who waits for signals only, that this worker accepts."""
+        """Tell the supervisor, which waits for signals only, that this worker accepts."""
         self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
         self._context.numbers[STATE] = ACCEPTING
-        with contextlib.suppress(PermissionError):  # it is gone, and our parent now process 1
+        with contextlib.suppress(PermissionError):  # it has exited, our parent is now process 1
             os.kill(os.getppid(), signal.SIGCHLD)
 
     def service_actions(self) -> None:
-        """Once a turn: also a sign of life."""
+        """The work of each loop iteration, including a sign of life."""
         self._giver.go_on()
-        self._taker.arrange()
+        self._taker.update_interest()
         super().service_actions()
         if self._context.heartbeat:
             self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
-        """Seconds until something is due, the next sign of life among it."""
+        """Seconds until something is due, including the next sign of life."""
         until = min(until, self._giver.look_at, self._taker.look_at)
         timeout = super().poll_timeout(until)
         if not self._context.heartbeat:
@@ -89,8 +89,8 @@ class Worker(UpperServer):
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
 
     def _room_together(self) -> float:
-        """How many connections all workers may accept so that all could be handed over at a
-        restart: while a reload or a start is under way, others hold some that will come to us."""
+        """How many connections all workers may accept so that a restart can hand over all of them:
+        during a reload or a start, others have connections that will be given to us."""
         waiting = messages_in(self._context.channel[0]) * self._capacity.batch
         return self._capacity.together - self._context.scoreboard.open() - waiting
 
@@ -100,7 +100,7 @@ class Worker(UpperServer):
         if not order:
             order = STORE if self._context.channel_outlives_us() else DRAIN
             log.warning("the supervisor is gone, leaving")
-        self._context.numbers[STATE] = LEAVING  # nobody leaves the channel to us any more
+        self._context.numbers[STATE] = LEAVING  # so that nobody leaves the channel to us any more
         self._taker.stop()
         if order == DRAIN:
             self._taker.take_all()
@@ -113,20 +113,20 @@ class Worker(UpperServer):
             self._giver.begin(wait=order != STORE)
 
     def _answer(self) -> None:
-        """Answer what has come by now. The next process would do it soon enough, but a stop may
-        follow on the restart, and then there is none."""
+        """Answer what has arrived. The next process would do so soon enough, but if a stop follows
+        the restart, there is no next process."""
         for _ in range(2 + len(self.connections) // EVENTS):
             ready = self.poller.wait(0)
             if len(self.connections.serve(ready)) == len(ready):
                 return
 
     def _take_last(self, order: bytes) -> None:
-        """Leave no connection in a queue that nobody else will take.
+        """Leave no connection in a queue from which nobody else will take it.
 
-        Whoever was woken for one and does not take it leaves it lying there until more comes:
-        EPOLLEXCLUSIVE woke nobody else. No more than there is room for, though: what waits in a
-        queue is safe there, in the channel only if all of it fits. The next process looks into
-        queues that somebody else holds, too.
+        With EPOLLEXCLUSIVE, a new connection wakes one worker only. If that worker does not accept
+        it, it stays in the queue until another one arrives. Accept no more than there is room for,
+        though: connections are safe in a queue, but in the channel only if all of them fit. If
+        another process has the listeners too, the next process will serve their queues.
         """
         if order == GIVE:
             self.acceptor.accept_from_each()
@@ -135,7 +135,7 @@ class Worker(UpperServer):
 
 
 def run(context: WorkerContext) -> None:
-    """Be a worker, until there is nothing left to do."""
+    """Run a worker until there is nothing left to do."""
     worker = Worker(context)
     worker.announce()
     worker.serve_forever()

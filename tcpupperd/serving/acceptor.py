@@ -71,7 +71,7 @@ class Acceptor:
         self._complained = False  # of this, in the log
         self._may_complain_at = 0.0
 
-    def arrange(self) -> None:
+    def update_interest(self) -> None:
         """Have the listeners polled if there is room for more connections, and only then."""
         connections = len(self._connections)
         if self._paused_until <= self._poller.now or connections < self._open_at_pause:

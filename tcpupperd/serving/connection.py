@@ -182,16 +182,16 @@ class Connection:
         self.protocol.finish()
         return None if self.unsent else self._end_our_side(now)
 
-    def drain(self, now: float, *, patience: float) -> Next | None:
+    def drain(self, now: float, *, newcomer_time: float) -> Next | None:
         """One turn of a server that stops: answer what has come; if nothing has, end the
-        connection from our side. A client that has yet to say something gets `patience` seconds
-        for it."""
+        connection from our side. A client that has yet to send something gets `newcomer_time`
+        seconds for it."""
         if self.unsent or self.protocol.finished:
             return None
         try:
             return self.handle(now)
         except BlockingIOError:
-            return None if self._is_new(now, patience) else self.end(now)
+            return None if self._is_new(now, newcomer_time) else self.end(now)
 
     def abandon(self, now: float) -> Next:
         """End it at once. Answers that are not sent are lost, and the client is told by a
@@ -266,11 +266,11 @@ class Connection:
         ends = protocol.finished and not self.lingers_until
         return (self.end(now) if ends else None) or Next.WATCH
 
-    def _is_new(self, now: float, patience: float) -> bool:
+    def _is_new(self, now: float, newcomer_time: float) -> bool:
         """Whether the client has only just connected and may be about to send its first line."""
         protocol = self.protocol
         silent = not (protocol.lines or protocol.mid_line or protocol.finished)
-        return silent and now - self.last_activity < patience
+        return silent and now - self.last_activity < newcomer_time
 
     def _time_line(self, answered: int) -> None:
         """Note when the line began that has not ended yet."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from tcpupperd.host.sockets import in_handshake, refuse
+from tcpupperd.host.sockets import in_handshake, stop_new_connections
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
 from tcpupperd.serving.connections import Connections
@@ -47,12 +47,12 @@ class Drain:
         self._gentle = gentle
         self._give_up_at = now + timeout
         self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
-        self._answer = partial(Connection.drain, patience=NEWCOMER_TIME if gentle else 0.0)
+        self._answer = partial(Connection.drain, newcomer_time=NEWCOMER_TIME if gentle else 0.0)
         self._turns_left: dict[Connection, int] = {}  # of each that is not yet to end
         self._next_look = now
         self._take(connections)
         for listener in acceptor.listeners:
-            refuse(listener.socket)
+            stop_new_connections(listener.socket)
 
     def go_on(self, now: float) -> None:
         """One turn: take what still comes, and end what can be ended."""

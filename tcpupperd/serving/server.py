@@ -100,7 +100,7 @@ class UpperServer(socketserver.BaseServer):
         self._closed = False
         self._serving_thread: int | None = None
         self._stopped = threading.Event()
-        self.acceptor.arrange()
+        self.acceptor.update_interest()
 
     def _listen(self, server_address: Any) -> Listener:
         backlog, reuse = self.request_queue_size, self.allow_reuse_address
@@ -142,7 +142,7 @@ class UpperServer(socketserver.BaseServer):
         self.connections.expire()
         if self.draining:
             self.draining.go_on(self.poller.now)
-        self.acceptor.arrange()
+        self.acceptor.update_interest()
         self.tally.publish(len(self.connections))
 
     def poll_timeout(self, until: float = math.inf) -> float | None:

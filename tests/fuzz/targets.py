@@ -22,6 +22,7 @@ def protocol(data: bytes) -> None:
     """Two bytes of settings, then chunks, each after a byte with its length: all that is
     answered, and nothing else, is what was sent, upper-cased."""
     max_line, limit = data[0] + 1, data[1] % 4
+    protocols: list[LineProtocol | ChunkProtocol]
     protocols = [LineProtocol(max_line, limit), LineProtocol(max_line), ChunkProtocol()]
     answers = [b""] * len(protocols)
     sent = b""

@@ -5,7 +5,7 @@ import functools
 import socket
 from collections.abc import Callable
 
-from integration.processes import DEADLINE, until
+from waiting import DEADLINE, until
 
 
 class Client:
@@ -34,7 +34,7 @@ class Client:
         """The daemon's."""
         return int(self.socket.getpeername()[1])
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send all of it."""
         self.socket.sendall(data)
 
@@ -110,5 +110,20 @@ def where(address: str) -> tuple[str, int] | str:
     """An address as the daemon writes it, as `socket.connect` takes it."""
     if address.startswith(("/", "@")):
         return address.replace("@", "\0", 1)
+    return endpoint(address)
+
+
+def endpoint(address: str) -> tuple[str, int]:
+    """The host and port of an address as the daemon writes it."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def is_refused(address: str) -> bool:
+    """Whether nobody listens there."""
+    with make_socket(address) as one:
+        try:
+            one.connect(where(address))
+        except ConnectionRefusedError:
+            return True
+    return False

@@ -17,7 +17,6 @@ from typing import Any, Self
 from integration.client import Client
 from integration.manager import Manager
 from integration.processes import (
-    DEADLINE,
     children,
     descriptors,
     is_running,
@@ -25,8 +24,8 @@ from integration.processes import (
     polled_for,
     socket_inode,
     state,
-    until,
 )
+from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,19 +1,39 @@
 """A server in a thread of the test, as other programs' tests embed one."""
 
+import select
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from integration.client import Client
-from integration.processes import DEADLINE
 from tcpupperd.address import written
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
+from waiting import DEADLINE
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)
+
+ANY_PORT = ("127.0.0.1", 0)
+
+
+class CountingServer(UpperServer):
+    """Counts the turns of its loop: one that spins makes thousands in no time."""
+
+    turns = 0
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.turns += 1
+
+    def turns_in(self, seconds: float) -> int:
+        """The turns within so many seconds, which is looked at, not waited for."""
+        before = self.turns
+        time.sleep(seconds)  # what is measured, not a wait
+        return self.turns - before
 
 
 @contextmanager
@@ -38,6 +58,13 @@ def address_of(server: UpperServer) -> str:
     return written(server.acceptor.listeners[0].socket.getsockname())
 
 
+def endpoint_of(server: UpperServer) -> tuple[str, int]:
+    """The host and port of its `server_address`."""
+    assert isinstance(server.server_address, tuple)
+    host, port, *_ = server.server_address
+    return host, port
+
+
 @contextmanager
 def connected(server: UpperServer, receive_buffer: int = 0) -> Iterator[Client]:
     """A context with a client of a server."""
@@ -55,3 +82,8 @@ def small_listener(size: int = 16384) -> Listener:
     listening.bind(("127.0.0.1", 0))
     listening.listen()
     return Listener(listening)
+
+
+def is_silent(client: Client) -> bool:
+    """Whether there is nothing to read, not even an end."""
+    return not select.select([client.socket], [], [], 0)[0]

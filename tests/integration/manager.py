@@ -9,7 +9,7 @@ import threading
 from io import FileIO
 from typing import Any, NamedTuple, Self
 
-from integration.processes import DEADLINE
+from waiting import DEADLINE
 
 #: Of socket(7), not in Python's module before 3.14: the kernel notes when a datagram was sent.
 SO_TIMESTAMPNS = 35

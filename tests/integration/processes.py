@@ -1,34 +1,18 @@
-"""What /proc tells of processes (proc(5)), and waiting for it."""
+"""What /proc tells of processes (proc(5))."""
 
 import contextlib
 import os
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import pytest
 
-T = TypeVar("T")
-
-#: Seconds that bound every wait; none is expected to take so long.
-DEADLINE = 30.0
-
-#: Between two looks at what nothing announces.
-INTERVAL = 0.005
+from waiting import until
 
 PROC = Path("/proc")
-
-
-def until(condition: Callable[[], T | None], timeout: float = DEADLINE) -> T:
-    """The first true value of `condition`; AssertionError after `timeout` seconds without one."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still {value!r} after {timeout} s"
-        time.sleep(INTERVAL)  # the one place where tests wait for what nothing announces
-    return value
 
 
 def cannot(why: str) -> NoReturn:

@@ -5,12 +5,13 @@ import struct
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tools import need
 
 from integration.daemon import Daemon
-from integration.processes import until
+from tools import need
+from waiting import until
 
 SOURCE = Path(__file__).with_name("wall_clock.c")
 HOUR = 3600
@@ -54,7 +55,8 @@ def set_by_an_hour(daemon: Daemon, clock: WallClock, offset: int) -> None:
 
 @pytest.mark.parametrize("offset", [HOUR, -HOUR])
 def test_timeouts(clock: WallClock, offset: int) -> None:
-    timeouts = {"idle_timeout": TIMEOUT, "line_timeout": TIMEOUT / 2, "write_timeout": TIMEOUT}
+    timeouts: dict[str, Any] = {"idle_timeout": TIMEOUT, "write_timeout": TIMEOUT}
+    timeouts["line_timeout"] = TIMEOUT / 2
     with Daemon(workers=1, wrapper=clock.wrapper, **timeouts) as daemon:
         began = time.monotonic()
         daemon.clog(daemon.connect(receive_buffer=8192))
@@ -93,8 +95,7 @@ def test_watchdog(clock: WallClock, offset: int) -> None:
 
 
 def test_warnings_that_clients_can_cause(clock: WallClock) -> None:
-    settings = {"workers": 1, "max_connections_per_source": 1}
-    with Daemon(wrapper=clock.wrapper, **settings) as daemon:
+    with Daemon(wrapper=clock.wrapper, workers=1, max_connections_per_source=1) as daemon:
         began = time.monotonic()
         assert daemon.connect().ask(b"one") == b"ONE"
         assert daemon.connect().read_to_end() == b""

@@ -10,7 +10,7 @@ import pytest
 from integration.client import Client, many_lines
 from integration.daemon import Daemon
 from integration.measures import cpu_share, scaled
-from integration.processes import until
+from waiting import until
 
 ROUNDS = scaled(20, 1000)
 

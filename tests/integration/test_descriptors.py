@@ -7,7 +7,8 @@ import time
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.measures import cpu_share, scaled
-from integration.processes import DEADLINE, descriptors, until
+from integration.processes import descriptors
+from waiting import DEADLINE, until
 
 LIMIT = 64
 TOO_MANY = 100

@@ -2,33 +2,22 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
-from integration.manager import Manager
-from integration.processes import PROC, descriptors, stopped, until
-from integration.test_restart import Service
-from tcpupperd.processes.channel import GIVE_END
+from integration.processes import PROC, descriptors, stopped
+from integration.service import Service
 from tcpupperd.processes.handover import BATCH, Connection, give
+from tcpupperd.processes.store import GIVE_END
+from waiting import until
 
 #: How many times the connections of the idlest worker the busiest one may have.
 UNEVEN = 1.3
 
 ESTABLISHED = "01"
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Manager(str(tmp_path / "notify"), store=True) as manager:
-        service = Service(manager)
-        with service.listener:
-            yield service
-            for client in service.clients:
-                client.close()
 
 
 def connections(daemon: Daemon, service: Service) -> dict[int, int]:

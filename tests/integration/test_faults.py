@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import need
 
 from integration.embedding import connected, serving
-from integration.processes import DEADLINE, cannot
+from integration.processes import cannot
 from tcpupperd import Config, UpperServer
 from tcpupperd.host import sockets
 from tcpupperd.host.sockets import BACKLOG, Listener, in_handshake
@@ -26,6 +25,8 @@ from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.counters import RESET, TAKEN, Tally
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.turn import RECEIVE_SIZE
+from tools import need
+from waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)

@@ -13,8 +13,9 @@ import pytest
 
 from integration.client import make_socket, where
 from integration.daemon import Daemon
-from integration.processes import DEADLINE, socket_inode, stopped, until
+from integration.processes import socket_inode, stopped
 from tcpupperd.serving.connection import LINGER_TIME
+from waiting import DEADLINE, until
 
 STOPS = 40 if os.environ.get("SOAK") else 3
 CLIENTS = 24

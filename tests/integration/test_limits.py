@@ -4,10 +4,11 @@ import socket
 import time
 from pathlib import Path
 
-from integration.client import where
+from integration.client import endpoint
 from integration.daemon import Daemon
 from integration.measures import percentile, scaled
-from integration.processes import stopped, until
+from integration.processes import stopped
+from waiting import DEADLINE, until
 
 #: Seconds between warnings that clients can cause.
 QUIET = 10
@@ -81,7 +82,8 @@ def test_refused_clients_take_nobodys_place() -> None:
     with Daemon(workers=1, max_connections=2, max_connections_per_source=1) as daemon:
         assert daemon.connect().ask(b"one") == b"ONE"
         refused = [daemon.connect() for _ in range(10)]
-        with socket.create_connection(where(daemon.addresses[0]), 30, ("127.0.0.2", 0)) as other:
+        address, source = endpoint(daemon.addresses[0]), ("127.0.0.2", 0)
+        with socket.create_connection(address, DEADLINE, source) as other:
             other.sendall(b"other\n")
             assert other.recv(100) == b"OTHER\n"
         assert {client.read_to_end() for client in refused} == {b""}

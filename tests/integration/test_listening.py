@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tools import need
 
 from integration.client import Client, make_socket, where
 from integration.daemon import COMMAND, ROOT, Daemon
 from integration.manager import Manager
-from integration.processes import cannot, children, descriptors, flags, until
+from integration.processes import cannot, children, descriptors, flags
+from tools import need
+from waiting import until
 
 LOCALHOST = "127.0.0.1:0"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from integration.daemon import ROOT, Daemon
-from integration.processes import DEADLINE, stopped, until
+from integration.processes import stopped
 from tcpupperd.serving import turn
+from waiting import DEADLINE, until
 
 PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
 

@@ -10,7 +10,7 @@ import pytest
 
 from integration.daemon import Daemon
 from integration.manager import Manager
-from integration.processes import until
+from waiting import until
 
 #: What may go together in one datagram: a state and its details.
 COMPOUNDS = (

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from integration.embedding import serving
-from integration.processes import DEADLINE
 from tcpupperd.config import Config
 from tcpupperd.serving.server import UpperServer
+from waiting import DEADLINE
 
 ANY_PORT = ("127.0.0.1", 0)
 

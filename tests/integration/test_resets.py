@@ -6,7 +6,8 @@ from contextlib import suppress
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.measures import scaled
-from integration.processes import descriptors, until
+from integration.processes import descriptors
+from waiting import until
 
 CONNECTIONS = scaled(2_000, 50_000)
 LINES = b"a line of many\n" * 20_000

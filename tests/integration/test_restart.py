@@ -8,58 +8,22 @@ import array
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from integration.client import Client
 from integration.daemon import Daemon
 from integration.manager import Manager
-from integration.processes import is_running, stopped, until
+from integration.processes import is_running, stopped
+from integration.service import Service
 from tcpupperd.config import FILE_SIZE_MAX
-from tcpupperd.processes.channel import GIVE_END, TAKE_END
 from tcpupperd.processes.handover import VERSION, Connection, give
-from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed, sealed
+from tcpupperd.processes.store import CONFIGURATION, GIVE_END, NAMES, TAKE_END, read_sealed, sealed
+from waiting import until
 
 MANY = 2000
-
-
-class Service:
-    """What outlives the daemons."""
-
-    def __init__(self, manager: Manager) -> None:
-        self.manager = manager
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        host, port = self.listener.getsockname()
-        self.address = f"{host}:{port}"
-        self.clients: list[Client] = []
-
-    def daemon(self, *options: str, **settings: Any) -> Daemon:
-        """A daemon that is passed the listening socket, and all that is stored after it. The end
-        of its context is a stop for a restart."""
-        passed = [("tcpupperd.socket", self.listener), *self.manager.stored.items()]
-        daemon = Daemon(*options, manager=self.manager, passed=passed, **settings)
-        daemon.ended_by = signal.SIGUSR2
-        return daemon
-
-    def connect(self, receive_buffer: int = 0) -> Client:
-        """A client that outlives the daemons too."""
-        client = Client(self.address, receive_buffer)
-        self.clients.append(client)
-        return client
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Manager(str(tmp_path / "notify"), store=True) as manager:
-        service = Service(manager)
-        with service.listener:
-            yield service
-            for client in service.clients:
-                client.close()
 
 
 def test_channel_is_stored_once(service: Service) -> None:

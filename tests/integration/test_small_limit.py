@@ -7,32 +7,18 @@ of its own here, whom file permissions do not concern.
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
-from integration.manager import Manager
-from integration.processes import cannot, is_running, until
-from integration.test_restart import Service
+from integration.processes import cannot, is_running
+from integration.service import Service
+from waiting import DEADLINE, until
 
 LIMIT = 256
 WORKERS = 4
 
 #: What all workers may have: less a sixteenth for messages, and one for the last of each worker.
 TOGETHER = (LIMIT - LIMIT // 16 - WORKERS) // WORKERS * WORKERS
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Manager(str(tmp_path / "notify"), store=True) as manager:
-        service = Service(manager)
-        with service.listener:
-            yield service
-            for client in service.clients:
-                client.close()
 
 
 def limited() -> list[str]:
@@ -71,7 +57,7 @@ def is_answered(client: Client) -> bool:
     except BlockingIOError:
         return False
     finally:
-        client.socket.settimeout(30)
+        client.socket.settimeout(DEADLINE)
 
 
 def restart_loses_nobody(daemon: Daemon) -> None:

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from typing import Any
 
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.measures import private_kib, scaled
-from integration.processes import descriptors, until
+from integration.processes import descriptors
 from integration.talkers import Talkers
+from waiting import until
 
 SECONDS = scaled(6.0, 1800.0)
 SAMPLES = 40
@@ -62,7 +64,7 @@ KINDS = [pipeline, go_away, be_slow, never_read, write_no_newline]
 
 
 def test_memory_and_descriptors_stay_flat() -> None:
-    timeouts = {"line_timeout": 1, "idle_timeout": 2, "write_timeout": 1}
+    timeouts: dict[str, Any] = {"line_timeout": 1, "idle_timeout": 2, "write_timeout": 1}
     with Daemon(workers=2, **timeouts) as daemon, ExitStack() as stack:
         processes = [daemon.pid, *daemon.workers()]
         before = {pid: len(descriptors(pid)) for pid in processes}

@@ -20,9 +20,10 @@ import pytest
 
 from integration.client import Client
 from integration.embedding import address_of, connected, serving
-from integration.processes import DEADLINE, cannot, cpu_time, descriptors, until
+from integration.processes import cannot, cpu_time, descriptors
 from tcpupperd import ChunkHandler, Config, UpperHandler, UpperServer
 from tcpupperd.address import written
+from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)
@@ -300,11 +301,13 @@ def test_backlog_and_reuse_of_an_address_are_the_classs() -> None:
 
     # Of a listening socket, TCP_INFO of tcp(7) gives the backlog as tcpi_sacked.
     with Small(ANY_PORT) as server:
+        assert server.socket
         information = server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         assert int.from_bytes(information[28:32], sys.byteorder) == 3
         assert not server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-    with UpperServer(ANY_PORT) as server:
-        assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    with UpperServer(ANY_PORT) as usual:
+        assert usual.socket
+        assert usual.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
 
 
 # Ends
@@ -407,7 +410,7 @@ def test_address_is_written_alike_everywhere() -> None:
         assert address_of(server) == written(server.server_address)
 
 
-README_EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+README_EXAMPLE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
 
 
 @pytest.mark.parametrize("body", ["raise ZeroDivisionError", "talk(server.server_address)"])

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from integration.measures import (
     private_kib,
     scaled,
 )
-from integration.processes import DEADLINE, until
+from waiting import DEADLINE, until
 
 CLIENTS = scaled(30, 1000)
 
@@ -101,7 +102,8 @@ def write_until_stalled(clients: list[socket.socket], data: bytes) -> None:
 @pytest.mark.parametrize("setting", ["write_timeout", "drain_timeout"])
 def test_client_that_is_cut_off_learns_it(setting: str) -> None:
     """An end of file would say that it got all its answers."""
-    with Daemon(workers=1, **{setting: 1}) as daemon:
+    settings: dict[str, Any] = {setting: 1}
+    with Daemon(workers=1, **settings) as daemon:
         client = daemon.connect(receive_buffer=8192)
         daemon.clog(client)
         if setting == "drain_timeout":

@@ -9,8 +9,9 @@ import time
 
 from integration.daemon import Daemon
 from integration.measures import anonymous_kib, scaled
-from integration.processes import descriptors, until
+from integration.processes import descriptors
 from integration.talkers import Talkers
+from waiting import until
 
 TALKERS = 4
 

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
-from integration.client import make_socket, many_lines, where
+from integration.client import Client, make_socket, many_lines, where
 from integration.daemon import Daemon
 from integration.measures import scaled
-from integration.processes import DEADLINE
+from waiting import DEADLINE
 
 CLIENTS = scaled(200, 5000)
 
@@ -74,7 +75,7 @@ def test_client_that_reads_slowly_stays() -> None:
     sent = many_lines()[: 64 * step]
     with Daemon(workers=1, write_timeout=TIMEOUT) as daemon:
         client = daemon.connect(receive_buffer=8192)
-        sender = threading.Thread(target=lambda: (client.send(sent), client.end()))
+        sender = threading.Thread(target=send_all, args=(client, sent))
         sender.start()
         for start in range(0, steps * step, step):
             time.sleep(TIMEOUT / 4)  # the client's own pace
@@ -82,6 +83,11 @@ def test_client_that_reads_slowly_stays() -> None:
         assert client.read_to_end() == bytes(sent[steps * step :]).upper()
         sender.join()
         assert daemon.counters()["write_timeout"] == 0
+
+
+def send_all(client: Client, data: memoryview) -> None:
+    client.send(data)
+    client.end()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +101,7 @@ def test_client_that_reads_slowly_stays() -> None:
     ],
 )
 def test_timeouts_of_zero_are_none(settings: dict[str, float], stay: set[str]) -> None:
-    none = {"line_timeout": 0.0, "idle_timeout": 0.0, "write_timeout": 0.0}
+    none: dict[str, Any] = {"line_timeout": 0.0, "idle_timeout": 0.0, "write_timeout": 0.0}
     with Daemon(workers=1, **(none | settings)) as daemon:
         slow, silent, stalled = (daemon.connect(receive_buffer=4096) for _ in range(3))
         slow.send(b"no new")

@@ -3,26 +3,13 @@
 import array
 import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from integration.manager import Manager
-from integration.processes import until
-from integration.test_restart import Service
-from tcpupperd.processes.channel import GIVE_END
+from integration.service import Service
 from tcpupperd.processes.handover import _GREETING, _RECORD, VERSION
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Manager(str(tmp_path / "notify"), store=True) as manager:
-        service = Service(manager)
-        with service.listener:
-            yield service
-            for client in service.clients:
-                client.close()
+from tcpupperd.processes.store import GIVE_END
+from waiting import until
 
 
 def record(family: int, lines: int, host: bytes, held: int = 0) -> bytes:

@@ -15,14 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from tools import need
 
 from integration.daemon import Daemon
 from integration.embedding import connected
-from integration.processes import cannot, state, stopped, until
+from integration.processes import cannot, state, stopped
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.serving.turn import RECEIVE_SIZE, python_turn, turn
+from tools import need
+from waiting import until
 
 LINE = b"x" * 63 + b"\n"
 MANY_LINES = LINE * 256

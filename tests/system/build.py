@@ -29,20 +29,21 @@ def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
 
 def build_previous_package(release: str, folder: Path) -> Path:
     """The same of the commit before the last; of the last, where git has no other."""
-    commit = git("rev-list", "--max-count=2", "HEAD").decode().split()[-1]
+    commit = git("rev-list", "--first-parent", "--max-count=2", "HEAD").decode().split()[-1]
     index = {"GIT_INDEX_FILE": str(folder / "index")}  # in the place of that of the work tree
     git("read-tree", commit, **index)
     git("checkout-index", "--all", f"--prefix={folder}/tcpupperd/", **index)
-    return _build(release, folder, "nocheck")
+    # Its build dependencies may be others than those that are installed.
+    return _build(release, folder, "nocheck", "--no-check-builddeps")
 
 
 def git(*words: str, **environment: str) -> bytes:
     return subprocess.check_output(["git", *words], cwd=TREE, env=os.environ | environment)
 
 
-def _build(release: str, folder: Path, profile: str) -> Path:
+def _build(release: str, folder: Path, profile: str, *options: str) -> Path:
     environment = f"DEB_BUILD_PROFILES={profile} DEB_BUILD_OPTIONS={profile}"
-    build = "dpkg-buildpackage --build=binary --no-sign"
+    build = " ".join(("dpkg-buildpackage --build=binary --no-sign", *options))
     run_offline(release, folder, f"cd /mnt/tcpupperd && {environment} {build}")
     return next(folder.glob("tcpupperd_*.deb"))
 

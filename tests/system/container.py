@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from system.roots import Root
-from system.waiting import until
+from waiting import until
 
 RUN_TIMEOUT = 120
 # A shell as a user's: systemd-nspawn plays the service manager of what it starts.

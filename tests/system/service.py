@@ -4,6 +4,7 @@ import subprocess
 from typing import Self
 
 from system.container import Container
+from waiting import DEADLINE
 
 SERVICE = "tcpupperd.service"
 SOCKET = "tcpupperd.socket"
@@ -63,5 +64,5 @@ class Conversation:
 
     def end(self) -> str:
         """Hang up; what was still answered."""
-        rest, _ = self.client.communicate(timeout=30)
+        rest, _ = self.client.communicate(timeout=DEADLINE)
         return rest

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from subprocess import PIPE
 
 from load.clients import Clients
-
 from system.container import Container
-from system.waiting import until
+from waiting import until
 
 # Answers rightly, but for one fault when a connection brings something for the second time.
 SERVER = """

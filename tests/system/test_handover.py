@@ -15,13 +15,13 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
-from load.clients import LASTING, Clients
 
+from load.clients import LASTING, Clients
 from system.build import build_previous_package
 from system.container import Container
 from system.service import SERVICE, SOCKET, is_active, main_pid, workers
 from system.test_package import with_version
-from system.waiting import until
+from waiting import until
 
 SOAK = bool(os.environ.get("SOAK"))
 CONNECTIONS = 5000 if SOAK else 2000

@@ -2,6 +2,7 @@
 
 from system.container import Container
 from system.service import Conversation, answer
+from waiting import until
 
 FILE = "/etc/tcpupperd/7777.toml"
 SOCKET = "tcpupperd@7777.socket"
@@ -24,6 +25,8 @@ def test_instance_and_its_file(machine: Container) -> None:
 
     machine.run("systemctl", "stop", SERVICE)
     assert machine.try_run("tcpupper", "--port=7777", "hello").returncode != 0
+    # systemd goes on trying for the client until the limit of the socket.
+    until(lambda: machine.show(SOCKET, "ActiveState") == "failed")
     assert "create it" in machine.journal(f"--unit={SERVICE}", "--priority=err")
     machine.run("touch", FILE)
     machine.run(*ENABLE)

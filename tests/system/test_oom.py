@@ -15,7 +15,7 @@ from system.service import (
     main_pid,
     workers,
 )
-from system.waiting import until
+from waiting import until
 
 #: Two workers, of which one can be made to hold a gigabyte.
 SETTINGS = "workers = 2\nmax_line = 1000000000\nline_timeout = 0\n"

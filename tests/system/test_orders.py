@@ -5,7 +5,7 @@ import random
 from system.container import Container
 from system.service import SERVICE, Conversation, drop_in, is_active
 from system.test_handover import at_work
-from system.waiting import until
+from waiting import until
 
 #: Connections at work meanwhile.
 CONNECTIONS = 500

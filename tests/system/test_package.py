@@ -8,7 +8,7 @@ from system.conftest import install
 from system.container import Container
 from system.roots import DEPENDENCIES
 from system.service import CONFIGURATION, SERVICE, SOCKET, answer
-from system.waiting import until
+from waiting import until
 
 LINTIAN = (
     "lintian --allow-root --pedantic --display-info --display-experimental"

@@ -7,7 +7,7 @@ import pytest
 from system.container import Container
 from system.roots import RELEASES, TESTING
 from system.service import SERVICE, SOCKET, Conversation, answer, drop_in, is_active, main_pid
-from system.waiting import until
+from waiting import until
 
 EXAMPLES = "/usr/share/doc/tcpupperd/examples"
 UNITS = "/etc/systemd/system"

@@ -127,7 +127,7 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
         [ -z "$(find . -user root)" ]
         ls dist/*.deb
         {as_somebody("make clean")}
-        {as_somebody("$(sed -n 's/^== What only the build needed goes by: //p' /tmp/told) --yes")}
+        {as_somebody("$(sed -n 's/^== To remove what the build needed: //p' /tmp/told) --yes")}
         tcpupper --version
         dpkg --status tcpupperd
         echo added: $({list_packages} | comm -13 /tmp/before -)
@@ -138,7 +138,7 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
     [added] = re.findall(r"^added: (.*)$", output, re.M)
     assert set(added.split()) >= {"make", "tcpupperd"}
     assert set(added.split()) <= {"make", "tcpupperd", *NEEDED}
-    told = output.index("== First what the build needs.")
+    told = output.index("== The build needs these packages.")
     assert told < output.index("The following NEW packages will be installed", told)
 
 

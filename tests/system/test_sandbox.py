@@ -9,7 +9,7 @@ from system.conftest import install
 from system.container import Container
 from system.roots import RELEASES, TESTING
 from system.service import SERVICE, SOCKET, Conversation, answer, drop_in, main_pid
-from system.waiting import until
+from waiting import until
 
 EVERYWHERE = [*RELEASES, TESTING]
 EXPOSURE_IN_TENTHS = 2

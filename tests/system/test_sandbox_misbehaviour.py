@@ -8,7 +8,7 @@ from system.container import Container
 from system.misbehave import ATTEMPTS
 from system.roots import RELEASES, TESTING
 from system.service import SERVICE, SOCKET, drop_in, is_active
-from system.waiting import until
+from waiting import until
 
 SCRIPT = "/opt/misbehave.py"
 

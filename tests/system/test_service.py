@@ -19,7 +19,7 @@ from system.service import (
     main_pid,
     workers,
 )
-from system.waiting import until
+from waiting import until
 
 WRONG_CONFIGURATION = "workers = 'many'\n"
 JOURNAL = "systemd-journald.service"

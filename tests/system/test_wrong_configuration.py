@@ -1,11 +1,10 @@
 """A wrong configuration file and live connections: none is lost, whatever comes next."""
 
 from load.clients import LASTING
-
 from system.container import Container
 from system.service import CONFIGURATION, SERVICE, drop_in, main_pid
 from system.test_handover import at_work, complaints, kill, pause, reload, restart
-from system.waiting import until
+from waiting import until
 
 CONNECTIONS = 500
 MODULE = "/usr/lib/tcpupperd/tcpupperd/cli.py"

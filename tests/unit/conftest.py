@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tcpupperd.processes.store import Channel, open_channel
+from unit.channels import NOBODY
+
 # By default an example may take 200 ms, which a busy machine does not always give it.
 settings.register_profile("bounded by examples, not by time", deadline=None)
 settings.load_profile("bounded by examples, not by time")
@@ -30,3 +33,11 @@ def no_leak() -> Iterator[None]:
     before = open_descriptors()
     yield
     assert open_descriptors() == before
+
+
+@pytest.fixture
+def channel(no_leak: None) -> Iterator[Channel]:
+    channel = open_channel({}, NOBODY, store=False)
+    yield channel
+    channel.give.close()
+    channel.take.close()

@@ -1,55 +1,26 @@
-"""The settings: right values, wrong ones with their messages, and the documents that name them."""
+"""Settings: their values, their names, and what is said of errors."""
 
-import datetime
 import os
 import re
-import threading
 import tomllib
-import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tcpupperd import config
 from tcpupperd.config import (
     ERRORS_MAX,
-    FILE_SIZE_MAX,
     SETTINGS,
     Config,
-    ConfigError,
     explain,
     from_text,
     load,
     parse,
 )
-
-ROOT = Path(__file__).parents[2]
-NAMES = [setting.name for setting in SETTINGS]
-BY_NAME = {setting.name: setting for setting in SETTINGS}
-
-WHOLE = {
-    "workers": (1, 1024),
-    "lines_per_connection": (0, 2**31 - 1),
-    "max_line": (1, 2**30),
-    "max_connections": (1, 10**6),
-    "max_connections_per_source": (0, 10**6),
-}
-SECONDS = {
-    "idle_timeout": (0, 86400),
-    "line_timeout": (0, 86400),
-    "write_timeout": (0, 86400),
-    "keepalive": (0, 32767),
-    "drain_timeout": (0, 3600),
-}
-WORDS = {
-    "framing": ("line", "none"),
-    "log_level": ("debug", "info", "warning", "error"),
-}
+from unit.configurations import BY_NAME, NAMES, SECONDS, WHOLE, WORDS, complaint, write
 
 
 def must_be(name: str) -> str:
@@ -100,22 +71,6 @@ BAD = [
     ("listen", '["9999", 9999]', None),
     ("listen", '[["9999"]]', '[["9999"]]'),
 ]
-
-
-def write(folder: Path, content: str | bytes) -> str:
-    """A file to load."""
-    path = folder / "tcpupperd.toml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
-
-def complaint(path: str | Path) -> str:
-    """The message about a file, without the file's path."""
-    with pytest.raises(ConfigError) as caught:
-        load(str(path), {})
-    message = str(caught.value)
-    assert message.startswith(f"{path}:")
-    return message.removeprefix(f"{path}:")
 
 
 # Values
@@ -294,94 +249,6 @@ def test_explanation_reads_back_as_the_same(listen: list[str]) -> None:
     assert vars(Config(**loaded)) == vars(load(None, given))
 
 
-# Files
-
-
-def test_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "workers = 1\nmax_line =\n")
-    assert complaint(path) == "2: is not TOML: Invalid value (column 11)"
-
-
-@pytest.mark.parametrize("content", ["", "# nothing\n", "\n\n", "workers = 1\r\n"])
-def test_file_may_be_empty_or_of_another_system(tmp_path: Path, content: str) -> None:
-    load(write(tmp_path, content), {})
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    assert complaint(tmp_path / "none") == (
-        " cannot be read: No such file or directory; create it (an empty file has all defaults)"
-    )
-
-
-@contextmanager
-def as_somebody_else() -> Iterator[None]:
-    """Without root's right to read everything."""
-    me = os.geteuid()
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(me)
-
-
-def test_unreadable_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "secret.toml"
-    path.touch(mode=0)
-    if os.geteuid():
-        assert complaint(path) == " cannot be read: Permission denied"
-    else:
-        with as_somebody_else():
-            assert complaint(path) == " cannot be read: Permission denied"
-
-
-def test_directory_is_refused(no_leak: None, tmp_path: Path) -> None:
-    assert complaint(tmp_path) == " cannot be read: Is a directory"
-
-
-def test_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    found: list[str] = []
-    reader = threading.Thread(target=lambda: found.append(complaint(tmp_path / "fifo")))
-    reader.daemon = True  # where it waits for a writer, the run must not
-    reader.start()
-    reader.join(10)
-    assert found == [" is not a regular file; name a TOML file"]
-
-
-def test_device_is_refused() -> None:
-    assert complaint("/dev/zero") == " is not a regular file; name a TOML file"
-
-
-def test_huge_file_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
-    path = tmp_path / "huge"
-    path.touch()
-    os.truncate(path, 1 << 30)
-    tracemalloc.start()
-    assert complaint(path) == f" is larger than {FILE_SIZE_MAX} bytes; name a TOML file"
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 4 * FILE_SIZE_MAX
-
-
-def test_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
-    setting = "workers = 3\n"
-    path = write(tmp_path, setting + "#" * (FILE_SIZE_MAX - len(setting)))
-    assert load(path, {}).workers == 3
-
-
-def test_byte_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
-    path = write(tmp_path, b"workers = 1\n# caf\xe9\n")
-    assert complaint(path) == "2: byte 0xe9 is not UTF-8; save as UTF-8"
-
-
-def test_deep_nesting_is_refused(tmp_path: Path) -> None:
-    assert " is not TOML: " in complaint(write(tmp_path, "workers = " + "[" * 100_000))
-
-
-def test_number_of_too_many_digits_is_refused(tmp_path: Path) -> None:
-    assert " is not TOML: " in complaint(write(tmp_path, "workers = " + "1" * 100_000))
-
-
 # Command line
 
 
@@ -474,97 +341,3 @@ def test_value_in_a_program_is_checked_too(name: str, value: Any) -> None:
 def test_auto_is_the_number_of_usable_cpus() -> None:
     assert Config().worker_count == len(os.sched_getaffinity(0))
     assert Config(workers=3).worker_count == 3
-
-
-# Documents
-
-
-def test_installed_file_shows_every_default_and_sets_nothing(tmp_path: Path) -> None:
-    text = (ROOT / "data/tcpupperd.toml").read_text()
-    assert tomllib.loads(text) == {}
-    lines = re.findall(r"^#(\w+ = .*)$", text, re.MULTILINE)
-    assert [line.partition(" = ")[0] for line in lines] == NAMES
-    assert vars(load(write(tmp_path, "\n".join(lines)), {})) == vars(Config())
-
-
-def manual() -> dict[str, str]:
-    """The text on each setting in the man page, as plain words."""
-    page = (ROOT / "data/man/tcpupperd.toml.5").read_text()
-    described = page.partition(".Sh SETTINGS")[2].partition(".Sh FILES")[0]
-    plain = re.sub(r"^\.(Li|Pq|Cm|Xr) ", "", described, flags=re.MULTILINE).replace(r"\(dq", '"')
-    _, *parts = re.split(r"^\.It (?=\w+$)|^\.It Cm (?=\w+$)", plain, flags=re.MULTILINE)
-    return {part.partition("\n")[0]: part for part in parts}
-
-
-def test_manual_describes_every_setting_in_order() -> None:
-    assert list(manual()) == NAMES
-
-
-@pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
-def test_manual_tells_default_and_a_good_example(setting: config.Setting) -> None:
-    text = manual()[setting.name]
-    (default,) = re.findall(r"^Default:\n(.*)$", text, re.MULTILINE)
-    assert setting.check(tomllib.loads(f"x = {default}")["x"]) == setting.default
-    (example,) = re.findall(r"^Example:\n(.*)$", text, re.MULTILINE)
-    ((name, value),) = tomllib.loads(example).items()
-    assert name == setting.name
-    assert setting.check(value) != setting.default
-
-
-@pytest.mark.parametrize("name", [*WHOLE, *SECONDS])
-def test_manual_tells_the_range(name: str) -> None:
-    low, high = (WHOLE | SECONDS)[name]
-    what = "a number of seconds" if name in SECONDS else "a whole number"
-    assert f"{what} from {low} to {high}" in manual()[name].replace("\n", " ")
-
-
-@pytest.mark.parametrize("name", list(WORDS))
-def test_manual_names_every_word(name: str) -> None:
-    assert all(f'"{word}"' in manual()[name] for word in WORDS[name])
-
-
-# Any content
-
-values = st.recursive(
-    st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from(["auto", "line", "none", "debug", "localhost:1"])
-    | st.dates(datetime.date(1, 1, 1)),
-    lambda inner: st.lists(inner, max_size=3),
-    max_leaves=5,
-)
-
-
-def as_toml(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(map(as_toml, value))}]"
-    if isinstance(value, str):
-        return '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
-    return str(value)
-
-
-def check_load(folder: Path, content: str | bytes) -> None:
-    """Whatever the content, there are only good values or a ConfigError."""
-    with suppress(ConfigError):
-        loaded = load(write(folder, content), {})
-        for setting in SETTINGS:
-            value = getattr(loaded, setting.name)
-            assert setting.check(value) == value
-
-
-@given(st.dictionaries(st.sampled_from(NAMES), values, max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_values_are_taken_or_refused(tmp_path: Path, document: dict[str, Any]) -> None:
-    check_load(tmp_path, "".join(f"{name} = {as_toml(v)}\n" for name, v in document.items()))
-
-
-@given(st.binary() | st.text("ax_=[]{}\"'\\#.\n\r\t 01-:TZ\0é").map(str.encode))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_are_taken_or_refused(tmp_path: Path, content: bytes) -> None:
-    check_load(tmp_path, content)
-    check_load(tmp_path, b"workers = " + content)

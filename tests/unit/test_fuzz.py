@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from fuzz.targets import TARGETS, run
 from integration.measures import scaled
 

@@ -17,7 +17,7 @@ def test_first_is_logged_and_more_are_counted(caplog: pytest.LogCaptureFixture) 
 
 def test_number_left_out_is_told_with_the_next(caplog: pytest.LogCaptureFixture) -> None:
     warnings = RateLimitedLog(logging.getLogger(__name__))
-    warnings.INTERVAL = 0.2  # type: ignore[misc]
+    warnings.INTERVAL = 0.2
     began, left_out = time.monotonic(), -1
     while len(caplog.messages) < 2:
         warnings.warn("100 %% of %s are refused", "them")

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
 from fuzz import turns
 from fuzz.turns import RESET_AT_CLOSE, Turn, c_turn, tcp_pair
 from integration.measures import scaled
-
 from tcpupperd.serving.turn import RECEIVE_SIZE, SWITCH, python_turn
 
 ROOT = Path(__file__).parents[2]
@@ -50,8 +50,8 @@ def compiled(target: Path, *options: str, compiler: str = "cc") -> str:
         pytest.skip("free-threaded Python has no stable ABI")
     if not shutil.which(compiler) or not Path(include, "Python.h").exists():
         cannot(f"needs {compiler} and Python.h")
-    command = (compiler, *COMPILE, *options, f"-I{include}", "-o", target, SOURCE)
-    done = subprocess.run(
+    command = (compiler, *COMPILE, *options, f"-I{include}", "-o", str(target), str(SOURCE))
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout

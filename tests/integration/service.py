@@ -1,0 +1,34 @@
+"""What a service manager has of a service: its socket and its store, whatever daemon runs."""
+
+import signal
+import socket
+from typing import Any
+
+from integration.client import Client
+from integration.daemon import Daemon
+from integration.manager import Manager
+
+
+class Service:
+    """What outlives the daemons."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        host, port = self.listener.getsockname()
+        self.address = f"{host}:{port}"
+        self.clients: list[Client] = []
+
+    def daemon(self, *options: str, **settings: Any) -> Daemon:
+        """A daemon that is passed the listening socket, and all that is stored after it. The end
+        of its context is a stop for a restart."""
+        passed = [("tcpupperd.socket", self.listener), *self.manager.stored.items()]
+        daemon = Daemon(*options, manager=self.manager, passed=passed, **settings)
+        daemon.ended_by = signal.SIGUSR2
+        return daemon
+
+    def connect(self, receive_buffer: int = 0) -> Client:
+        """A client that outlives the daemons too."""
+        client = Client(self.address, receive_buffer)
+        self.clients.append(client)
+        return client

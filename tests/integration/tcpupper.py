@@ -1,0 +1,97 @@
+"""The client as a process, and servers for it that behave as a test says."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from waiting import DEADLINE
+
+ROOT = Path(__file__).parents[2]
+CLIENT = [sys.executable, "-m", "tcpupperd.client"]
+PIPE = subprocess.PIPE
+
+Behaviour = Callable[[socket.socket], None]
+
+
+def upper_all(connection: socket.socket) -> None:
+    while data := connection.recv(262144):
+        connection.sendall(data.upper())
+
+
+@contextlib.contextmanager
+def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iterator[list[str]]:
+    """Serve one connection by ``behaviour`` and close it; yield the client's options for it."""
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(DEADLINE)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(DEADLINE)
+            with contextlib.suppress(ConnectionError):
+                behaviour(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield options_for(listener)
+    finally:
+        thread.join(DEADLINE)
+        listener.close()
+    assert not thread.is_alive()
+
+
+def options_for(listener: socket.socket) -> list[str]:
+    address = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        name = address if isinstance(address, str) else "@" + address[1:].decode()
+        return ["--unix", name]
+    return ["--host", address[0], "--port", str(address[1])]
+
+
+def run(
+    *arguments: str, stdin: bytes = b"", stdout: int = PIPE
+) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [*CLIENT, *arguments],
+        cwd=ROOT,
+        input=stdin,
+        stdout=stdout,
+        stderr=PIPE,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def started(*arguments: str, stdout: int = PIPE) -> Iterator["subprocess.Popen[bytes]"]:
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    command = ["env", "--default-signal=INT", *CLIENT, *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=PIPE, stdout=stdout, stderr=PIPE, bufsize=0
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def assert_still_running(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
+def write_to(process: "subprocess.Popen[bytes]", data: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(data)
+
+
+def read_from(process: "subprocess.Popen[bytes]", count: int) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.read(count)

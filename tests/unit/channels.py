@@ -1,0 +1,39 @@
+"""Connections and channels, for tests of the hand-over."""
+
+import socket
+from collections.abc import Iterable
+
+from tcpupperd.host.notify import Notifier
+from tcpupperd.processes.handover import Connection
+from waiting import DEADLINE
+
+NOBODY = Notifier({})
+
+
+def tcp_pairs(count: int, host: str = "127.0.0.1") -> list[tuple[socket.socket, socket.socket]]:
+    """Connections, each with the client's end first."""
+    pairs = []
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        for _ in range(count):
+            client = socket.create_connection(listening.getsockname()[:2], timeout=DEADLINE)
+            pairs.append((client, listening.accept()[0]))
+    return pairs
+
+
+def close(sockets: Iterable[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
+
+
+def is_served_by(client: socket.socket, server: socket.socket) -> bool:
+    """Whether the two are the ends of one connection."""
+    client.settimeout(DEADLINE)
+    server.setblocking(True)
+    server.sendall(b"%d" % client.fileno())
+    return client.recv(100) == b"%d" % client.fileno()
+
+
+def state_of(connection: Connection) -> tuple[object, ...]:
+    """All but the socket."""
+    return connection[1:]

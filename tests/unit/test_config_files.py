@@ -1,0 +1,156 @@
+"""The configuration as a file: what can be wrong with it, and any content."""
+
+import datetime
+import os
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tcpupperd.config import (
+    FILE_SIZE_MAX,
+    SETTINGS,
+    ConfigError,
+    load,
+)
+from unit.configurations import NAMES, complaint, write
+
+# Files
+
+
+def test_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "workers = 1\nmax_line =\n")
+    assert complaint(path) == "2: is not TOML: Invalid value (column 11)"
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "\n\n", "workers = 1\r\n"])
+def test_file_may_be_empty_or_of_another_system(tmp_path: Path, content: str) -> None:
+    load(write(tmp_path, content), {})
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    assert complaint(tmp_path / "none") == (
+        " cannot be read: No such file or directory; create it (an empty file has all defaults)"
+    )
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Without root's right to read everything."""
+    me = os.geteuid()
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "secret.toml"
+    path.touch(mode=0)
+    if os.geteuid():
+        assert complaint(path) == " cannot be read: Permission denied"
+    else:
+        with as_somebody_else():
+            assert complaint(path) == " cannot be read: Permission denied"
+
+
+def test_directory_is_refused(no_leak: None, tmp_path: Path) -> None:
+    assert complaint(tmp_path) == " cannot be read: Is a directory"
+
+
+def test_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(complaint(tmp_path / "fifo")))
+    reader.daemon = True  # where it waits for a writer, the run must not
+    reader.start()
+    reader.join(10)
+    assert found == [" is not a regular file; name a TOML file"]
+
+
+def test_device_is_refused() -> None:
+    assert complaint("/dev/zero") == " is not a regular file; name a TOML file"
+
+
+def test_huge_file_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    path.touch()
+    os.truncate(path, 1 << 30)
+    tracemalloc.start()
+    assert complaint(path) == f" is larger than {FILE_SIZE_MAX} bytes; name a TOML file"
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * FILE_SIZE_MAX
+
+
+def test_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
+    setting = "workers = 3\n"
+    path = write(tmp_path, setting + "#" * (FILE_SIZE_MAX - len(setting)))
+    assert load(path, {}).workers == 3
+
+
+def test_byte_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, b"workers = 1\n# caf\xe9\n")
+    assert complaint(path) == "2: byte 0xe9 is not UTF-8; save as UTF-8"
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    assert " is not TOML: " in complaint(write(tmp_path, "workers = " + "[" * 100_000))
+
+
+def test_number_of_too_many_digits_is_refused(tmp_path: Path) -> None:
+    assert " is not TOML: " in complaint(write(tmp_path, "workers = " + "1" * 100_000))
+
+
+# Any content
+
+values = st.recursive(
+    st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["auto", "line", "none", "debug", "localhost:1"])
+    | st.dates(datetime.date(1, 1, 1)),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
+    return str(value)
+
+
+def check_load(folder: Path, content: str | bytes) -> None:
+    """Whatever the content, there are only good values or a ConfigError."""
+    with suppress(ConfigError):
+        loaded = load(write(folder, content), {})
+        for setting in SETTINGS:
+            value = getattr(loaded, setting.name)
+            assert setting.check(value) == value
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), values, max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_are_taken_or_refused(tmp_path: Path, document: dict[str, Any]) -> None:
+    check_load(tmp_path, "".join(f"{name} = {as_toml(v)}\n" for name, v in document.items()))
+
+
+@given(st.binary() | st.text("ax_=[]{}\"'\\#.\n\r\t 01-:TZ\0é").map(str.encode))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_taken_or_refused(tmp_path: Path, content: bytes) -> None:
+    check_load(tmp_path, content)
+    check_load(tmp_path, b"workers = " + content)

@@ -1,0 +1,384 @@
+"""Messages of a hand-over that cannot be read, and what becomes of the connections."""
+
+import contextlib
+import math
+import os
+import resource
+import socket
+import tracemalloc
+from collections.abc import Iterator
+from itertools import chain, count, islice
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tcpupperd.processes import handover
+from tcpupperd.processes.handover import BATCH, Connection, HandoverError, give, take
+from tcpupperd.processes.store import Channel
+from unit.channels import close, is_served_by, state_of, tcp_pairs
+from unit.conftest import open_descriptors
+
+
+def send(
+    channel: Channel,
+    greeting: bytes,
+    state: bytes,
+    sockets: list[socket.socket],
+    size: int = 0,
+) -> None:
+    """Put a message into the channel as `give` does, right or wrong, with a state of `size`."""
+    file = os.memfd_create("state", os.MFD_CLOEXEC)
+    os.write(file, state)
+    os.truncate(file, size or len(state))
+    socket.send_fds(channel.give, [greeting], [file, *(one.fileno() for one in sockets)])
+    os.close(file)
+
+
+def capture(connections: list[Connection]) -> tuple[bytes, bytes]:
+    """The greeting and the state of a good message."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    give(ends[0], connections)
+    greeting, files, *_ = socket.recv_fds(ends[1], 100, BATCH + 1)
+    size = os.fstat(files[0]).st_size
+    state = os.pread(files[0], size, 0)
+    for fd in files:
+        os.close(fd)
+    close(ends)
+    return greeting, state
+
+
+class Damage:
+    """Two connections with a good message of theirs, to be sent in many bad ways."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.pairs = [socket.socketpair(), socket.socketpair()]
+        self.servers = [server for _, server in self.pairs]
+        connections = [
+            Connection(self.servers[0], "", lines=3, held=b"half a li", mid_line=True),
+            Connection(self.servers[1], ("192.0.2.1", 5), unsent=b"ANSWER\n", lingers_for=1.0),
+        ]
+        self.greeting, self.state = capture(connections)
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            close(pair)
+
+    def refused(self, greeting: bytes, state: bytes) -> str:
+        """The complaint about a message; both connections must be left and nothing else."""
+        before = open_descriptors()
+        send(self.channel, greeting, state, self.servers)
+        with pytest.raises(HandoverError) as caught:
+            take(self.channel.take)
+        self.check(caught.value.sockets, before)
+        return str(caught.value)
+
+    def survived(self, state: bytes) -> None:
+        """Whatever the state says, both connections must be left and nothing else."""
+        before = open_descriptors()
+        send(self.channel, self.greeting, state, self.servers)
+        try:
+            taken = take(self.channel.take)
+        except HandoverError as error:
+            left = error.sockets
+        else:
+            left = [connection.socket for connection in taken]
+            times = [(one.idle_for, one.line_open_for, one.lingers_for or 0) for one in taken]
+            assert all(abs(time) < 1e9 for time in chain(*times))
+        self.check(left, before)
+
+    def check(self, left: list[socket.socket], before: set[int]) -> None:
+        assert len(left) == len(self.pairs)
+        for (client, _), server in zip(self.pairs, left, strict=True):
+            assert is_served_by(client, server)
+        close(left)
+        assert open_descriptors() == before
+
+
+@pytest.fixture
+def damage(channel: Channel) -> Iterator[Damage]:
+    damage = Damage(channel)
+    yield damage
+    damage.close()
+
+
+def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
+    send(damage.channel, damage.greeting, damage.state, damage.servers)
+    taken = take(damage.channel.take)
+    assert [connection.held for connection in taken] == [b"half a li", b""]
+    damage.check(
+        [connection.socket for connection in taken],
+        open_descriptors() - {connection.socket.fileno() for connection in taken},
+    )
+
+
+@pytest.mark.parametrize("version", [0, handover.VERSION + 1, 65535])
+def test_another_version_is_refused_and_named(damage: Damage, version: int) -> None:
+    greeting = handover._GREETING.pack(b"tcpupperd\0", version, 2)
+    complaint = damage.refused(greeting, damage.state)
+    assert complaint.endswith(f"version {version}, not version {handover.VERSION}")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 252, 65535])
+def test_wrong_count_is_refused(damage: Damage, count: int) -> None:
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, count)
+    assert damage.refused(greeting, damage.state) == f"{count} connections came with 2 sockets"
+
+
+def test_greeting_is_refused_at_any_other_length(damage: Damage) -> None:
+    for size in range(1, len(damage.greeting)):
+        damage.refused(damage.greeting[:size], damage.state)
+    damage.refused(damage.greeting + b"\0", damage.state)
+    damage.refused(damage.greeting * 100, damage.state)
+
+
+def test_state_is_refused_at_any_other_length(damage: Damage) -> None:
+    for size in range(len(damage.state)):
+        damage.refused(damage.greeting, damage.state[:size])
+    assert damage.refused(damage.greeting, damage.state + b"more") == "4 bytes are left over"
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_flipped_bits_never_lose_a_connection(damage: Damage, data: st.DataObject) -> None:
+    state = bytearray(damage.state)
+    bits = st.integers(0, 8 * len(state) - 1)
+    for bit in data.draw(st.sets(bits, min_size=1, max_size=8)):
+        state[bit // 8] ^= 1 << bit % 8
+    damage.survived(bytes(state))
+
+
+def test_every_single_flipped_bit_leaves_both_connections(damage: Damage) -> None:
+    for bit in range(8 * len(damage.state)):
+        state = bytearray(damage.state)
+        state[bit // 8] ^= 1 << bit % 8
+        damage.survived(bytes(state))
+
+
+@given(st.binary(max_size=200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(b"")
+def test_any_state_leaves_both_connections(damage: Damage, state: bytes) -> None:
+    damage.survived(state)
+
+
+def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: Any) -> bytes:
+    """The state of a connection, right but for what is changed."""
+    fields = {
+        "port": 5,
+        "flags": 0,
+        "lines": 3,
+        "idle_for": 0.0,
+        "line_open_for": 0.0,
+        "lingers_for": 0.0,
+        "host": len(host),
+        "held": 0,
+        "unsent": 0,
+    } | changed
+    return handover._RECORD.pack(family, *fields.values()) + host
+
+
+def refusal(channel: Channel, state: bytes, servers: list[socket.socket], size: int = 0) -> str:
+    """The complaint about a state, of a certain size or as it is; the sockets must be left."""
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
+    before = open_descriptors()
+    send(channel, greeting, state, servers, size)
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert len(caught.value.sockets) == len(servers)
+    close(caught.value.sockets)
+    assert open_descriptors() == before
+    return str(caught.value)
+
+
+def test_record_of_the_fixture_is_good(channel: Channel) -> None:
+    ((client, server),) = tcp_pairs(1)
+    send(channel, handover._GREETING.pack(b"tcpupperd\0", 1, 1), record(), [server])
+    (taken,) = take(channel.take)
+    assert state_of(taken) == state_of(Connection(server, ("192.0.2.1", 5), lines=3))
+    close([client, server, taken.socket])
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"family": 60000}, "family 60000"),
+        ({"family": socket.AF_INET6, "host": b"::1"}, "not the socket that it should be"),
+        ({"family": socket.AF_UNIX, "host": b""}, "not the socket that it should be"),
+        ({"lines": 2**63}, f"{2**63} lines"),
+        ({"lines": 2**64 - 1}, f"{2**64 - 1} lines"),
+        ({"flags": 16}, "flags 16"),
+        ({"host": b""}, "illegal IP address"),
+        ({"host": b"::1"}, "illegal IP address"),
+        ({"host": b"example.org"}, "illegal IP address"),
+        ({"host": b"192.0.2.1\0"}, "null character"),
+        ({"host": b"1" * 256}, "256"),
+        ({"held": 2**30 + 1}, str(2**30 + 1)),
+        ({"unsent": 2**32 - 1}, str(2**32 - 1)),
+        ({"idle_for": math.nan}, "a time is out of range"),
+        ({"line_open_for": math.inf}, "a time is out of range"),
+        ({"lingers_for": -math.inf}, "a time is out of range"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(channel: Channel, changed: dict[str, Any], why: str) -> None:
+    ((client, server),) = tcp_pairs(1)
+    assert why in refusal(channel, record(**changed), [server])
+    close([client, server])
+
+
+@pytest.mark.parametrize(
+    ("state", "size"),
+    [
+        (b"", 2**40),
+        (record(), 2**40),
+        (record(), 2**32),
+        (record(held=2**30, unsent=2**31), 2**31),
+        (record(held=2**31), 2**32),
+    ],
+    ids=["a hole", "more", "some more", "cut short", "a line that cannot be"],
+)
+def test_size_is_looked_at_before_anything_is_read(
+    channel: Channel, state: bytes, size: int
+) -> None:
+    """A sparse file can say that it has any size; to read it would take all memory there is."""
+    ((client, server),) = tcp_pairs(1)
+    tracemalloc.start()
+    try:
+        refusal(channel, state, [server], size)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
+    close([client, server])
+
+
+def test_state_that_finds_no_memory_is_refused(channel: Channel) -> None:
+    """Sizes that may be, but not here: the limit is of the address space of this process."""
+    ((client, server),) = tcp_pairs(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    state = record(held=2**30, flags=handover._MID_LINE)
+    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 2**29, hard))
+    try:
+        complaint = refusal(channel, state, [server], len(state) + 2**30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert complaint == "there is no memory for it"
+    close([client, server])
+
+
+def used_memory() -> int:
+    """Bytes of address space."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+LIKELY = {
+    "host": st.sampled_from([b"", b"::1", b"192.0.2.1", b"fe80::1%lo"]),
+    "flags": st.integers(0, 15) | st.integers(0, 255),
+    "lines": st.integers(0, 9) | st.integers(2**62, 2**64 - 1),
+    "idle_for": st.floats(),
+    "lingers_for": st.floats(),
+}
+
+
+@given(st.sampled_from(handover._FAMILIES), st.fixed_dictionaries(LIKELY))
+@example(socket.AF_INET6, {"host": b"::1", "lines": 2**63 - 1})
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_taken_can_be_given_again(
+    channel: Channel, family: socket.AddressFamily, changed: dict[str, Any]
+) -> None:
+    """If a message is believed, what grows out of it fits into the next one."""
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    with socket.socket(family) as server:
+        send(channel, greeting, record(family, **changed), [server])
+    try:
+        (taken,) = take(channel.take)
+    except HandoverError as error:
+        close(error.sockets)
+        return
+    give(channel.give, [taken._replace(lines=taken.lines + 10**6)])
+    (again,) = take(channel.take)
+    assert again.lines == min(taken.lines + 10**6, 2**63 - 1)
+    close([taken.socket, again.socket])
+
+
+@pytest.mark.parametrize("read_end", [True, False])
+def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> None:
+    """Nothing is ever read that might wait for somebody."""
+    ((client, server),) = tcp_pairs(1)
+    pipe = os.pipe()
+    files = [pipe[0] if read_end else pipe[1], server.fileno()]
+    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    socket.send_fds(channel.give, [greeting], files)
+    with pytest.raises(HandoverError, match="the state is not a file") as caught:
+        take(channel.take)
+    close([client, server, *caught.value.sockets])
+    for fd in pipe:
+        os.close(fd)
+
+
+def test_state_that_is_no_file_is_refused(channel: Channel) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    servers = [server for _, server in pairs]
+    greeting, _ = capture([Connection(servers[0], ""), Connection(servers[1], "")])
+    socket.send_fds(channel.give, [greeting], [server.fileno() for server in servers])
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert len(caught.value.sockets) == len(servers)
+    close(caught.value.sockets)
+    for pair in pairs:
+        close(pair)
+
+
+def test_descriptor_that_is_no_socket_costs_only_itself(channel: Channel) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    servers = [server for _, server in pairs]
+    greeting, state = capture([Connection(server, "") for server in servers])
+    with open("/dev/null") as file:
+        os.dup2(file.fileno(), servers[1].fileno())
+    send(channel, greeting, state, servers)
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert len(caught.value.sockets) == 2
+    close(caught.value.sockets)
+    for pair in pairs:
+        close(pair)
+
+
+def test_message_without_descriptors_is_refused(channel: Channel) -> None:
+    channel.give.send(handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
+    with pytest.raises(HandoverError) as caught:
+        take(channel.take)
+    assert caught.value.sockets == []
+
+
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """A limit that leaves this process room for so many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = open_descriptors()
+    free = (fd for fd in count() if fd not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, descriptors, None)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", range(4))
+def test_what_finds_no_room_is_lost_and_the_rest_is_left(damage: Damage, room: int) -> None:
+    send(damage.channel, damage.greeting, damage.state, damage.servers)
+    with room_for(room), contextlib.ExitStack() as stack:
+        if room == 3:
+            left = [connection.socket for connection in take(damage.channel.take)]
+        else:
+            with pytest.raises(HandoverError) as caught:
+                take(damage.channel.take)
+            left = caught.value.sockets
+        for one in left:
+            stack.enter_context(one)
+    # The state travels first, then the sockets.
+    assert len(left) == max(0, room - 1)

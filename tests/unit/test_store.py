@@ -1,0 +1,30 @@
+"""The channel, as the service manager has kept it or not."""
+
+import socket
+
+import pytest
+
+from tcpupperd.processes import store
+from tcpupperd.processes.handover import give, take
+from tcpupperd.processes.store import Channel, open_channel
+from unit.channels import NOBODY, close
+
+
+def test_channel_that_was_kept_is_taken_up(channel: Channel) -> None:
+    give(channel.give, [])
+    stored = {store.GIVE_END: channel.give, store.TAKE_END: channel.take}
+    again = open_channel(stored, NOBODY, store=True)
+    assert again == Channel(channel.give, channel.take, outlives_us=True)
+    assert take(again.take) == []
+
+
+@pytest.mark.parametrize("names", [["handover-give"], ["handover-take"], ["something else"]])
+def test_channel_that_is_not_whole_is_replaced(no_leak: None, names: list[str]) -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    other.close()
+    channel = open_channel({names[0]: one}, NOBODY, store=False)
+    assert one.fileno() == -1
+    assert not channel.outlives_us
+    give(channel.give, [])
+    assert take(channel.take) == []
+    close([channel.give, channel.take])
