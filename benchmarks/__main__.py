@@ -15,7 +15,7 @@ from benchmarks.rounds import Rounds
 from benchmarks.servers import CPUS, DAEMON, LIMIT, SERVERS, STANDARD, Server
 
 IDLE_CONNECTIONS = 10_000
-"""The daemon's own limit for a worker."""
+"""The default limit per worker of the daemon."""
 
 
 def main() -> int:
@@ -96,7 +96,7 @@ def daemon_rows(rounds: int) -> list[measures.Row]:
 
 
 def ratios(results: Rounds, servers: Sequence[Server]) -> figure.Panels:
-    """What the figure shows: the rates of the servers that did a work, by that of the limit."""
+    """The ratios for the figure, of each server that could do a work to the limit."""
     panels: dict[str, dict[str, figure.Ratios]] = {}
     for work in RATES:
         measured = {server.name: results.ratios(server, LIMIT, work) for server in servers}

@@ -1,6 +1,6 @@
-"""Makes what is compared: the load generator, the C and Go peers, the Python peers' packages.
+"""Builds the load generator and the C and Go peers, and installs packages for the Python peers.
 
-Everything goes below ``build/benchmarks/``. What cannot be made here is left out and named.
+Everything goes below ``build/benchmarks/``. Peers that cannot be built are named and left out.
 """
 
 import shutil
@@ -20,7 +20,7 @@ PACKAGES = ("gevent", "twisted", "uvloop")
 
 
 def build_all() -> None:
-    """Raise ``CalledProcessError`` when the C programs cannot be made: nothing goes without."""
+    """Raise ``CalledProcessError`` if the C programs, which are required, cannot be built."""
     BUILD.mkdir(parents=True, exist_ok=True)
     _compile(HERE / "load.c", BUILD / "load")
     _compile(PEERS / "epoll.c", BUILD / "epoll")

@@ -1,4 +1,4 @@
-"""One measurement: a work, done by the load generator on one running server."""
+"""One measurement: the load generator does one work on one running server."""
 
 import json
 import subprocess
@@ -45,7 +45,7 @@ class Outcome:
     cpu_us: float
     """CPU microseconds of the server for each of them."""
     server_busy: float
-    """Share of the time that the server used its CPU; ``load_busy`` is the load generator's."""
+    """Share of the time in which the server used its CPU; ``load_busy``: the load generator."""
     load_busy: float
     p50_us: float
     p99_us: float
@@ -53,11 +53,11 @@ class Outcome:
 
 
 def measure(running: Running, work: Work, seconds: float) -> Outcome:
-    """Raise ``RuntimeError`` when the server answers wrongly, falls silent or closes too early."""
-    _load(running, work, seconds / 5)  # caches, and the interpreter's own specialising
+    """Raise ``RuntimeError`` if the server answers wrongly, falls silent or closes too early."""
+    _load(running, work, seconds / 5)  # warms up caches and the specializing interpreter
     cpu_before = cpu_seconds(running.pid)
     result = _load(running, work, seconds)
-    # The kernel's account is in ticks: of a server that hardly got the CPU it may show none.
+    # The kernel counts in ticks: a server that hardly ran may have none.
     cpu = max(cpu_seconds(running.pid) - cpu_before, 1 / TICKS_PER_SECOND)
     return Outcome(
         rate=result["lines"] / result["seconds"],

@@ -1,6 +1,6 @@
-"""What is measured once or a few times, not in rounds: memory, starting, spreading, replacing.
+"""Measurements outside the rounds: memory, starting, spreading, replacing.
 
-Each function gives rows of a table: what was measured, the value, what the project aims at.
+Each function returns rows of a table: what was measured, the value, and the project's aim.
 """
 
 import os
@@ -60,7 +60,7 @@ def idle_connections(running: Running, count: int) -> Iterator[None]:
 
 def memory_of_a_connection(server: Server, count: int) -> float:
     """Private bytes of all its processes that one of ``count`` idle connections costs."""
-    first = 10  # what is made once for all is there after these
+    first = 10  # these make the server allocate what it allocates only once
     with started(server) as running, idle_connections(running, first):
         before = private_bytes(tree(running.pid))
         with idle_connections(running, count - first):
@@ -81,7 +81,7 @@ def base_memory() -> list[Row]:
 
 
 def starting(rounds: int) -> list[Row]:
-    """Side by side with the bare interpreter, so that the ratio is of one moment."""
+    """Measured in turn with the bare interpreter, so that a ratio compares the same moment."""
     actions = (_run_bare_interpreter, _seconds_to_ready, _seconds_to_activated_answer)
     times = [[action() for action in actions] for _ in range(rounds)]
     bare, ready, activated = zip(*times, strict=True)
@@ -185,11 +185,11 @@ def spreading(workers: int, connections: int) -> Row:
 
 
 def replacing(rounds: int) -> Row:
-    """A killed worker's replacement accepts what has waited in the queue meanwhile."""
+    """The replacement of a killed worker accepts the connections that waited in the queue."""
     times = []
     with started(daemon(1)) as running:
         for _ in range(rounds):
-            with idle_connections(running, 1):  # so that the worker has served, and is there
+            with idle_connections(running, 1):  # makes sure that the worker exists and has served
                 [worker] = _workers(running, 1)
             os.kill(worker, signal.SIGKILL)
             began = time.perf_counter()
@@ -199,7 +199,7 @@ def replacing(rounds: int) -> Row:
 
 
 def _workers(running: Running, count: int) -> list[int]:
-    """The worker processes; the listener is there earlier than they are."""
+    """Wait for the worker processes; the daemon listens before they exist."""
     deadline = time.monotonic() + 10
     while len(processes := children(running.pid)) < count:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What the kernel says of a tree of processes, proc(5)."""
+"""Information of the kernel about a tree of processes, proc(5)."""
 
 import os
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ def children(pid: int) -> list[int]:
         tasks = Path(f"/proc/{pid}/task").glob("*/children")
         return [int(child) for task in tasks for child in task.read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
-        return []  # it has ended since
+        return []  # it has just exited
 
 
 def tree(pid: int) -> list[int]:
-    """``pid`` and all its descendants that live now."""
+    """``pid`` and all its running descendants."""
     return [pid, *(grandchild for child in children(pid) for grandchild in tree(child))]
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that ``pid``, its descendants and those of them that were waited for have used."""
+    """CPU time of ``pid``, its descendants, and their children that were waited for."""
     return sum(map(_cpu_ticks, tree(pid))) / TICKS_PER_SECOND
 
 
@@ -29,13 +29,13 @@ def _cpu_ticks(pid: int) -> int:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0  # it has ended since; the next reading finds it with its parent
+        return 0  # it has just exited; the next reading finds its time with its parent
     utime, stime, cutime, cstime = stat.rpartition(")")[2].split()[11:15]
     return int(utime) + int(stime) + int(cutime) + int(cstime)
 
 
 def private_bytes(pids: Iterable[int]) -> int:
-    """Memory that no other process shares: what ending them would give back."""
+    """Memory that no other process shares, which their exit would free."""
     lines = (line for pid in pids for line in _smaps_rollup(pid) if line.startswith("Private_"))
     return 1024 * sum(int(line.split()[1]) for line in lines)
 
@@ -52,4 +52,4 @@ def _is_socket(descriptor: Path) -> bool:
     try:
         return os.readlink(descriptor).startswith("socket:")
     except FileNotFoundError:
-        return False  # closed since
+        return False  # it was just closed

@@ -43,7 +43,7 @@ def conditions(rounds: int, seconds: float) -> str:
 
 
 def disturbance(results: Rounds) -> str:
-    """A warning if other programs ran meanwhile: by itself the C server is hardly ever idle."""
+    """A warning if other programs were running: otherwise the C server is hardly ever idle."""
     busy = results.median(LIMIT, ONE_AT_A_TIME, "server_busy")
     if busy >= 0.8:
         return ""

@@ -1,4 +1,4 @@
-"""The same works on all servers, again and again, so that every ratio is of one moment."""
+"""Runs the same works on all servers in rounds, so that a ratio compares the same moment."""
 
 import json
 from collections import defaultdict
@@ -21,7 +21,8 @@ class Rounds:
     def run(
         self, servers: Sequence[Server], works: Sequence[Work], rounds: int, seconds: float
     ) -> None:
-        """All servers of a round run side by side and idle but one: waiting costs them nothing."""
+        """Run the rounds. All servers of a round run at the same time, but only one has work; the
+        others wait, which costs nothing."""
         for number in range(rounds):
             with ExitStack() as stack:
                 running = [stack.enter_context(started(server)) for server in servers]
@@ -63,7 +64,7 @@ class Rounds:
     def ratios(
         self, server: Server, base: Server, work: Work, figure: str = "rate"
     ) -> list[float]:
-        """``server`` over ``base`` in each round that has both."""
+        """The ratio of ``server`` to ``base`` in each round that has both."""
         above, below = self.outcomes[server, work], self.outcomes[base, work]
         return [
             getattr(above[number], figure) / getattr(below[number], figure)

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, pinned to a CPU and stopped."""
+"""The servers to compare: starting them, pinned to a CPU, and stopping them."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tcpupperd.serving.turn import SWITCH
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU, LOAD_CPU = CPUS[0], CPUS[-1]
 
-# Without settings like PYTHONDONTWRITEBYTECODE, which would make each start compile anew.
+# Without settings like PYTHONDONTWRITEBYTECODE, which would make each start compile again.
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
@@ -32,7 +32,7 @@ STOP_SECONDS = 15
 class Server:
     name: str
     command: tuple[str, ...]
-    """With ``{port}`` in the place of the port on 127.0.0.1 that it shall listen on."""
+    """With ``{port}`` for the port to listen on, on 127.0.0.1."""
     one_shot: bool = False
     """Answers only at end of input (``tr``), so only the connection rate can be measured."""
 
@@ -100,7 +100,7 @@ SERVERS = (
 
 @contextmanager
 def started(server: Server, cpus: str = str(SERVER_CPU)) -> Iterator[Running]:
-    """Run ``server`` on ``cpus`` (as taskset(1) lists them); it listens when the body begins."""
+    """Run ``server`` on ``cpus`` (in the syntax of taskset(1)) until the end of the block."""
     port = free_port()
     command = [argument.format(port=port) for argument in server.command]
     with TemporaryFile() as log:
@@ -124,7 +124,7 @@ def started(server: Server, cpus: str = str(SERVER_CPU)) -> Iterator[Running]:
 
 
 def free_port() -> int:
-    """A port below those that the kernel gives to outgoing connections, proc_sys_net(5)."""
+    """A free port below those that the kernel uses for outgoing connections, proc_sys_net(5)."""
     for port in range(20000, 30000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -137,7 +137,7 @@ def free_port() -> int:
 
 
 def _listens(running: Running, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until it does; false: it has ended, or not begun in time."""
+    """Wait until it listens; False if it has exited or does not listen in time."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -149,7 +149,7 @@ def _listens(running: Running, process: subprocess.Popen[bytes]) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process, and what it has forked into its session."""
+    """Stop the process, and those that it has forked into its session."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

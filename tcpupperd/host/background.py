@@ -83,7 +83,7 @@ def find_owner(user: str | None, group: str | None) -> Owner:
     BackgroundError if there is no such user or group."""
     if user is None:
         if group is not None:
-            raise BackgroundError(f"--group {group}: requires --user")
+            raise BackgroundError(f"--group {group}: can only be used with --user")
         return Owner(os.getuid(), os.getgid(), os.getgroups())
     if os.geteuid() != 0:
         raise BackgroundError(f"--user {user}: only root can change the user; remove the option")

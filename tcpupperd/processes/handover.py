@@ -19,7 +19,9 @@ import stat
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from tcpupperd.serving.connection import State
 
 VERSION = 1
 
@@ -57,20 +59,15 @@ class HandoverError(Exception):
 
 
 class Connection(NamedTuple):
-    """A connection in transit. Times are relative, in seconds, because the clocks of two processes
-    may differ (a time namespace, a restored container)."""
+    """A connection in transit."""
 
     socket: socket.socket
     client_address: object
-    lines: int = 0
-    held: bytes = b""  # of an unfinished line
-    unsent: bytes = b""
-    mid_line: bool = False
-    finished: bool = False
-    eof: bool = False
-    idle_for: float = 0.0
-    line_open_for: float = 0.0
-    lingers_for: float | None = None
+    state: State = State()
+
+
+#: What a message says of a connection: address family, client's address, state.
+Record = tuple[int, object, State]
 
 
 def give(end: socket.socket, connections: Sequence[Connection]) -> None:
@@ -117,11 +114,14 @@ def take(end: socket.socket) -> list[Connection]:
     except (ValueError, struct.error, OSError, MemoryError) as error:
         raise HandoverError(_reason(error), _as_sockets(files)) from None
     os.close(files[0])
-    families = [family for family, _ in records]
+    families = [family for family, _, _ in records]
     sockets = _as_sockets(files[1:], families)
     if [one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) for one in sockets] != families:
         raise HandoverError("a descriptor is not the socket that it should be", sockets)
-    return [Connection(one, **fields) for one, (_, fields) in zip(sockets, records, strict=True)]
+    return [
+        Connection(one, address, state)
+        for one, (_, address, state) in zip(sockets, records, strict=True)
+    ]
 
 
 def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
@@ -141,24 +141,24 @@ def _check_greeting(data: bytes, files: int, flags: int) -> None:
 
 
 def _pack(file: BinaryIO, connection: Connection) -> None:
-    address = connection.client_address
+    _, address, state = connection
     host, port = address[:2] if isinstance(address, tuple) else ("", 0)
     name = os.fsencode(host)
     flags = (
-        _MID_LINE * connection.mid_line
-        | _FINISHED * connection.finished
-        | _EOF * connection.eof
-        | _LINGERS * (connection.lingers_for is not None)
+        _MID_LINE * state.mid_line
+        | _FINISHED * state.finished
+        | _EOF * state.eof
+        | _LINGERS * (state.lingers_for is not None)
     )
-    sizes = len(name), len(connection.held), len(connection.unsent)
-    times = connection.idle_for, connection.line_open_for, connection.lingers_for or 0.0
-    head = (connection.socket.family, port, flags, min(connection.lines, _LINES_MAX))
+    sizes = len(name), len(state.held), len(state.unsent)
+    times = state.idle_for, state.line_open_for, state.lingers_for or 0.0
+    head = (connection.socket.family, port, flags, min(state.lines, _LINES_MAX))
     file.write(_RECORD.pack(*head, *times, *sizes))
-    file.writelines((name, connection.held, connection.unsent))
+    file.writelines((name, state.held, state.unsent))
 
 
-def _read_all(state: int, count: int) -> list[tuple[int, dict[str, Any]]]:
-    """The address family and the fields of each connection of a message.
+def _read_all(state: int, count: int) -> list[Record]:
+    """What a message says of each of its connections.
 
     They are read one by one, and each size is checked before that much is read: a sparse file can
     have any size without any data.
@@ -172,16 +172,16 @@ def _read_all(state: int, count: int) -> list[tuple[int, dict[str, Any]]]:
         file.seek(0)
         left, records = found.st_size, []
         for _ in range(count):
-            family, fields, left = _read(file, left)
-            records.append((family, fields))
+            record, left = _read(file, left)
+            records.append(record)
     if left:
         raise ValueError(f"{left} bytes are left over")
     return records
 
 
-def _read(file: BinaryIO, left: int) -> tuple[int, dict[str, Any], int]:
-    """The address family and the fields of the next connection in a file with `left` bytes to
-    read, and the number of bytes left after that."""
+def _read(file: BinaryIO, left: int) -> tuple[Record, int]:
+    """The next record in a file with `left` bytes to read, and the number of bytes left after
+    that."""
     head = file.read(_RECORD.size)
     if len(head) < _RECORD.size:
         raise ValueError("the state is cut short")
@@ -196,19 +196,19 @@ def _read(file: BinaryIO, left: int) -> tuple[int, dict[str, Any], int]:
     left -= _RECORD.size + name_size + held_size + unsent_size
     if left < 0:
         raise ValueError("the state is cut short")
-    fields = {
-        "client_address": _address(family, file.read(name_size), port),
-        "lines": lines,
-        "held": file.read(held_size),
-        "unsent": file.read(unsent_size),
-        "mid_line": bool(flags & _MID_LINE),
-        "finished": bool(flags & _FINISHED),
-        "eof": bool(flags & _EOF),
-        "idle_for": times[0],
-        "line_open_for": times[1],
-        "lingers_for": times[2] if flags & _LINGERS else None,
-    }
-    return family, fields, left
+    address = _address(family, file.read(name_size), port)
+    state = State(
+        lines=lines,
+        held=file.read(held_size),
+        unsent=file.read(unsent_size),
+        mid_line=bool(flags & _MID_LINE),
+        finished=bool(flags & _FINISHED),
+        eof=bool(flags & _EOF),
+        idle_for=times[0],
+        line_open_for=times[1],
+        lingers_for=times[2] if flags & _LINGERS else None,
+    )
+    return (family, address, state), left
 
 
 def _address(family: int, name: bytes, port: int) -> object:

@@ -58,15 +58,21 @@ class Scoreboard:
     def loads(self) -> list[int]:
         """The number of connections of each worker that is not leaving, including those that have
         only just been started. (The supervisor writes the first heartbeat.)"""
-        rows = zip(*map(self._column, (HEARTBEAT, STATE, OPEN)), strict=True)
+        used = self._used()  # once: the supervisor may start another worker meanwhile
+        columns = (self._column(field, used) for field in (HEARTBEAT, STATE, OPEN))
+        rows = zip(*columns, strict=True)
         return [count for beat, state, count in rows if beat and state != LEAVING]
 
     def open(self) -> int:
         """The number of connections of all workers."""
-        return sum(self._column(OPEN))
+        return sum(self._column(OPEN, self._used()))
 
-    def _column(self, field: int) -> list[int]:
-        return self._numbers[field : self._numbers[-1] * _ROW : _ROW].tolist()
+    def _used(self) -> int:
+        """How many slots were ever in use."""
+        return self._numbers[-1]
+
+    def _column(self, field: int, used: int) -> list[int]:
+        return self._numbers[field : used * _ROW : _ROW].tolist()
 
 
 class Slot(NamedTuple):

@@ -42,6 +42,10 @@ STEP_BACK = 0.001
 STALL_TIME = 2.0
 
 
+#: Of a connection whose state cannot be read: it is only to be ended.
+GONE = State(finished=True)
+
+
 class Giver:
     """Puts the connections of a server into the channel."""
 
@@ -95,7 +99,7 @@ class Giver:
 
     def _packed(self, connection: Connection) -> handover.Connection:
         state = connection.state(self._server.poller.now)
-        return handover.Connection(connection.socket, connection.client_address, **state._asdict())
+        return handover.Connection(connection.socket, connection.client_address, state)
 
     def _let_go(self, batch: list[Connection]) -> None:
         for connection in batch:
@@ -200,7 +204,7 @@ class Taker:
             ended = counted(len(error.sockets), "connection")
             log.error("ending %s taken over: %s", ended, error)
             self._server.tally.add(DAMAGED, len(error.sockets))
-            connections = [handover.Connection(one, "", finished=True) for one in error.sockets]
+            connections = [handover.Connection(one, "", GONE) for one in error.sockets]
         except EOFError:  # not the end, because this process has the giving end, too
             log.error("an empty message was in the channel")
             return
@@ -211,8 +215,8 @@ class Taker:
 
     def _take_over(self, travelled: handover.Connection) -> None:
         """Serve one connection. An error ends only this connection."""
-        server, sock, state = self._server, travelled.socket, State(*travelled[2:])
-        connection = server.new_connection(sock, travelled.client_address)
+        server, (sock, client_address, state) = self._server, travelled
+        connection = server.new_connection(sock, client_address)
         try:
             server.connections.add(connection)
         except OSError as error:

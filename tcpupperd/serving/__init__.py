@@ -1,1 +1,1 @@
-"""How one process serves: protocols, connections, one epoll."""
+"""The server of one process: protocols, connections, one epoll."""

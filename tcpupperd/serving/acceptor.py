@@ -1,4 +1,4 @@
-"""Taking connections from the queues of the listening sockets."""
+"""Accepting connections from the queues of the listening sockets."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: accept(2) fails with these for want of something that comes back.
+#: Errors of accept(2) for a temporary shortage.
 SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 #: Seconds without accepting after a shortage, unless a connection closes earlier.
 SHORTAGE_PAUSE = 0.1
 
-#: Connections taken from a queue in one turn. Few, so that of many that come at once the other
-#: workers get their share.
+#: The number of connections accepted from a queue in one loop iteration. It is small, so that the
+#: other workers get their share of a burst.
 ACCEPTS_PER_TURN = 4
 
-#: EPOLLEXCLUSIVE wakes one worker for a connection, and always the first in the listener's wait
-#: queue: nearly all connections would go to one worker. Each goes to the end of the queue after
-#: this many, which spreads them evenly.
+#: EPOLLEXCLUSIVE wakes one worker for a connection, always the first in the listener's wait queue,
+#: so nearly all connections would go to one worker. After this many connections, a worker moves to
+#: the end of the queue, which spreads them evenly.
 ACCEPTS_BEFORE_REQUEUE = 16
 
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
-#: Called with each connection that was accepted, its client's address and its listener.
+#: Called with each accepted connection, the address of its client and its listener.
 Welcome = Callable[[socket.socket, object, Listener], object]
 
 
 class Acceptor:
     """All listeners of a server.
 
-    They are in its poller only while it has room: a worker that can take no more leaves the
-    connections in the kernel's queue, to the other workers or until it has room again.
+    They are polled only while the server has room: a full worker leaves new connections in the
+    kernel's queue, for the other workers or until it has room again.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Acceptor:
         tally: Tally,
     ) -> None:
         self.listeners = list(listeners)
-        self.capacity = math.inf  # connections, with which accepting stops
+        self.capacity = math.inf  # number of connections at which accepting stops
         self.allowance = no_limit  # how many more may be accepted now, whatever the capacity
         self._poller = poller
         self._connections = connections
@@ -67,39 +67,39 @@ class Acceptor:
         self._polled = False
         self._paused_until = 0.0
         self._open_at_pause = 0
-        self._short = False  # of anything that it takes, since a queue was last seen empty
-        self._complained = False  # of this, in the log
+        self._short = False  # whether there was a shortage since a queue was last seen empty
+        self._complained = False  # whether this was logged
         self._may_complain_at = 0.0
 
     def update_interest(self) -> None:
-        """Have the listeners polled if there is room for more connections, and only then."""
+        """Poll the listeners if, and only if, there is room for more connections."""
         connections = len(self._connections)
         if self._paused_until <= self._poller.now or connections < self._open_at_pause:
-            self._paused_until = 0.0  # one that has ended has left its descriptor
+            self._paused_until = 0.0  # a connection that has ended frees its descriptor
         if self.listeners and connections >= self.capacity:
             self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
         self._poll(connections < self.capacity and not self._paused_until)
 
     @property
     def resumes_at(self) -> float:
-        """When a pause ends that no event will end; 0 if there is none."""
+        """When a pause ends by itself; 0 if there is none."""
         return self._paused_until
 
     def accept_from_each(self) -> None:
-        """Take what a turn may take from each queue, as if all were ready."""
+        """Accept from each queue as in one loop iteration, as if all listeners were ready."""
         for listener in self.listeners:
             self._accept(listener)
 
     def take_queues(self) -> None:
-        """Take the connections that are waiting, whatever the limits say; of those that come
-        without pause, no more than a queue holds."""
+        """Accept all waiting connections, whatever the limits; if they arrive without pause, no
+        more than a queue holds."""
         for listener in self.listeners:
             for _ in range(BACKLOG):
                 if not self._accept_one(listener):
                     break
 
     def stop(self) -> None:
-        """Accept no more; closes this process's copies of the listeners."""
+        """Stop accepting, and close this process's copies of the listeners."""
         self._poll(False)
         for listener in self.listeners:
             listener.socket.close()
@@ -119,7 +119,7 @@ class Acceptor:
         self._poller.add(listener.socket, partial(self._accept, listener), LISTENING)
 
     def _accept(self, listener: Listener) -> None:
-        """Take a few connections from a listener's queue."""
+        """Accept a few connections from a listener's queue."""
         allowed = min(ACCEPTS_PER_TURN, self.allowance())
         if allowed <= 0:
             self._pause()
@@ -145,7 +145,7 @@ class Acceptor:
         return True
 
     def _failed(self, error: OSError) -> None:
-        """Pause on a shortage; anything else was the failure of that one connection."""
+        """Pause after a shortage; any other error concerns only that one connection."""
         if error.errno not in SHORTAGE:
             log.debug("a connection failed before it was accepted: %s", error)
             return
@@ -157,7 +157,7 @@ class Acceptor:
         self._open_at_pause = len(self._connections)
 
     def _complain(self, why: str) -> None:
-        """Count a shortage, and log it: not too often, but before it has lasted long."""
+        """Count a shortage and log it, early but at a limited rate."""
         if not self._short:
             self._short = True
             self._tally.add(SHORTAGES)

@@ -1,4 +1,4 @@
-"""One connection: its socket and its protocol, driven by readiness instead of by a thread."""
+"""One connection: its socket and its protocol, driven by epoll events instead of a thread."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, SENT, turn
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a client gets to end its side when the server has ended its own.
+#: Seconds that a client has to end its side after the server has ended its own.
 LINGER_TIME = 2.0
 
-#: Seconds that a client that has just connected gets to be heard when the service stops. To it, a
-#: connection that ends without any answer is a failure, where others have to expect an end.
+#: Seconds that a new client has to send something when the service stops. Other clients have to
+#: expect an end, but for a new one, a connection that ends without any answer is a failure.
 NEWCOMER_TIME = 1.0
 
 
 class Next(Enum):
-    """What is to be done with a connection next."""
+    """What to do with a connection next."""
 
     WATCH = "wait for its `interest` and its `deadline`, one of which has changed"
     SCHEDULE = "wait for its `deadline`, which has changed"
@@ -45,7 +45,7 @@ class Next(Enum):
 
 
 class Reason(Enum):
-    """Why a connection is given up: the counter of the deadline, and what then is to be done."""
+    """Why a connection is ended: the reason of a deadline, with its counter."""
 
     IDLE = IDLE_TIMEOUT
     LINE = LINE_TIMEOUT
@@ -54,7 +54,7 @@ class Reason(Enum):
 
 
 class Limits(NamedTuple):
-    """What a client may take: seconds, and connections of one source. Infinity is no limit."""
+    """Limits for clients, in seconds and connections per source. Infinity means no limit."""
 
     idle_timeout: float
     line_timeout: float
@@ -64,7 +64,7 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, config: Config) -> Limits:
-        """Those of a configuration, where 0 is no limit."""
+        """The limits of a configuration, in which 0 means no limit."""
         timeouts = (config.idle_timeout, config.line_timeout, config.write_timeout)
         idle, line, write = (timeout or math.inf for timeout in timeouts)
         per_source = config.max_connections_per_source or math.inf
@@ -72,9 +72,9 @@ class Limits(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that another process needs to go on with a connection, besides its socket.
+    """What another process needs to continue with a connection, besides the socket.
 
-    Times are relative, in seconds, because the clocks of two processes need not agree (a time
+    Times are relative, in seconds, because the clocks of two processes may differ (a time
     namespace, a restored container).
     """
 
@@ -93,14 +93,14 @@ class Connection:
     """Answers one client.
 
     Its methods take the time (CLOCK_MONOTONIC) and return what the caller has to do next; None
-    is nothing. They raise BlockingIOError if the socket was not ready after all, and any other
+    means nothing. They raise BlockingIOError if the socket was not ready after all, and any other
     OSError if the connection has failed.
 
     What it waits for follows from its state: to send while anything is `unsent`, else to receive.
-    So a client that does not read is not read from.
+    So the server does not read from a client that does not read.
     """
 
-    # Ten thousand idle connections are meant to cost little: no __dict__ each.
+    # Ten thousand idle connections should cost little: no __dict__ for each.
     __slots__ = (
         "client_address",
         "eof",
@@ -133,13 +133,13 @@ class Connection:
         self.tally = tally
         self.unsent: memoryview | bytes = b""
         self.eof = False  # the client has ended its side
-        self.last_activity = 0.0  # when bytes last moved, either way; at first, when it was added
-        self.line_began = 0.0  # when the first byte of an unfinished line came, or 0
-        self.lingers_until = 0.0  # set when our side is ended and the client's is not
-        self.tick = 0  # when its deadline is looked at
+        self.last_activity = 0.0  # when data was last received or sent; at first, when added
+        self.line_began = 0.0  # when the first byte of an unfinished line arrived, or 0
+        self.lingers_until = 0.0  # set once our side has ended, but not the client's
+        self.tick = 0  # when its deadline is checked
 
     def handle(self, now: float) -> Next | None:
-        """One turn: send what is left, or else receive once and answer at once."""
+        """Send what is left, or else receive once and answer at once."""
         if self.unsent:
             return self._flush(now)
         protocol, tally = self.protocol, self.tally
@@ -178,14 +178,14 @@ class Connection:
         return self._end_our_side(now) if protocol.finished else None
 
     def end(self, now: float) -> Next | None:
-        """Answer nothing more; flush, end our side and wait a little for the client's end."""
+        """Stop answering: flush, end our side and wait a little for the client to end its side."""
         self.protocol.finish()
         return None if self.unsent else self._end_our_side(now)
 
     def drain(self, now: float, *, newcomer_time: float) -> Next | None:
-        """One turn of a server that stops: answer what has come; if nothing has, end the
-        connection from our side. A client that has yet to send something gets `newcomer_time`
-        seconds for it."""
+        """Handle a connection of a server that stops: answer what has arrived; if nothing has, end
+        the connection from our side. A client that has sent nothing yet has `newcomer_time`
+        seconds to do so."""
         if self.unsent or self.protocol.finished:
             return None
         try:
@@ -194,15 +194,14 @@ class Connection:
             return None if self._is_new(now, newcomer_time) else self.end(now)
 
     def abandon(self, now: float) -> Next:
-        """End it at once. Answers that are not sent are lost, and the client is told by a
-        reset."""
+        """End it at once. If unsent answers are lost, a reset tells the client."""
         if not self.unsent:
             return Next.CLOSE
         self.tally.add(CUT)
         return Next.CUT
 
     def expire(self, now: float) -> Next | None:
-        """Do what the deadline asks for, if it has come."""
+        """Act on the deadline, if it has passed."""
         when, reason = self.deadline()
         if when > now:
             return Next.SCHEDULE
@@ -213,12 +212,12 @@ class Connection:
         return Next.CUT if reason is Reason.WRITE else self.end(now)
 
     def fail(self, error: OSError) -> None:
-        """Count and log that the client, or the way to it, is gone."""
+        """Count and log that the client, or the path to it, is gone."""
         self.tally.add(RESET)
         log.debug("%s: %s", self, error)
 
     def deadline(self) -> tuple[float, Reason]:
-        """When this connection is to be given up, and why."""
+        """When to end this connection, and why."""
         limits = self.limits
         if self.lingers_until:
             return self.lingers_until, Reason.LINGER
@@ -237,7 +236,7 @@ class Connection:
         return written(self.client_address)
 
     def state(self, now: float) -> State:
-        """What another process needs to go on."""
+        """What another process needs to continue."""
         protocol = self.protocol
         return State(
             lines=protocol.lines,
@@ -252,7 +251,7 @@ class Connection:
         )
 
     def resume(self, state: State, now: float) -> Next | None:
-        """Go on from where another process stopped, in place of at the beginning."""
+        """Continue where another process stopped, instead of at the beginning."""
         protocol = self.protocol
         answer = protocol.resume(state.lines, state.mid_line, state.held)
         if state.finished:
@@ -267,20 +266,20 @@ class Connection:
         return (self.end(now) if ends else None) or Next.WATCH
 
     def _is_new(self, now: float, newcomer_time: float) -> bool:
-        """Whether the client has only just connected and may be about to send its first line."""
+        """Whether the client has just connected and may be about to send its first line."""
         protocol = self.protocol
         silent = not (protocol.lines or protocol.mid_line or protocol.finished)
         return silent and now - self.last_activity < newcomer_time
 
     def _time_line(self, answered: int) -> None:
-        """Note when the line began that has not ended yet."""
+        """Record when the unfinished line began."""
         if not self.protocol.mid_line:
             self.line_began = 0.0
         elif answered or not self.line_began:
             self.line_began = self.last_activity
 
     def _send(self, answer: bytes) -> bool:
-        """Send at once, and keep only what the kernel does not take; whether it took all."""
+        """Send at once, and keep what the kernel does not accept; whether it accepted all."""
         try:
             sent = self.socket.send(answer)
         except BlockingIOError:
@@ -288,31 +287,31 @@ class Connection:
         self.tally.counts[SENT] += sent
         if sent == len(answer):
             return True
-        # A copy of the rest: a view of the whole would keep all of it in memory for as long as
-        # the client does not read.
+        # Copy the rest: a view would keep the whole answer in memory until the client reads.
         self.unsent = memoryview(answer[sent:])
         return False
 
     def _flush(self, now: float) -> Next | None:
-        """Send more of what is left; receive again when there is nothing left."""
+        """Send more of what is left; once nothing is left, receive again."""
         sent = self.socket.send(self.unsent)
         self.last_activity = now
         self.tally.counts[SENT] += sent
         self.unsent = self.unsent[sent:]
         if self.unsent:
             return None
-        self.unsent = b""  # lets go of the answer
+        self.unsent = b""  # frees the answer
         if self.line_began:
-            self.line_began = now  # nothing of the line could be received meanwhile
+            self.line_began = now  # meanwhile, the rest of the line could not be received
         ending = self._end_our_side(now) if self.protocol.finished else None
         return ending or Next.WATCH
 
     def _end_our_side(self, now: float) -> Next | None:
-        """All that will ever be answered is sent: close, if the client's side has ended too.
+        """Call this when all answers are sent: closes the connection if the client's side has
+        ended too.
 
-        If it has not, end ours and let the client read everything up to our end of file. To
-        close with input unread would make the kernel reset the connection and throw away
-        answers still on their way.
+        Otherwise, it ends our side and lets the client read everything up to our end of file.
+        Closing with unread input would make the kernel reset the connection and discard answers in
+        flight.
         """
         if self.eof:
             return Next.CLOSE
@@ -323,11 +322,11 @@ class Connection:
         return Next.WATCH
 
     def _linger_on(self, now: float) -> Next:
-        """Linger for longer if the client has not acknowledged all answers yet.
+        """Linger on if the client has not acknowledged all answers yet.
 
-        Once closed here, the kernel would send on what it still has, but as soon as anything came
-        from the client it would reset the connection and throw the answers away. It is the kernel
-        that ends this, with an error, after `write_timeout` without progress.
+        After a close, the kernel would still send what it has, but any input from the client would
+        make it reset the connection and discard the answers. The kernel ends the lingering, with
+        an error, after `write_timeout` without progress.
         """
         if self.socket.family == socket.AF_UNIX or not unacknowledged(self.socket):
             return Next.CLOSE
@@ -339,9 +338,9 @@ class Connection:
 
 
 def unacknowledged(connection: socket.socket) -> int:
-    """Bytes that the kernel holds until the other side has acknowledged them: SIOCOUTQ of tcp(7),
-    which is the same as TIOCOUTQ. An end of file counts as one."""
-    from termios import TIOCOUTQ  # seldom needed: for a client that reads slower than we end
+    """The number of bytes that the other side has not acknowledged yet: SIOCOUTQ of tcp(7), which
+    is the same as TIOCOUTQ. An end of file counts as one byte."""
+    from termios import TIOCOUTQ  # seldom needed: only if a client is slow to read the end
 
     count = fcntl.ioctl(connection, TIOCOUTQ, bytes(4))
     return int.from_bytes(count, sys.byteorder)

@@ -1,4 +1,4 @@
-"""All connections of a server: their places in the poller, their deadlines, their ends."""
+"""All connections of a server: polling, deadlines, closing."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: SO_LINGER of socket(7), on, with no time. A client that comes to read after all must not take
-#: the end of what it gets for the end of its answers; and the kernel would keep what it has queued
-#: for many minutes.
+#: SO_LINGER of socket(7), enabled, with a time of zero. A client that reads after all must not
+#: mistake the end of what it gets for the end of its answers; and otherwise the kernel would keep
+#: the queued data for many minutes.
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
 
 class Connections:
-    """The connections by their descriptors.
+    """The connections, by descriptor.
 
-    Does what each says is to be done next. `hang_up` is called with the socket of one that has
-    ended; `on_bug` with the socket and the address of one in which an unexpected exception was
-    raised, which is the current one.
+    It carries out what each connection requests next. `hang_up` is called with the socket of a
+    connection that has ended. `on_bug` is called with the socket and the address of a connection
+    that raised an unexpected exception, while this exception is handled.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Connections:
         return len(self._by_fd)
 
     def __iter__(self) -> Iterator[Connection]:
-        """All of them; they may be closed meanwhile."""
+        """All connections; they may be closed during the iteration."""
         return iter(list(self._by_fd.values()))
 
     def __contains__(self, connection: Connection) -> bool:
@@ -72,10 +72,10 @@ class Connections:
             return True
         return self._sources[source_of(client_address)] < self.limits.per_source
 
-    # A turn
+    # A loop iteration
 
     def serve(self, ready: list[tuple[int, int]]) -> list[int]:
-        """Handle those that are ready; returns the descriptors that are none of them."""
+        """Handle the connections that are ready; return the other descriptors."""
         by_fd, now = self._by_fd, self._poller.now
         others = []
         for fd, _ in ready:
@@ -97,7 +97,7 @@ class Connections:
     def attempt(
         self, action: Callable[[Connection, float], Next | None], connection: Connection
     ) -> None:
-        """Have a connection do something else than `handle`."""
+        """Run an action of a connection other than `handle`."""
         try:
             following = action(connection, self._poller.now)
             if following is not None:
@@ -106,22 +106,22 @@ class Connections:
             self._failed(connection, error)
 
     def expire(self) -> None:
-        """Give up those whose deadline has come."""
+        """Handle the connections whose deadline has passed."""
         while due := self._deadlines.due(self._poller.now):
             for fd in due:
                 self.attempt(Connection.expire, self._by_fd[fd])
 
     @property
     def next_deadline(self) -> float:
-        """When `expire` will have something to look at."""
+        """When `expire` must be called next."""
         return self._deadlines.next()
 
     # Come and go
 
     def add(self, connection: Connection) -> None:
-        """Serve a connection from now on. Raises OSError if it cannot be watched."""
+        """Serve a connection from now on. Raises OSError if it cannot be polled."""
         fd = connection.fd
-        if fd in self._by_fd:  # its socket was closed behind our back
+        if fd in self._by_fd:  # somebody else has closed the old connection's socket
             self._forget(self._by_fd[fd])
         connection.last_activity = self._poller.now
         self._poller.watch(fd, connection.interest)
@@ -132,12 +132,12 @@ class Connections:
             connection.tick = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
 
     def remove(self, connection: Connection) -> None:
-        """Serve it no more; its socket stays open."""
+        """Stop serving a connection; its socket stays open."""
         self._poller.unwatch(connection.fd)
         self._forget(connection)
 
     def close(self, connection: Connection) -> None:
-        """Serve it no more and close it; it may be closed already."""
+        """Stop serving a connection and close it; it may be closed already."""
         if self._by_fd.get(connection.fd) is connection:
             if Sharing.possible:
                 self._poller.unwatch(connection.fd)
@@ -151,7 +151,7 @@ class Connections:
                 log.debug("%s: closed after %s", connection, lines)
 
     def cut(self, connection: Connection) -> None:
-        """Close it in the midst of its answers, which are lost."""
+        """Reset a connection; unsent answers are lost."""
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self.close(connection)
 
@@ -191,10 +191,10 @@ class Connections:
                 del self._sources[source]
 
     def _schedule(self, connection: Connection) -> None:
-        """Look at the deadline of a connection when it can first have passed.
+        """Check the deadline of a connection at the earliest time at which it can have passed.
 
-        No later than the shortest timeout from now: any deadline that arises later is at least
-        that far ahead. So nothing needs to be done here when bytes move.
+        This is no later than the shortest timeout from now, because any new deadline is at least
+        that far ahead. So nothing needs to be updated when data is received or sent.
         """
         self._deadlines.discard(connection.fd, connection.tick)
         when = min(connection.deadline()[0], self._poller.now + self.limits.shortest)

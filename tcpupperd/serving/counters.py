@@ -1,30 +1,30 @@
-"""What is counted, and where each count stands in a row of numbers."""
+"""The counters, and the position of each in a row of numbers."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import MutableSequence
 
-#: What is counted, in the order of a slot. The first three say how the worker is; all that
-#: follow only ever grow, and live on in the totals when their worker is gone.
+#: The counters in the order of a slot. The first three describe the state of the worker; the rest
+#: only grow, and stay in the totals after the worker has exited.
 FIELDS = (
     "state",
-    "heartbeat",  # CLOCK_MONOTONIC in microseconds when the last turn began
-    "open",  # connections at present
+    "heartbeat",  # CLOCK_MONOTONIC in microseconds when the last loop iteration began
+    "open",  # connections open now
     "accepted",
     "taken",  # over from another process
-    "given",  # to another process
+    "given",  # away to another process
     "lines",
     "bytes",
     "refused",  # over max_connections_per_source
-    "reset",  # by the client, or failed otherwise
+    "reset",  # by the client, or failed in another way
     "idle_timeout",
     "line_timeout",
     "write_timeout",
-    "cut",  # ended with answers still to send: drain_timeout
+    "cut",  # ended by drain_timeout with unsent answers
     "damaged",  # ended because their state could not be read when taken over
-    "errors",  # bugs of ours
-    "shortages",  # times that accepting stopped for want of room, descriptors or memory
+    "errors",  # our bugs
+    "shortages",  # times that accepting stopped for lack of room, descriptors or memory
 )
 (
     STATE,
@@ -52,8 +52,8 @@ STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`
 class Tally:
     """The counts of one server: `numbers` is a row of FIELDS, which other processes may read.
 
-    `counts` is what every line adds to: lines answered, bytes sent (see `turn`). It is published
-    once a turn of the server: to add to a number in shared memory takes longer.
+    `counts` has the counters that every line changes: lines answered and bytes sent (see `turn`).
+    They are published once per loop iteration: adding to a number in shared memory takes longer.
     """
 
     __slots__ = ("counts", "debug", "numbers")
@@ -62,14 +62,14 @@ class Tally:
         self, numbers: MutableSequence[int] | memoryview | None = None, *, debug: bool = False
     ) -> None:
         self.numbers = [0] * len(FIELDS) if numbers is None else numbers
-        self.debug = debug  # whether connections and data are logged, too
+        self.debug = debug  # whether connections and data are also logged
         self.counts = array("Q", [0, 0])
 
     def add(self, field: int, count: int = 1) -> None:
-        """Count something that is rare."""
+        """Count a rare event."""
         self.numbers[field] += count
 
     def publish(self, connections: int) -> None:
-        """Make the numbers what they are now."""
+        """Write the current values to the numbers."""
         self.numbers[OPEN] = connections
         self.numbers[LINES], self.numbers[BYTES] = self.counts

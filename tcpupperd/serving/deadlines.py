@@ -1,4 +1,4 @@
-"""Deadlines of many connections, checked only when one can have come."""
+"""Deadlines of many connections, checked only when one can have passed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import math
 class Deadlines:
     """Holds descriptors until the first tick (a quarter of a second) after their time.
 
-    Those of one tick share a bucket, so however many there are, the holder is woken no more than
-    once a tick. Each costs a place in a set; in a heap it would cost a tuple and a number, and a
-    closed connection could not leave before its time.
+    The descriptors of one tick share a bucket, so their number does not matter: the owner wakes up
+    at most once per tick. Each costs a place in a set. In a heap, it would cost a tuple and a
+    number, and a closed connection could not be removed early.
     """
 
     TICK = 0.25
@@ -31,20 +31,20 @@ class Deadlines:
         return tick
 
     def discard(self, fd: int, tick: int) -> None:
-        """Let go of `fd`; it may be gone already."""
-        # An empty bucket stays until its turn: one made anew for each connection that comes and
-        # goes would put its tick into the heap each time.
+        """Remove `fd`, if it is still held."""
+        # An empty bucket stays until its tick: otherwise, each short connection would create it
+        # anew and add its tick to the heap again.
         if tick in self._buckets:
             self._buckets[tick].discard(fd)
 
     def next(self) -> float:
-        """When `due` will have something next; infinity if nothing is held."""
+        """When `due` will next return something; infinity if nothing is held."""
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
         return self._ticks[0] * self.TICK if self._ticks else math.inf
 
     def due(self, now: float) -> set[int]:
-        """Take out the descriptors of one tick that has passed; an empty set if there is none."""
+        """Remove and return the descriptors of one tick that has passed, or an empty set."""
         if self.next() > now:
             return set()
         return self._buckets.pop(heapq.heappop(self._ticks))

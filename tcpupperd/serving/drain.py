@@ -1,7 +1,7 @@
-"""How a server ends without losing an answer.
+"""Ending a server without losing an answer.
 
-No connection begins any more, those in the queues are taken, what has been received is answered,
-and each connection ends as soon as its answers have left; after `drain_timeout`, all do.
+No new connection begins, connections in the queues are accepted, input that has arrived is
+answered, and each connection ends once its answers are sent, at the latest after `drain_timeout`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
 from tcpupperd.serving.connections import Connections
 
-#: Seconds that are left to handshakes under way. They take a round trip, unless a segment is lost:
-#: it is sent again after a second, and once more two seconds later.
+#: Seconds allowed for handshakes in progress. They take a round trip, unless a segment is lost: it
+#: is sent again after a second, and once more two seconds later.
 HANDSHAKE_TIME = 3.5
 
-#: Seconds between two looks whether any still are: nothing tells when they end.
+#: Seconds between two checks for handshakes in progress: there is no event for their end.
 HANDSHAKE_TICK = 0.02
 
-#: Turns in which a connection is answered before it is ended from our side. A client that never
-#: stops sending would otherwise put the end off until `drain_timeout`.
+#: The number of times that a connection is answered before it is ended from our side. Otherwise, a
+#: client that never stops sending would delay the end until `drain_timeout`.
 LAST_TURNS = 64
 
 
 class Drain:
-    """The end of the connections of one server, one turn after the other.
+    """Ends the connections of one server, step by step.
 
-    A drain that is `gentle` waits for what may be on its way: handshakes, and the first line of
-    a client that has just connected.
+    A `gentle` drain waits for what may be in flight: handshakes, and the first line of a client
+    that has just connected.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Drain:
         self._give_up_at = now + timeout
         self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
         self._answer = partial(Connection.drain, newcomer_time=NEWCOMER_TIME if gentle else 0.0)
-        self._turns_left: dict[Connection, int] = {}  # of each that is not yet to end
+        self._turns_left: dict[Connection, int] = {}  # of each connection that is not ending yet
         self._next_look = now
         self._take(connections)
         for listener in acceptor.listeners:
             stop_new_connections(listener.socket)
 
     def go_on(self, now: float) -> None:
-        """One turn: take what still comes, and end what can be ended."""
+        """Accept what still arrives, and end the connections that can be ended."""
         if self._acceptor.listeners:
             self._take_queues(now)
         for connection, turns in list(self._turns_left.items()):
@@ -66,12 +66,12 @@ class Drain:
 
     @property
     def next_look(self) -> float:
-        """When `go_on` has to be called at the latest, though nothing happens."""
+        """When `go_on` must be called at the latest, even without an event."""
         return self._next_look
 
     @property
     def unfinished(self) -> bool:
-        """Whether somebody may yet come, or has answers to come."""
+        """Whether clients may still connect, or still wait for answers."""
         coming = self._acceptor.listeners or self._turns_left
         return bool(coming) or any(one.unsent for one in self._connections)
 
@@ -89,8 +89,8 @@ class Drain:
             self._acceptor.stop()
 
     def _drain(self, connection: Connection, turns: int, now: float) -> None:
-        """Answer what one connection has received, unless it has had this turn; end it if it is
-        time."""
+        """Answer what one connection has received, unless it was already served in this loop
+        iteration; end it if it is time."""
         has_had_turn = connection.unsent or connection.last_activity == now
         if connection in self._connections and not has_had_turn:
             self._connections.attempt(self._answer if turns > 0 else Connection.end, connection)
@@ -102,7 +102,7 @@ class Drain:
     def _when_next(self, now: float) -> float:
         waiting = [one for one in self._turns_left if not one.unsent]
         if any(one.last_activity == now for one in waiting):
-            return now  # more may be there
+            return now  # there may be more
         soon = bool(self._acceptor.listeners or waiting)
         return min(now + HANDSHAKE_TICK if soon else math.inf, self._give_up_at)
 

@@ -1,8 +1,8 @@
 """The two request handlers, for any server of `socketserver`.
 
-In `socketserver.TCPServer`, `ThreadingTCPServer`, `ForkingTCPServer` and their Unix kin they run
-as all handlers do: from beginning to end, and blocking. `UpperServer` serves what they serve from
-one epoll, without making one for each connection.
+In `socketserver.TCPServer`, `ThreadingTCPServer`, `ForkingTCPServer` and their Unix counterparts,
+they run like any handler: from beginning to end, and blocking. `UpperServer` does the same with
+one epoll, without creating a handler for each connection.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tcpupperd.serving.turn import RECEIVE_SIZE
 
 
 class UpperHandler(socketserver.StreamRequestHandler):
-    """Answers each line upper-cased when it is complete.
+    """Answers each line in upper case when it is complete.
 
     A server with an attribute `config` sets `max_line` and `lines_per_connection`; without one,
     all lines of a connection are answered.
     """
 
     def handle(self) -> None:
-        """Answer until the client's end of file, or the last line that is allowed."""
+        """Answer until the client's end of file, or the last allowed line."""
         config = getattr(self.server, "config", None) or Config()
         protocol = LineProtocol(config.max_line, config.lines_per_connection)
         while not protocol.finished:
@@ -31,10 +31,10 @@ class UpperHandler(socketserver.StreamRequestHandler):
 
 
 class ChunkHandler(socketserver.BaseRequestHandler):
-    """Answers whatever arrives at once, upper-cased, as `framing = "none"` does."""
+    """Answers data in upper case as it arrives, like `framing = "none"`."""
 
     def handle(self) -> None:
-        """Answer until the client's end of file, or the last chunk that is allowed."""
+        """Answer until the client's end of file, or the last allowed chunk."""
         config = getattr(self.server, "config", None) or Config()
         protocol = ChunkProtocol(config.lines_per_connection)
         while not protocol.finished:

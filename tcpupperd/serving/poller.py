@@ -1,4 +1,4 @@
-"""One epoll, and what is to be called for everything in it that is not a connection."""
+"""One epoll, and a callable for each of its descriptors that is not a connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tcpupperd.host.descriptors import HasFileno
 class Poller:
     """Waits until a descriptor is ready, or until it is woken from another thread.
 
-    `now` is the time (CLOCK_MONOTONIC) at which the last wait ended: all of a turn happens then.
+    `now` is the time (CLOCK_MONOTONIC) at which the last wait ended; it stays the same for the
+    whole loop iteration.
     """
 
     def __init__(self) -> None:
@@ -30,46 +31,46 @@ class Poller:
         return self._epoll.fileno()
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        """The descriptors that are ready and their events; none after `timeout` seconds."""
+        """Return the ready descriptors with their events; none after `timeout` seconds."""
         ready = self._epoll.poll(timeout)
         self.now = monotonic()
         return ready
 
     def look_at_clock(self) -> None:
-        """Have `now` right outside a turn."""
+        """Update `now` outside a loop iteration."""
         self.now = monotonic()
 
     def wake(self) -> None:
-        """End the wait, or the next one at once; from any thread, and also after `close`."""
+        """End the current or the next wait. May be called from any thread, and after `close`."""
         self._waker.wake()
 
-    # What is called
+    # Descriptors with a callable
 
     def add(
         self, file: HasFileno, call: Callable[[], object], events: int = select.EPOLLIN
     ) -> None:
-        """Have `call` called when one of the epoll events comes."""
+        """Call `call` whenever one of the epoll events occurs."""
         self._epoll.register(file, events)
         self._calls[file.fileno()] = call
 
     def remove(self, file: HasFileno) -> None:
-        """The opposite of `add`, before the file is closed."""
+        """Undo `add`. Call this before the file is closed."""
         del self._calls[file.fileno()]
         self._epoll.unregister(file)
 
     def dispatch(self, fd: int) -> None:
         """Call what was added for a descriptor that is ready."""
         call = self._calls.get(fd)
-        if call is not None:  # else it was removed earlier in this turn
+        if call is not None:  # else it was removed earlier in this loop iteration
             try:
                 call()
             except BlockingIOError:
-                return  # somebody else was faster
+                return  # another process was faster
 
-    # What somebody else calls
+    # Descriptors without a callable, for the caller of `wait`
 
     def watch(self, fd: int, events: int) -> None:
-        """Have a descriptor among those that are ready when one of the epoll events comes."""
+        """Make `wait` return a descriptor whenever one of the epoll events occurs."""
         self._epoll.register(fd, events)
 
     def watch_for(self, fd: int, events: int) -> None:
@@ -77,16 +78,16 @@ class Poller:
         self._epoll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
-        """The opposite of `watch`.
+        """Undo `watch`.
 
-        Not left to close(2): that does not take a file out of the epoll while another process,
-        forked from this one, has it open. A closed descriptor is no error.
+        close(2) is not enough: it does not remove a file from the epoll while another process,
+        forked from this one, has it open. A closed descriptor is not an error.
         """
         with contextlib.suppress(OSError):
             self._epoll.unregister(fd)
 
     def close(self) -> None:
-        """Release the descriptors; to be done twice is no error."""
+        """Close the descriptors; a second call does nothing."""
         self._waker.close()
         self._epoll.close()
 
@@ -96,7 +97,7 @@ class Waker:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Between two threads, one of which closes: the number may be somebody else's by then.
+        # Another thread may close the descriptor, and its number may then belong to another file.
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
@@ -110,11 +111,11 @@ class Waker:
                 os.eventfd_write(self._fd, 1)
 
     def forget(self) -> None:
-        """Be ready to wake again."""
+        """Reset the event, so that `wake` works again."""
         os.eventfd_read(self._fd)
 
     def close(self) -> None:
-        """Release the descriptor."""
+        """Close the descriptor."""
         with self._lock:
             if self._fd >= 0:
                 os.close(self._fd)

@@ -1,8 +1,8 @@
-"""A stream server that gives each connection a place in one epoll.
+"""A stream server that serves all connections with one epoll.
 
-Where `socketserver.ThreadingMixIn` gives a connection a thread, `UpperServer` gives it a
-`Connection` and a place in the poller. The extension points of `socketserver.BaseServer` keep
-their meaning, and it is embedded like any server of that module::
+While `socketserver.ThreadingMixIn` starts a thread for each connection, `UpperServer` creates a
+`Connection` and adds it to the poller. The extension points of `socketserver.BaseServer` keep
+their meaning, and the server is embedded like any other of that module::
 
     with UpperServer(("localhost", 0)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 
 
 class UpperServer(socketserver.BaseServer):
-    """Answers every line upper-cased, on any number of listeners.
+    """Answers every line in upper case, on any number of listeners.
 
-    `RequestHandlerClass` is `UpperHandler` or `ChunkHandler`; by default, the one for the framing
-    that is configured. It serves until nothing can come any more: until `shutdown`, or until it
-    has been told to `drain` and the last connection is gone.
+    `RequestHandlerClass` is `UpperHandler` or `ChunkHandler`; the default depends on the
+    configured framing. The server runs until `shutdown`, or after `drain` until the last
+    connection has ended.
     """
 
     request_queue_size = BACKLOG
@@ -121,8 +121,8 @@ class UpperServer(socketserver.BaseServer):
             self._stopped.set()
 
     def handle_request(self) -> None:
-        """One turn: wait, serve all that is ready, then see to what is due. With a `timeout`,
-        calls `handle_timeout` when nothing was ready for so many seconds."""
+        """Run one loop iteration: wait, serve what is ready, and handle what is due. With a
+        `timeout`, call `handle_timeout` if nothing was ready for that many seconds."""
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
         while not self.turn(self.poll_timeout(give_up_at)):
             if monotonic() >= give_up_at:
@@ -130,7 +130,7 @@ class UpperServer(socketserver.BaseServer):
                 return
 
     def turn(self, timeout: float | None) -> bool:
-        """Wait up to `timeout` seconds, and serve all that is ready; whether anything was."""
+        """Wait up to `timeout` seconds, and serve what is ready; return whether anything was."""
         ready = self.poller.wait(timeout)
         for fd in self.connections.serve(ready):
             self.poller.dispatch(fd)
@@ -138,7 +138,7 @@ class UpperServer(socketserver.BaseServer):
         return bool(ready)
 
     def service_actions(self) -> None:
-        """Once a turn: see to deadlines, to the end, and to accepting."""
+        """Called in each loop iteration: handle deadlines, draining and accepting."""
         self.connections.expire()
         if self.draining:
             self.draining.go_on(self.poller.now)
@@ -146,23 +146,23 @@ class UpperServer(socketserver.BaseServer):
         self.tally.publish(len(self.connections))
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
-        """Seconds until something is due, or the time is `until`; None is never."""
+        """Seconds until something is due, or until the time `until`; None means never."""
         when = min(until, self.connections.next_deadline, self.acceptor.resumes_at or math.inf)
         if self.draining:
             when = min(when, self.draining.next_look)
         return None if when == math.inf else max(0.0, when - monotonic())
 
     def more_can_come(self) -> bool:
-        """Whether there is anything left that can bring work."""
+        """Whether there is a listener or a connection left."""
         return bool(self.acceptor.listeners or self.connections)
 
     # Ends
 
     def drain(self, *, take_queues: bool = True, gentle: bool = True) -> Drain:
-        """Begin to accept no more, to answer what has been received, and to end all connections.
+        """Stop accepting, answer what has been received, and end all connections.
 
-        With `take_queues` those are served, too, that wait in the queues of the listeners; not,
-        if another process has the listeners and will serve them. `gentle` as `Drain` has it.
+        With `take_queues`, connections that wait in the queues of the listeners are served first;
+        leave this to another process if it has the listeners too. `gentle` is that of `Drain`.
         """
         self.poller.look_at_clock()
         if not take_queues:
@@ -178,15 +178,15 @@ class UpperServer(socketserver.BaseServer):
         return self.draining
 
     def shutdown(self) -> None:
-        """End `serve_forever` now, from any thread, and wait until it has ended."""
+        """End `serve_forever`, and wait until it has ended. May be called from any thread."""
         self._stop_requested = True
         self.poller.wake()
         if self._serving_thread not in (None, threading.get_ident()):
             self._stopped.wait()
 
     def server_close(self) -> None:
-        """End `serve_forever`, answer what has been received, for up to `drain_timeout`, and
-        close everything. A second call does nothing."""
+        """End `serve_forever`, answer what has been received, in up to `drain_timeout` seconds,
+        and close everything. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -204,12 +204,12 @@ class UpperServer(socketserver.BaseServer):
         """The epoll: readable when there is something to do."""
         return self.poller.fileno()
 
-    # The life of a request, as `socketserver.BaseServer` has it
+    # The life of a request, as in `socketserver.BaseServer`
 
     def welcome(
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
-        """Serve a new connection, or end it if `verify_request` says so."""
+        """Serve a new connection, or end it if `verify_request` refuses it."""
         self._service = self._services[listener]
         try:
             if self.verify_request(request, client_address):
@@ -227,10 +227,11 @@ class UpperServer(socketserver.BaseServer):
     def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.
 
-        It is not kept until the client ends its side, too: it would take somebody else's place.
+        We do not wait for the client to end its side: meanwhile, the connection would take the
+        place of another one.
         """
         self.tally.add(REFUSED)
-        request.shutdown(socket.SHUT_WR)  # goes ahead of the reset, if input has come by now
+        request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -246,21 +247,21 @@ class UpperServer(socketserver.BaseServer):
         self.finish_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection its place among those that are served. No handler is made: what
-        `RequestHandlerClass` would do, the connection does."""
+        """Add a connection to those that are served. No handler is created: the connection does
+        what `RequestHandlerClass` would do."""
         self.connections.add(self.new_connection(request, client_address))
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
 
     def new_connection(self, request: socket.socket, client_address: Any) -> Connection:
-        """A connection that is not served yet."""
+        """Create a connection, without serving it yet."""
         protocol = self._service(self.config)
         limits = self.connections.limits
         return Connection(request, client_address, protocol, limits, self.tally)
 
     def shutdown_request(self, request: Any) -> None:
-        """End a connection without losing answers that are on their way; `close_request` follows
-        when it has ended."""
+        """End a connection without losing answers in flight; when it has ended, `close_request` is
+        called."""
         connection = self.connections.of(request)
         if connection:
             self.connections.attempt(Connection.end, connection)
@@ -275,6 +276,6 @@ class UpperServer(socketserver.BaseServer):
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a bug met in serving one connection; the others are served on."""
+        """Log a bug that affects one connection; the others are still served."""
         self.tally.add(ERRORS)
         log.exception("bug in serving %s, closing the connection", client_address)

@@ -1,4 +1,4 @@
-"""What is spoken on a listener: a row for each service, found by the listener's name."""
+"""The services that a listener can have: a table, indexed by the name of the listener."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Service = Callable[[Config], LineProtocol | ChunkProtocol]
 
 
 def upper(config: Config) -> LineProtocol | ChunkProtocol:
-    """Answers upper-cased, framed as the configuration says."""
+    """Answers in upper case, with the configured framing."""
     if config.framing == "none":
         return ChunkProtocol(config.lines_per_connection)
     return LineProtocol(config.max_line, config.lines_per_connection)
@@ -23,6 +23,6 @@ SERVICES: dict[str, Service] = {"upper": upper}
 
 
 def service_of(name: str) -> Service:
-    """What is spoken on a listener of this name: by default, as systemd names descriptors after
-    the socket unit, `upper`."""
+    """The service of a listener with this name. It is `upper` for any other name, because systemd
+    by default names descriptors after the socket unit."""
     return SERVICES.get(name, upper)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Counts = array[int] | memoryview
     Outcome = tuple[bool, bytes] | None
 
-#: Bytes received at a time. One connection gets no more in a turn, so a client that sends
-#: without pause cannot keep the others waiting.
+#: The maximum number of bytes received from one connection in a loop iteration, so that a client
+#: that sends without pause cannot keep the others waiting.
 RECEIVE_SIZE = 65536
 
 #: Where the two counts stand.

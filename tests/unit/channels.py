@@ -36,4 +36,4 @@ def is_served_by(client: socket.socket, server: socket.socket) -> bool:
 
 def state_of(connection: Connection) -> tuple[object, ...]:
     """All but the socket."""
-    return connection[1:]
+    return connection.client_address, *connection.state

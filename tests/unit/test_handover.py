@@ -3,14 +3,16 @@
 import contextlib
 import os
 import socket
+from typing import Any
 
 import pytest
 
 from tcpupperd.processes.handover import BATCH, Connection, give, take
 from tcpupperd.processes.store import Channel
+from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, state_of, tcp_pairs
 
-STATES = [
+STATES: list[dict[str, Any]] = [
     {},
     {"lines": 2**63 - 1, "idle_for": 12.5},
     {"held": b"half a li", "mid_line": True, "line_open_for": 3.25, "lines": 7},
@@ -24,11 +26,9 @@ STATES = [
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: " ".join(state) or "fresh")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_connection_arrives_as_it_left(
-    channel: Channel, host: str, state: dict[str, object]
-) -> None:
+def test_connection_arrives_as_it_left(channel: Channel, host: str, state: dict[str, Any]) -> None:
     ((client, server),) = tcp_pairs(1, host)
-    given = Connection(server, server.getpeername()[:2], **state)  # type: ignore[arg-type]
+    given = Connection(server, server.getpeername()[:2], State(**state))
     give(channel.give, [given])
     server.close()
     (taken,) = take(channel.take)
@@ -80,7 +80,7 @@ def test_channel_that_nobody_can_give_into_has_ended(channel: Channel) -> None:
 def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
     pairs = tcp_pairs(1000)
     given = [
-        Connection(server, server.getpeername(), lines=number, held=b"%d" % number)
+        Connection(server, server.getpeername(), State(lines=number, held=b"%d" % number))
         for number, (_, server) in enumerate(pairs)
     ]
     for start in range(0, len(given), BATCH):
@@ -106,13 +106,15 @@ def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
 def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) -> None:
     client, server = socket.socketpair()
     given = 0
+    # Full before there are more descriptors in flight than an ordinary user may have.
+    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     with client, server:
         with contextlib.suppress(BlockingIOError):
             while True:
-                give(channel.give, [Connection(server, "", lines=given)])
+                give(channel.give, [Connection(server, "", State(lines=given))])
                 given += 1
         assert given
         for number in range(given):
             (taken,) = take(channel.take)
-            assert taken.lines == number
+            assert taken.state.lines == number
             taken.socket.close()

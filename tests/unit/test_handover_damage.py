@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tcpupperd.processes import handover
 from tcpupperd.processes.handover import BATCH, Connection, HandoverError, give, take
 from tcpupperd.processes.store import Channel
+from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, state_of, tcp_pairs
 from unit.conftest import open_descriptors
 
@@ -57,8 +58,10 @@ class Damage:
         self.pairs = [socket.socketpair(), socket.socketpair()]
         self.servers = [server for _, server in self.pairs]
         connections = [
-            Connection(self.servers[0], "", lines=3, held=b"half a li", mid_line=True),
-            Connection(self.servers[1], ("192.0.2.1", 5), unsent=b"ANSWER\n", lingers_for=1.0),
+            Connection(self.servers[0], "", State(lines=3, held=b"half a li", mid_line=True)),
+            Connection(
+                self.servers[1], ("192.0.2.1", 5), State(unsent=b"ANSWER\n", lingers_for=1.0)
+            ),
         ]
         self.greeting, self.state = capture(connections)
 
@@ -85,7 +88,8 @@ class Damage:
             left = error.sockets
         else:
             left = [connection.socket for connection in taken]
-            times = [(one.idle_for, one.line_open_for, one.lingers_for or 0) for one in taken]
+            states = [connection.state for connection in taken]
+            times = [(one.idle_for, one.line_open_for, one.lingers_for or 0) for one in states]
             assert all(abs(time) < 1e9 for time in chain(*times))
         self.check(left, before)
 
@@ -107,7 +111,7 @@ def damage(channel: Channel) -> Iterator[Damage]:
 def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
     send(damage.channel, damage.greeting, damage.state, damage.servers)
     taken = take(damage.channel.take)
-    assert [connection.held for connection in taken] == [b"half a li", b""]
+    assert [connection.state.held for connection in taken] == [b"half a li", b""]
     damage.check(
         [connection.socket for connection in taken],
         open_descriptors() - {connection.socket.fileno() for connection in taken},
@@ -197,7 +201,7 @@ def test_record_of_the_fixture_is_good(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1)
     send(channel, handover._GREETING.pack(b"tcpupperd\0", 1, 1), record(), [server])
     (taken,) = take(channel.take)
-    assert state_of(taken) == state_of(Connection(server, ("192.0.2.1", 5), lines=3))
+    assert state_of(taken) == state_of(Connection(server, ("192.0.2.1", 5), State(lines=3)))
     close([client, server, taken.socket])
 
 
@@ -299,9 +303,10 @@ def test_what_is_taken_can_be_given_again(
     except HandoverError as error:
         close(error.sockets)
         return
-    give(channel.give, [taken._replace(lines=taken.lines + 10**6)])
+    more = taken.state._replace(lines=taken.state.lines + 10**6)
+    give(channel.give, [taken._replace(state=more)])
     (again,) = take(channel.take)
-    assert again.lines == min(taken.lines + 10**6, 2**63 - 1)
+    assert again.state.lines == min(more.lines, 2**63 - 1)
     close([taken.socket, again.socket])
 
 

@@ -62,3 +62,18 @@ def test_what_a_child_counts_its_parent_reads() -> None:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert board.totals()["lines"] == 2**63 + 1
+
+
+class Busy(Scoreboard):
+    """A worker is started before each column is read."""
+
+    def _column(self, *which: int) -> list[int]:
+        self.claim()
+        return super()._column(*which)
+
+
+def test_loads_can_be_read_while_a_worker_is_started() -> None:
+    board = Busy(4)
+    slot = board.claim()
+    slot.numbers[HEARTBEAT], slot.numbers[OPEN] = 1, 7
+    assert board.loads() == [7]
