@@ -392,11 +392,11 @@ class Supervisor:
             return
         dropped = self._listeners.keep(self._config.listen)
         log.info(
-            "%s: %s, listening on %s, %s",
+            "%s: %s, %s, listening on %s",
             "reloaded" if self._ready else "ready",
             counted(self._config.worker_count, "worker"),
-            self._listeners,
             turn.implementation,
+            self._listeners,
         )
         passed, kept = self._listeners.passed, self._store.keeps
         for level, text in conflicts(self._config, passed=passed, kept=kept):
