@@ -181,7 +181,7 @@ with UpperServer(("127.0.0.1", 0), config=config) as server:
     subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
     give_up_at = time.monotonic() + float(sys.argv[2])
     while server.connections and time.monotonic() < give_up_at:
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks, up to the bound
     print(len(server.connections))
     server.shutdown()
 """

@@ -213,7 +213,7 @@ def test_connections_wait_while_there_are_no_descriptors(tmp_path: Path) -> None
         for number, client in enumerate(clients[:served]):
             assert client.read_line() == b"CLIENT %d\n" % number
         before = cpu_time(pid)
-        time.sleep(0.5)
+        time.sleep(0.5)  # what is measured, not a wait
         assert cpu_time(pid) - before < 0.1
         assert all(map(is_silent, clients[served:]))
         # Each that ends makes room for one that waits.
