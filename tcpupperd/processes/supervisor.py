@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import math
@@ -18,33 +17,16 @@ from tcpupperd.errors import ExpectedError
 from tcpupperd.host import descriptors, journal
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
-from tcpupperd.processes import worker
+from tcpupperd.processes import signals, worker
 from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
-from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, OPEN, STATE, TAKEN
+from tcpupperd.processes.worker_process import WorkerProcess
+from tcpupperd.serving.counters import HEARTBEAT, OPEN
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
-
-#: Signals that the kernel sends for a fault of the program itself. Blocking them would not help
-#: against the kernel's, but would disable those of a process, such as SIGABRT of the watchdog.
-FAULTS = {
-    signal.SIGABRT,
-    signal.SIGBUS,
-    signal.SIGFPE,
-    signal.SIGILL,
-    signal.SIGSEGV,
-    signal.SIGSYS,
-    signal.SIGTRAP,
-}
-
-#: Signals of job control keep their meaning, for a daemon that runs in a terminal.
-JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
-
-#: All other signals stay pending until the supervisor fetches them: no handler ever runs.
-BLOCKED = signal.valid_signals() - FAULTS - JOB_CONTROL - {signal.SIGKILL, signal.SIGSTOP}
 
 #: Seconds until the next attempt after a worker died before it served a client: the first and the
 #: longest delay. Each is twice the previous one.
@@ -59,58 +41,6 @@ EX_SOFTWARE = 70
 
 class StartError(ExpectedError):
     """The first workers cannot start."""
-
-
-class WorkerProcess:
-    """A worker, as seen by the supervisor."""
-
-    def __init__(self, pid: int, slot: Slot, control: int, generation: int) -> None:
-        self.pid = pid
-        self.slot = slot
-        self.generation = generation
-        self.started = monotonic()
-        self.kill_at = math.inf
-        self._control: int | None = control
-
-    @property
-    def accepting(self) -> bool:
-        """Whether it accepts connections by now."""
-        return self.slot.numbers[STATE] == ACCEPTING
-
-    @property
-    def served(self) -> bool:
-        """Whether it ever had a connection, or lived long enough to have had one."""
-        had_one = self.slot.numbers[ACCEPTED] or self.slot.numbers[TAKEN]
-        return bool(had_one) or monotonic() - self.started > RETRY_LAST
-
-    @property
-    def retired(self) -> bool:
-        """Whether it has been told to leave."""
-        return self._control is None
-
-    def silent_for(self, now: float) -> float:
-        """Seconds since its last sign of life."""
-        return now - self.slot.numbers[HEARTBEAT] / 1_000_000
-
-    def retire(self, order: bytes, timeout: float) -> None:
-        """Send it an order to leave, and set a deadline after which it is killed."""
-        if self._control is None:
-            return
-        self.kill_at = monotonic() + timeout
-        with contextlib.suppress(BrokenPipeError):  # it has just died
-            os.write(self._control, order)
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Close our end of its control pipe."""
-        if self._control is not None:
-            os.close(self._control)
-            self._control = None
-
-    def kill(self) -> None:
-        """Kill it. There is no milder way, because it handles no signals."""
-        self.kill_at = math.inf
-        os.kill(self.pid, signal.SIGKILL)
 
 
 class Supervisor:
@@ -159,7 +89,7 @@ class Supervisor:
         """Serve until told to stop; call `started` once all workers accept. Raises StartError if
         the first workers cannot start."""
         self._started = started
-        block_signals()
+        signals.block()
         descriptors.raise_limit()
         gc.freeze()  # existing objects stay shared with the workers
         self._store.watch()
@@ -181,11 +111,7 @@ class Supervisor:
 
     def _wait(self) -> int | None:
         """Wait for the next signal; None if something else is due."""
-        wait = min(self._deadlines()) - monotonic()
-        if wait == math.inf:
-            return signal.sigwaitinfo(BLOCKED).si_signo
-        received = signal.sigtimedwait(BLOCKED, max(0.0, wait))
-        return received.si_signo if received else None
+        return signals.fetch(min(self._deadlines()) - monotonic())
 
     def _deadlines(self) -> list[float]:
         retry = self._retry_at if self._missing() else math.inf
@@ -311,7 +237,7 @@ class Supervisor:
         if retired:
             log.debug("worker %d has left", dead.pid)
             return
-        how = f"worker {dead.pid} {describe_status(status)}"
+        how = f"worker {dead.pid} {signals.describe(status)}"
         if dead.generation == self._generation and not accepted:
             self._cannot_start(f"{how} before it could accept connections")
         elif served:
@@ -506,22 +432,3 @@ class Supervisor:
         totals = self._scoreboard.totals()
         log.info("counters: %s", " ".join(f"{name}={count}" for name, count in totals.items()))
         self._tell_status()
-
-
-def block_signals() -> None:
-    """Block all signals that are to be fetched."""
-    # If we inherited an ignored SIGCHLD, children would vanish before we can wait for them.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Never called; but systemd can tell from a handler that SIGHUP means to reload.
-    signal.signal(signal.SIGHUP, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-
-
-def describe_status(status: int) -> str:
-    """How a process ended, by the result of `os.waitstatus_to_exitcode`."""
-    if status >= 0:
-        return f"ended with status {status}"
-    if status == -signal.SIGKILL:
-        return "was killed by SIGKILL (out of memory?)"
-    # Not signal.Signals: most real-time signals have no name.
-    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

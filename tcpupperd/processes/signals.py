@@ -1,0 +1,49 @@
+"""Signals: which the supervisor fetches, and how one ended a process."""
+
+import math
+import signal
+
+#: Signals that the kernel sends for a fault of the program itself. Blocking them would not help
+#: against the kernel's, but would disable those of a process, such as SIGABRT of the watchdog.
+FAULTS = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+
+#: Signals of job control keep their meaning, for a daemon that runs in a terminal.
+JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+
+#: All other signals stay pending until the supervisor fetches them: no handler ever runs.
+BLOCKED = signal.valid_signals() - FAULTS - JOB_CONTROL - {signal.SIGKILL, signal.SIGSTOP}
+
+
+def block() -> None:
+    """Block all signals that are to be fetched."""
+    # If we inherited an ignored SIGCHLD, children would vanish before we can wait for them.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Never called; but systemd can tell from a handler that SIGHUP means to reload.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+
+
+def fetch(timeout: float) -> int | None:
+    """Wait up to `timeout` seconds for a blocked signal; None if there is none."""
+    if timeout == math.inf:
+        return signal.sigwaitinfo(BLOCKED).si_signo
+    received = signal.sigtimedwait(BLOCKED, max(0.0, timeout))
+    return received.si_signo if received else None
+
+
+def describe(status: int) -> str:
+    """How a process ended, by the result of `os.waitstatus_to_exitcode`."""
+    if status >= 0:
+        return f"ended with status {status}"
+    if status == -signal.SIGKILL:
+        return "was killed by SIGKILL (out of memory?)"
+    # Not signal.Signals: most real-time signals have no name.
+    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

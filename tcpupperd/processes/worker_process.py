@@ -1,0 +1,67 @@
+"""A worker process, as its supervisor sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+from time import monotonic
+
+from tcpupperd.processes.scoreboard import Slot
+from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, STATE, TAKEN
+
+#: Seconds after which a worker without a client counts as one that works.
+LONG = 10.0
+
+
+class WorkerProcess:
+    """A worker, as seen by the supervisor."""
+
+    def __init__(self, pid: int, slot: Slot, control: int, generation: int) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.generation = generation
+        self.started = monotonic()
+        self.kill_at = math.inf
+        self._control: int | None = control
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it accepts connections by now."""
+        return self.slot.numbers[STATE] == ACCEPTING
+
+    @property
+    def served(self) -> bool:
+        """Whether it ever had a connection, or lived long enough to have had one."""
+        had_one = self.slot.numbers[ACCEPTED] or self.slot.numbers[TAKEN]
+        return bool(had_one) or monotonic() - self.started > LONG
+
+    @property
+    def retired(self) -> bool:
+        """Whether it has been told to leave."""
+        return self._control is None
+
+    def silent_for(self, now: float) -> float:
+        """Seconds since its last sign of life."""
+        return now - self.slot.numbers[HEARTBEAT] / 1_000_000
+
+    def retire(self, order: bytes, timeout: float) -> None:
+        """Send it an order to leave, and set a deadline after which it is killed."""
+        if self._control is None:
+            return
+        self.kill_at = monotonic() + timeout
+        with contextlib.suppress(BrokenPipeError):  # it has just died
+            os.write(self._control, order)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close our end of its control pipe."""
+        if self._control is not None:
+            os.close(self._control)
+            self._control = None
+
+    def kill(self) -> None:
+        """Kill it. There is no milder way, because it handles no signals."""
+        self.kill_at = math.inf
+        os.kill(self.pid, signal.SIGKILL)
