@@ -18,6 +18,7 @@ from tcpupperd.serving.counters import (
     FIELDS,
     IDLE_TIMEOUT,
     LINE_TIMEOUT,
+    PROBES,
     RESET,
     WRITE_TIMEOUT,
     Tally,
@@ -152,6 +153,8 @@ class Connection:
             answer = protocol.receive(data)
         else:
             self.eof = True
+            if self._is_silent:
+                tally.add(PROBES)
             answer = protocol.receive_eof()
         self.last_activity = now
         tally.lines += protocol.lines - before
@@ -199,7 +202,8 @@ class Connection:
 
     def fail(self, error: OSError) -> None:
         """Count and log that the client, or the path to it, is gone."""
-        self.tally.add(RESET)
+        was_probe = self._is_silent and isinstance(error, ConnectionError)
+        self.tally.add(PROBES if was_probe else RESET)
         log.debug("%s: %s", self, error)
 
     def deadline(self) -> tuple[float, Reason]:
@@ -253,9 +257,13 @@ class Connection:
 
     def _is_new(self, now: float, newcomer_time: float) -> bool:
         """Whether the client has just connected and may be about to send its first line."""
+        return self._is_silent and now - self.last_activity < newcomer_time
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether the client has sent nothing, and is still expected to."""
         protocol = self.protocol
-        silent = not (protocol.lines or protocol.mid_line or protocol.finished)
-        return silent and now - self.last_activity < newcomer_time
+        return not (protocol.lines or protocol.mid_line or protocol.finished)
 
     def _time_line(self, answered: int) -> None:
         """Record when the unfinished line began."""

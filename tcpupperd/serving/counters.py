@@ -24,6 +24,7 @@ FIELDS = (
     "damaged",  # ended because their state could not be read when taken over
     "errors",  # our bugs
     "shortages",  # times that accepting stopped for lack of room, descriptors or memory
+    "probes",  # ended by the client before anything was received, as by health checks
 )
 (
     STATE,
@@ -43,6 +44,7 @@ FIELDS = (
     DAMAGED,
     ERRORS,
     SHORTAGES,
+    PROBES,
 ) = range(len(FIELDS))
 
 STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`

@@ -1,0 +1,45 @@
+"""Clients that connect to see whether somebody listens, as the health checks of balancers do."""
+
+from collections.abc import Callable
+
+import pytest
+
+from integration.client import Client
+from integration.daemon import Daemon
+from integration.embedding import ANY_PORT, CountingServer, connected, serving
+from tcpupperd.config import Config
+from tcpupperd.serving.counters import IDLE_TIMEOUT, LINES, PROBES, RESET
+from waiting import until
+
+
+@pytest.mark.parametrize("leave", [Client.reset, Client.close, Client.end])
+def test_probe_is_counted_apart_and_leaves_no_line(leave: Callable[[Client], None]) -> None:
+    with Daemon(workers=1) as daemon:
+        log = daemon.log
+        for _ in range(3):
+            leave(daemon.connect())
+        until(lambda: daemon.counters()["probes"] == 3)
+        counters = daemon.counters()
+        assert (counters["accepted"], counters["open"], counters["reset"]) == (3, 0, 0)
+        said = daemon.log.removeprefix(log).splitlines()
+        assert all("counters: " in line for line in said)
+
+
+def test_client_that_has_sent_something_is_no_probe(server: CountingServer) -> None:
+    for data in (b"a line\n", b"half a line"):
+        with connected(server) as client:
+            client.send(data)
+            client.end()
+            assert client.read_to_end() == data.upper()
+    until(lambda: server.tally.numbers[LINES] == 2)
+    assert server.tally.numbers[PROBES] == 0
+
+
+def test_silent_client_whose_connection_we_end_is_no_probe() -> None:
+    config = Config(idle_timeout=0.05)
+    with serving(CountingServer(ANY_PORT, config=config)) as server, connected(server) as client:
+        assert client.read_to_end() == b""
+        client.close()
+        until(lambda: len(server.connections) == 0)
+        assert server.tally.numbers[IDLE_TIMEOUT] == 1
+        assert server.tally.numbers[PROBES] == server.tally.numbers[RESET] == 0
