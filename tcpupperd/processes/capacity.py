@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tcpupperd.config import Config
-from tcpupperd.processes import handover
+from tcpupperd.host.channel import BATCH
 
 #: Descriptors that a worker needs besides its connections.
 RESERVE = 64
@@ -42,7 +42,7 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     unix(7)). At a restart, these are the connections of all workers and a memfd for each message.
     """
     workers = config.worker_count
-    batch = min(handover.BATCH, max(1, limit // 4))
+    batch = min(BATCH, max(1, limit // 4))
     descriptors = max(1, limit - batch - min(RESERVE, limit // 4))
     messages = limit // 16
     together = max(workers, limit - messages - workers) if kept else workers * descriptors

@@ -1,37 +1,26 @@
 """Packing live connections to send them to another process, and unpacking them.
 
-Between two lines, a connection consists of its socket and a few bytes. They travel through a
-channel, a pair of SOCK_SEQPACKET sockets that outlives the processes at its ends. A message
-carries up to 252 sockets as SCM_RIGHTS (unix(7) allows 253 descriptors), and a memfd with their
-state. So the message itself stays tiny, and the channel's buffer holds many connections, however
-long their unfinished lines and unsent answers are.
-
-The format has a version. If a newer or older program cannot read the state, it can still end the
-connections cleanly, because the sockets arrive in any case. Nothing in a message is trusted: a
-wrong one costs its own connections and nothing else, neither the worker nor its memory.
+Between two lines, a connection consists of its socket and a few bytes: a record in the state of a
+message. Nothing in it is trusted: a wrong one costs its own connections and nothing else, neither
+the worker nor its memory.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
+from tcpupperd.host import channel
+from tcpupperd.host.channel import HandoverError
 from tcpupperd.serving.connection import State
 
 VERSION = 1
 
-#: Connections in a message: SCM_MAX_FD of the kernel, less the memfd.
-BATCH = 252
-
-#: The message: the name of the program, the version of the format, the number of connections.
-_GREETING = struct.Struct("!10sHH")
-_NAME = b"tcpupperd\0"
-_FD = struct.Struct("i")
+#: Of the messages in the channel.
+FORMAT = channel.Format(b"tcpupperd", VERSION)
 
 #: The record of a connection: address family, port, flags, lines answered, seconds since the last
 #: activity, since an unfinished line began, and until lingering ends; the lengths of the host, the
@@ -50,14 +39,6 @@ _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
 _RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX
 
 
-class HandoverError(Exception):
-    """The state of some connections cannot be read; only their `sockets` are left."""
-
-    def __init__(self, message: str, sockets: list[socket.socket]) -> None:
-        super().__init__(message)
-        self.sockets = sockets
-
-
 class Connection(NamedTuple):
     """A connection in transit."""
 
@@ -71,73 +52,28 @@ Record = tuple[int, object, State]
 
 
 def give(end: socket.socket, connections: Sequence[Connection]) -> None:
-    """Put up to `BATCH` connections into a channel.
+    """Put up to `BATCH` connections into a channel; raises what `channel.give` raises."""
 
-    Raises BlockingIOError if the channel is full, and OSError if too many descriptors are in
-    flight (ETOOMANYREFS: the limit is RLIMIT_NOFILE of the sender).
-    """
-    state = os.memfd_create("tcpupperd-connections", os.MFD_CLOEXEC)
-    try:
-        with open(state, "wb", closefd=False) as file:
-            for connection in connections:
-                _pack(file, connection)
-        files = [state, *(connection.socket.fileno() for connection in connections)]
-        socket.send_fds(end, [_GREETING.pack(_NAME, VERSION, len(connections))], files)
-    finally:
-        os.close(state)
+    def write(file: BinaryIO) -> None:
+        for connection in connections:
+            _pack(file, connection)
 
-
-def peek(end: socket.socket) -> int:
-    """The number of connections that the next message claims to have; 0 if its format is unknown.
-
-    Raises BlockingIOError if there is no message.
-    """
-    data = end.recv(_GREETING.size, socket.MSG_PEEK)
-    if len(data) < _GREETING.size:
-        return 0
-    _, _, count = _GREETING.unpack(data)
-    return min(int(count), BATCH)
+    channel.give(end, FORMAT, [connection.socket for connection in connections], write)
 
 
 def take(end: socket.socket) -> list[Connection]:
-    """Take the connections of one message out of a channel.
-
-    Raises BlockingIOError if there is no message, EOFError if none can ever arrive, and
-    HandoverError if it is not in the format of this version.
-    """
-    data, files, flags = _receive(end)
-    if not data and not files:
-        raise EOFError
-    try:
-        _check_greeting(data, len(files), flags)
-        records = _read_all(files[0], len(files) - 1)
-    except (ValueError, struct.error, OSError, MemoryError) as error:
-        raise HandoverError(_reason(error), _as_sockets(files)) from None
-    os.close(files[0])
+    """Take the connections of one message out of a channel; raises what `channel.take` raises, and
+    HandoverError if the state of a connection is wrong."""
+    message = channel.take(end, FORMAT)
+    records = message.read(_read_all)
     families = [family for family, _, _ in records]
-    sockets = _as_sockets(files[1:], families)
+    sockets = message.sockets(families)
     if [one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) for one in sockets] != families:
         raise HandoverError("a descriptor is not the socket that it should be", sockets)
     return [
         Connection(one, address, state)
         for one, (_, address, state) in zip(sockets, records, strict=True)
     ]
-
-
-def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
-    """A message, its descriptors and flags. (`socket.recv_fds` does not set MSG_CMSG_CLOEXEC.)"""
-    room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
-    data, ancillary, flags, _ = end.recvmsg(_GREETING.size + 1, room, socket.MSG_CMSG_CLOEXEC)
-    files = [fd for *_, packed in ancillary for (fd,) in _FD.iter_unpack(packed)]
-    return data, files, flags
-
-
-def _check_greeting(data: bytes, files: int, flags: int) -> None:
-    name, version, count = _GREETING.unpack(data)
-    if name != _NAME or version != VERSION:
-        raise ValueError(f"the format is {name!r} version {version}, not version {VERSION}")
-    if flags & socket.MSG_CTRUNC or files != count + 1:
-        raise ValueError(f"{count} connections came with {files - 1} sockets")
 
 
 def _pack(file: BinaryIO, connection: Connection) -> None:
@@ -157,23 +93,18 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     file.writelines((name, state.held, state.unsent))
 
 
-def _read_all(state: int, count: int) -> list[Record]:
+def _read_all(file: BinaryIO, size: int, count: int) -> list[Record]:
     """What a message says of each of its connections.
 
     They are read one by one, and each size is checked before that much is read: a sparse file can
     have any size without any data.
     """
-    found = os.fstat(state)
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("the state is not a file")
-    if found.st_size > count * _RECORD_MAX:
-        raise ValueError(f"{found.st_size} bytes are too many for {count} connections")
-    with open(state, "rb", closefd=False) as file:
-        file.seek(0)
-        left, records = found.st_size, []
-        for _ in range(count):
-            record, left = _read(file, left)
-            records.append(record)
+    if size > count * _RECORD_MAX:
+        raise ValueError(f"{size} bytes are too many for {count} connections")
+    left, records = size, []
+    for _ in range(count):
+        record, left = _read(file, left)
+        records.append(record)
     if left:
         raise ValueError(f"{left} bytes are left over")
     return records
@@ -218,20 +149,3 @@ def _address(family: int, name: bytes, port: int) -> object:
     host = os.fsdecode(name)
     socket.inet_pton(family, host.partition("%")[0])
     return host, port
-
-
-def _reason(error: Exception) -> str:
-    return "there is no memory for it" if isinstance(error, MemoryError) else str(error)
-
-
-def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:
-    """The sockets among the descriptors, with the given families, or else as the kernel reports
-    them; other descriptors are closed."""
-    found = []
-    for fd, family in zip_longest(files, families, fillvalue=-1):
-        kind = -1 if family == -1 else socket.SOCK_STREAM  # asking the kernel takes longer
-        try:
-            found.append(socket.socket(family, kind, min(kind, 0), fd))
-        except OSError:
-            os.close(fd)
-    return found

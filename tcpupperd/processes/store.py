@@ -13,22 +13,17 @@ import os
 import select
 import socket
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tcpupperd.config import FILE_SIZE_MAX
+from tcpupperd.host import channel
 from tcpupperd.host.notify import Notifier
 
 log = logging.getLogger(__name__)
 
-GIVE_END, TAKE_END = "handover-give", "handover-take"  # of the channel
 CONFIGURATION, WITNESS = "last-configuration", "witness"
 
 #: The names of our descriptors in the store.
-NAMES = frozenset({GIVE_END, TAKE_END, CONFIGURATION, WITNESS})
-
-#: Bytes to request for the channel's buffer; net.core.wmem_max limits it. The default of 208 KiB
-#: is full after 278 messages.
-BUFFER = 2**22
+NAMES = channel.NAMES | {CONFIGURATION, WITNESS}
 
 #: With these seals, nobody can change a memfd any more, not even we: fcntl(2).
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -48,11 +43,11 @@ class Store:
         for name, fd in stored:
             if name == CONFIGURATION:
                 self._read_configuration(fd)
-            elif name in (GIVE_END, TAKE_END) and name not in ends and is_end(fd):
+            elif name in channel.NAMES and name not in ends and channel.is_end(fd):
                 ends[name] = socket.socket(fileno=fd)
             else:
                 self._drop(name, fd)
-        self.channel: Channel = open_channel(ends, notifier, store=offered)
+        self.channel = channel.open_channel(ends, notifier, store=offered)
         self._witness = Witness(notifier) if self.channel.outlives_us else None
 
     @property
@@ -95,38 +90,6 @@ class Store:
             self._notifier.forget(name)
 
 
-class Channel(NamedTuple):
-    """The ends of a channel: to give into and to take from. All processes of the daemon share
-    them, and if the service manager keeps them too, the channel outlives the daemon."""
-
-    give: socket.socket
-    take: socket.socket
-    outlives_us: bool
-
-
-def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store: bool) -> Channel:
-    """The channel that the service manager has `stored`, or else a new one.
-
-    With `store`, a new one is given to the service manager. One that is whole is never replaced:
-    connections may be waiting in it.
-    """
-    if stored.keys() == {GIVE_END, TAKE_END}:
-        channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
-    else:
-        for name, end in stored.items():
-            log.warning("closing the stored socket %s, which is of no use", name)
-            end.close()
-            notifier.forget(name)
-        channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
-        if store:
-            notifier.store(GIVE_END, channel.give.fileno())
-            notifier.store(TAKE_END, channel.take.fileno())
-    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-    channel.give.setblocking(False)
-    channel.take.setblocking(False)
-    return channel
-
-
 class Witness:
     """Shows whether a service manager really keeps descriptors. The variable FDSTORE is no proof:
     a drop-in of the unit may contradict it, and may change at any time.
@@ -153,16 +116,6 @@ class Witness:
         fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
         fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
-
-
-def is_end(fd: int) -> bool:
-    """Whether a descriptor can be an end of a channel."""
-    try:
-        with socket.socket(fileno=os.dup(fd)) as one:
-            one.getpeername()
-            return one.type == socket.SOCK_SEQPACKET and one.family == socket.AF_UNIX
-    except OSError:
-        return False
 
 
 def sealed(content: bytes) -> int:

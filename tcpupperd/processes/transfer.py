@@ -16,6 +16,7 @@ import select
 import socket
 import sys
 
+from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard
@@ -185,7 +186,7 @@ class Taker:
                 self._take()
 
     def _readable(self) -> None:
-        server, size = self._server, handover.peek(self._end)
+        server, size = self._server, peek(self._end)
         messages = filled(self._give_end) // MESSAGE_SIZE
         if self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
             self._take(size)
@@ -200,7 +201,7 @@ class Taker:
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
             connections = handover.take(self._end)
-        except handover.HandoverError as error:
+        except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             log.error("ending %s taken over: %s", ended, error)
             self._server.tally.add(DAMAGED, len(error.sockets))

@@ -10,8 +10,8 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.processes import PROC, descriptors, stopped
 from integration.service import Service
-from tcpupperd.processes.handover import BATCH, Connection, give
-from tcpupperd.processes.store import GIVE_END
+from tcpupperd.host.channel import BATCH, GIVE_END
+from tcpupperd.processes.handover import Connection, give
 from waiting import until
 
 #: How many times the connections of the idlest worker the busiest one may have.

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from integration.service import Service
-from tcpupperd.processes.handover import _GREETING, _RECORD, VERSION
-from tcpupperd.processes.store import GIVE_END
+from tcpupperd.host.channel import GIVE_END, GREETING
+from tcpupperd.processes.handover import _RECORD, VERSION
 from waiting import until
 
 
@@ -41,7 +41,7 @@ def test_wrong_message_costs_its_own_connection_and_nothing_else(
     os.truncate(file, size or len(state))
     with request:
         rights = array.array("i", [file, request.fileno()])
-        message = _GREETING.pack(b"tcpupperd\0", VERSION, 1)
+        message = GREETING.pack(b"tcpupperd\0", VERSION, 1)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
         service.manager.stored[GIVE_END].sendmsg([message], ancillary)
     os.close(file)

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpupperd.config import Config
+from tcpupperd.host.channel import BATCH
 from tcpupperd.processes.capacity import capacity
-from tcpupperd.processes.handover import BATCH
 
 
 def test_usual_limit_does_not_bind() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tcpupperd.processes.handover import BATCH, Connection, give, take
-from tcpupperd.processes.store import Channel
+from tcpupperd.host.channel import BATCH, Channel
+from tcpupperd.processes.handover import Connection, give, take
 from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, state_of, tcp_pairs
 

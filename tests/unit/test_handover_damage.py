@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tcpupperd.host.channel import BATCH, GREETING, Channel, HandoverError
 from tcpupperd.processes import handover
-from tcpupperd.processes.handover import BATCH, Connection, HandoverError, give, take
-from tcpupperd.processes.store import Channel
+from tcpupperd.processes.handover import Connection, give, take
 from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, state_of, tcp_pairs
 from unit.conftest import open_descriptors
@@ -120,14 +120,14 @@ def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
 
 @pytest.mark.parametrize("version", [0, handover.VERSION + 1, 65535])
 def test_another_version_is_refused_and_named(damage: Damage, version: int) -> None:
-    greeting = handover._GREETING.pack(b"tcpupperd\0", version, 2)
+    greeting = GREETING.pack(b"tcpupperd\0", version, 2)
     complaint = damage.refused(greeting, damage.state)
     assert complaint.endswith(f"version {version}, not version {handover.VERSION}")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 252, 65535])
 def test_wrong_count_is_refused(damage: Damage, count: int) -> None:
-    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, count)
+    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, count)
     assert damage.refused(greeting, damage.state) == f"{count} connections came with 2 sockets"
 
 
@@ -186,7 +186,7 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
 
 def refusal(channel: Channel, state: bytes, servers: list[socket.socket], size: int = 0) -> str:
     """The complaint about a state, of a certain size or as it is; the sockets must be left."""
-    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
+    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
     before = open_descriptors()
     send(channel, greeting, state, servers, size)
     with pytest.raises(HandoverError) as caught:
@@ -199,7 +199,7 @@ def refusal(channel: Channel, state: bytes, servers: list[socket.socket], size: 
 
 def test_record_of_the_fixture_is_good(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1)
-    send(channel, handover._GREETING.pack(b"tcpupperd\0", 1, 1), record(), [server])
+    send(channel, GREETING.pack(b"tcpupperd\0", 1, 1), record(), [server])
     (taken,) = take(channel.take)
     assert state_of(taken) == state_of(Connection(server, ("192.0.2.1", 5), State(lines=3)))
     close([client, server, taken.socket])
@@ -295,7 +295,7 @@ def test_what_is_taken_can_be_given_again(
     channel: Channel, family: socket.AddressFamily, changed: dict[str, Any]
 ) -> None:
     """If a message is believed, what grows out of it fits into the next one."""
-    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
     with socket.socket(family) as server:
         send(channel, greeting, record(family, **changed), [server])
     try:
@@ -316,7 +316,7 @@ def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> 
     ((client, server),) = tcp_pairs(1)
     pipe = os.pipe()
     files = [pipe[0] if read_end else pipe[1], server.fileno()]
-    greeting = handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
     socket.send_fds(channel.give, [greeting], files)
     with pytest.raises(HandoverError, match="the state is not a file") as caught:
         take(channel.take)
@@ -354,7 +354,7 @@ def test_descriptor_that_is_no_socket_costs_only_itself(channel: Channel) -> Non
 
 
 def test_message_without_descriptors_is_refused(channel: Channel) -> None:
-    channel.give.send(handover._GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
+    channel.give.send(GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
     with pytest.raises(HandoverError) as caught:
         take(channel.take)
     assert caught.value.sockets == []

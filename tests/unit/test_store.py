@@ -4,15 +4,14 @@ import socket
 
 import pytest
 
-from tcpupperd.processes import store
+from tcpupperd.host.channel import GIVE_END, TAKE_END, Channel, open_channel
 from tcpupperd.processes.handover import give, take
-from tcpupperd.processes.store import Channel, open_channel
 from unit.channels import NOBODY, close
 
 
 def test_channel_that_was_kept_is_taken_up(channel: Channel) -> None:
     give(channel.give, [])
-    stored = {store.GIVE_END: channel.give, store.TAKE_END: channel.take}
+    stored = {GIVE_END: channel.give, TAKE_END: channel.take}
     again = open_channel(stored, NOBODY, store=True)
     assert again == Channel(channel.give, channel.take, outlives_us=True)
     assert take(again.take) == []

@@ -1,0 +1,220 @@
+"""A channel for live connections: it can outlive the processes at its ends.
+
+It is a pair of SOCK_SEQPACKET sockets. A process that leaves gives its connections into one end,
+another process takes them out of the other. The service manager keeps both ends, so the other
+process may be the next run of the same service (docs/hand-over.md).
+
+A message carries up to 252 sockets as SCM_RIGHTS (unix(7) allows 253 descriptors), and a memfd
+with whatever the service knows of them. So the message itself stays tiny, and the channel's buffer
+holds many connections, however long their state is.
+
+A message names its format. A program that cannot read the state can still end the connections
+cleanly, because the sockets arrive in any case. Nothing in a message is trusted: a wrong one costs
+its own connections and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from typing import BinaryIO, NamedTuple, TypeVar
+
+from tcpupperd.host.notify import Notifier
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GIVE_END, TAKE_END = "handover-give", "handover-take"
+
+#: The names of the ends in the service manager's store.
+NAMES = frozenset({GIVE_END, TAKE_END})
+
+#: Bytes to request for the channel's buffer; net.core.wmem_max limits it. The default of 208 KiB
+#: is full after 278 messages.
+BUFFER = 2**22
+
+#: Connections in a message: SCM_MAX_FD of the kernel, less the memfd.
+BATCH = 252
+
+#: The message: the name of the program, the version of the format, the number of connections.
+GREETING = struct.Struct("!10sHH")
+_FD = struct.Struct("i")
+
+
+class Format(NamedTuple):
+    """What the state of a message means: a program's name, up to 10 bytes, and a version."""
+
+    program: bytes
+    version: int
+
+
+class HandoverError(Exception):
+    """The state of some connections cannot be read; only their `sockets` are left."""
+
+    def __init__(self, message: str, sockets: list[socket.socket]) -> None:
+        super().__init__(message)
+        self.sockets = sockets
+
+
+class Channel(NamedTuple):
+    """The ends of a channel: to give into and to take from. All processes of the daemon share
+    them, and if the service manager keeps them too, the channel outlives the daemon."""
+
+    give: socket.socket
+    take: socket.socket
+    outlives_us: bool
+
+
+def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store: bool) -> Channel:
+    """The channel that the service manager has `stored`, or else a new one.
+
+    With `store`, a new one is given to the service manager. One that is whole is never replaced:
+    connections may be waiting in it.
+    """
+    if stored.keys() == NAMES:
+        channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
+    else:
+        for name, end in stored.items():
+            log.warning("closing the stored socket %s, which is of no use", name)
+            end.close()
+            notifier.forget(name)
+        channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
+        if store:
+            notifier.store(GIVE_END, channel.give.fileno())
+            notifier.store(TAKE_END, channel.take.fileno())
+    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    channel.give.setblocking(False)
+    channel.take.setblocking(False)
+    return channel
+
+
+def is_end(fd: int) -> bool:
+    """Whether a descriptor can be an end of a channel."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as one:
+            one.getpeername()
+            return one.type == socket.SOCK_SEQPACKET and one.family == socket.AF_UNIX
+    except OSError:
+        return False
+
+
+def give(
+    end: socket.socket,
+    form: Format,
+    sockets: Sequence[socket.socket],
+    write: Callable[[BinaryIO], object],
+) -> None:
+    """Put up to `BATCH` connections into a channel; `write` writes their state to a file.
+
+    The sockets stay open here: close them, but do not shut them down. Raises BlockingIOError if
+    the channel is full, and OSError if too many descriptors are in flight (ETOOMANYREFS: the limit
+    is RLIMIT_NOFILE of the sender).
+    """
+    state = os.memfd_create(f"{form.program.decode()}-connections", os.MFD_CLOEXEC)
+    try:
+        with open(state, "wb", closefd=False) as file:
+            write(file)
+        files = [state, *(one.fileno() for one in sockets)]
+        socket.send_fds(end, [GREETING.pack(*form, len(sockets))], files)
+    finally:
+        os.close(state)
+
+
+def peek(end: socket.socket) -> int:
+    """The number of connections that the next message claims to have; 0 if its format is unknown.
+
+    Raises BlockingIOError if there is no message.
+    """
+    data = end.recv(GREETING.size, socket.MSG_PEEK)
+    if len(data) < GREETING.size:
+        return 0
+    _, _, count = GREETING.unpack(data)
+    return min(int(count), BATCH)
+
+
+def take(end: socket.socket, form: Format) -> Message:
+    """Take one message out of a channel.
+
+    Raises BlockingIOError if there is no message, EOFError if none can ever arrive, and
+    HandoverError if it has another format.
+    """
+    data, files, flags = _receive(end)
+    if not data and not files:
+        raise EOFError
+    try:
+        _check_greeting(data, len(files), flags, form)
+    except (ValueError, struct.error) as error:
+        raise HandoverError(str(error), _as_sockets(files)) from None
+    return Message(files[0], files[1:])
+
+
+class Message:
+    """A message that has been taken: call `read`, then `sockets`. Both must be called: until then,
+    the descriptors belong to nobody."""
+
+    def __init__(self, state: int, connections: list[int]) -> None:
+        self._state = state
+        self._connections = connections
+
+    def read(self, parse: Callable[[BinaryIO, int, int], T]) -> T:
+        """What `parse` makes of the state: it gets the file, its size, and the number of
+        connections. A size may be wrong: a sparse file can have any size without any data.
+
+        If it raises ValueError, or cannot read, HandoverError has the sockets.
+        """
+        try:
+            found = os.fstat(self._state)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("the state is not a file")
+            with open(self._state, "rb", closefd=False) as file:
+                file.seek(0)
+                result = parse(file, found.st_size, len(self._connections))
+        except (ValueError, struct.error, OSError, MemoryError) as error:
+            sockets = _as_sockets([self._state, *self._connections])
+            raise HandoverError(_reason(error), sockets) from None
+        os.close(self._state)
+        return result
+
+    def sockets(self, families: Iterable[int] = ()) -> list[socket.socket]:
+        """The connections, in the order in which they were given. Asking the kernel what each of
+        them is takes longer than to be told their `families`."""
+        return _as_sockets(self._connections, families)
+
+
+def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
+    """A message, its descriptors and flags. (`socket.recv_fds` does not set MSG_CMSG_CLOEXEC.)"""
+    room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
+    data, ancillary, flags, _ = end.recvmsg(GREETING.size + 1, room, socket.MSG_CMSG_CLOEXEC)
+    files = [fd for *_, packed in ancillary for (fd,) in _FD.iter_unpack(packed)]
+    return data, files, flags
+
+
+def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> None:
+    name, version, count = GREETING.unpack(data)
+    if name.rstrip(b"\0") != form.program or version != form.version:
+        raise ValueError(f"the format is {name!r} version {version}, not version {form.version}")
+    if flags & socket.MSG_CTRUNC or files != count + 1:
+        raise ValueError(f"{count} connections came with {files - 1} sockets")
+
+
+def _reason(error: Exception) -> str:
+    return "there is no memory for it" if isinstance(error, MemoryError) else str(error)
+
+
+def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:
+    """The sockets among the descriptors, with the given families, or else as the kernel reports
+    them; other descriptors are closed."""
+    found = []
+    for fd, family in zip_longest(files, families, fillvalue=-1):
+        kind = -1 if family == -1 else socket.SOCK_STREAM
+        try:
+            found.append(socket.socket(family, kind, min(kind, 0), fd))
+        except OSError:
+            os.close(fd)
+    return found
