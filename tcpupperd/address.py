@@ -16,6 +16,10 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 #: Text that is not a host name: the resolver would read 10.1 as 10.0.0.1.
 _IPV4_LIKE = re.compile(r"[0-9.]+")
 
+#: The services that a listener can have, by name: the rows of `serving.services.SERVICES`. The
+#: first is that of a listener without a name.
+SERVICES = ("upper",)
+
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
 
@@ -44,6 +48,18 @@ def parse_address(text: str) -> Address:
     if not _is_host_name(host):
         raise ValueError(f'"{text}": "{host}" is not a host name')
     return Address(host=ipv6 or host, port=int(found[3]))
+
+
+def split_service(text: str) -> tuple[str, str]:
+    """Split an entry of `listen`, NAME=ADDRESS or ADDRESS, into the service and the address.
+    Raises ValueError if there is no such service."""
+    name, mark, address = text.partition("=")
+    if not mark or text.startswith(("/", "@")):  # a path may contain the sign
+        return SERVICES[0], text
+    if name not in SERVICES:
+        known = ", ".join(SERVICES)
+        raise ValueError(f'"{text}": there is no service "{name}"; there are {known}')
+    return name, address
 
 
 def _is_ip(family: socket.AddressFamily, text: str) -> bool:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tcpupperd.address import parse_address
+from tcpupperd.address import parse_address, split_service
 from tcpupperd.errors import ExpectedError
 
 #: The maximum size of a configuration file, in bytes. A wrong path must not fill the memory.
@@ -109,7 +109,7 @@ def addresses(value: Any) -> tuple[str, ...]:
     """A list of one or more addresses to listen on."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
         for item in value:
-            parse_address(item)
+            parse_address(split_service(item)[1])
         return tuple(value)
     raise ValueError('must be a list of addresses, for example ["localhost:9999"]')
 
@@ -125,8 +125,8 @@ SETTINGS = (
         ("localhost:9999",),
         addresses,
         "ADDRESS",
-        "address to listen on: host:port, [::1]:port, port, /path or @abstract; may be repeated;"
-        " ignored if a service manager passes sockets",
+        "address to listen on: host:port, [::1]:port, port, /path or @abstract, after NAME= for a"
+        " service other than upper; may be repeated; ignored if a service manager passes sockets",
     ),
     Setting(
         "workers",

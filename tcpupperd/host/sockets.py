@@ -10,10 +10,10 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from tcpupperd.address import Address, parse_address, written
+from tcpupperd.address import SERVICES, Address, parse_address, split_service, written
 from tcpupperd.errors import ExpectedError
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ class ListenError(ExpectedError):
 
 
 class Listener:
-    """A listening socket, and the name of its service: FileDescriptorName= of systemd.socket(5),
-    or "" for a socket that the daemon has bound itself."""
+    """A listening socket, and its name, which determines the service: FileDescriptorName= of
+    systemd.socket(5), or NAME of the setting `listen`."""
 
     __slots__ = ("_kind", "name", "socket")
 
-    def __init__(self, listening: socket.socket, name: str = "") -> None:
+    def __init__(self, listening: socket.socket, name: str = SERVICES[0]) -> None:
         self.socket = listening
         self.name = name
         self._kind = int(listening.family), int(listening.type), listening.proto
@@ -68,6 +68,11 @@ class Listener:
             return self.socket.accept()
         fd, client_address = _accept(self.socket)
         return socket.socket(*self._kind, fileno=fd), client_address
+
+    def __str__(self) -> str:
+        """In the syntax of `listen`."""
+        address = written(self.socket.getsockname())
+        return f"{self.name}={address}" if self.name in SERVICES[1:] else address
 
 
 _accept = getattr(socket.socket, "_accept", None)
@@ -329,12 +334,12 @@ class Listeners:
         the sockets were passed in."""
         if self._passed:
             return
-        before = self._bound
+        before, addresses = self._bound, list(addresses)
         try:
             for text in addresses:
                 if text not in self._bound:
-                    have = {written(one.getsockname()): one for one in self.sockets()}
-                    self._bound = self._bound | {text: listen(text, have)}
+                    self._bound = self._bound | {text: self._listen(text, addresses)}
+            self._check_services(addresses)
         except ListenError:
             self.keep(before)
             raise
@@ -353,22 +358,51 @@ class Listeners:
 
     def __iter__(self) -> Iterator[Listener]:
         """All listeners."""
-        return iter(self._passed or [Listener(one) for one in self._all_bound()])
+        return iter(self._passed or self._all_bound())
 
     def sockets(self) -> list[socket.socket]:
         """The sockets of all listeners."""
         return [listener.socket for listener in self]
 
-    def _all_bound(self) -> list[socket.socket]:
-        """Each socket once, although two addresses may have the same one."""
-        return list(dict.fromkeys(one for sockets in self._bound.values() for one in sockets))
+    def _listen(self, text: str, wanted: Sequence[str]) -> list[socket.socket]:
+        """Sockets that listen on an address: those that it has already, for this service or for
+        one that is no longer wanted there, or else new ones."""
+        service, address = split_service(text)
+        for other, sockets in self._bound.items():
+            before, where = split_service(other)
+            if where == address and (before == service or other not in wanted):
+                return sockets
+        return listen(address, {written(one.getsockname()): one for one in self.sockets()})
+
+    def _check_services(self, addresses: Iterable[str]) -> None:
+        """Raise ListenError if two services have the same socket."""
+        services: dict[socket.socket, str] = {}
+        for text in addresses:
+            service, address = split_service(text)
+            for one in self._bound[text]:
+                if services.setdefault(one, service) != service:
+                    raise ListenError(
+                        f"cannot listen on {text}: {address} is also that of {services[one]};"
+                        " give each service an address of its own"
+                    )
+
+    def _all_bound(self) -> list[Listener]:
+        """Each socket once, although two addresses may have the same one. If it changes from one
+        service to another, this is the new one."""
+        return list(
+            {
+                one: Listener(one, split_service(text)[0])
+                for text, sockets in self._bound.items()
+                for one in sockets
+            }.values()
+        )
 
     def _leave_out(self, addresses: Iterable[str]) -> list[socket.socket]:
         """Keep only these addresses; return the sockets that have none left."""
-        before, wanted = self._all_bound(), set(addresses)
+        before, wanted = self.sockets(), set(addresses)
         self._bound = {text: found for text, found in self._bound.items() if text in wanted}
-        after = self._all_bound()
+        after = self.sockets()
         return [one for one in before if one not in after]
 
     def __str__(self) -> str:
-        return ", ".join(written(one.getsockname()) for one in self.sockets())
+        return ", ".join(map(str, self))

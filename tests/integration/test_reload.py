@@ -193,6 +193,20 @@ def test_reload_changes_the_addresses() -> None:
         until(lambda: is_refused("@tcpupperd-test-old"))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "@tcpupperd-test-named"])
+def test_reload_can_name_the_service_of_an_address(address: str) -> None:
+    with Daemon() as daemon:
+        # A port that is free again once the daemon has left it.
+        where = address.format(port=daemon.addresses[0].rpartition(":")[2])
+        daemon.reload(listen=[where])
+        clients = [daemon.connect(where)]
+        for listen in ([f"upper={where}"], [where], [where, f"upper={where}"]):
+            daemon.reload(listen=listen)
+            clients.append(daemon.connect(where))
+            assert [client.ask(b"hello") for client in clients] == [b"HELLO"] * len(clients)
+        until(lambda: daemon.addresses == [where])
+
+
 def test_who_waits_at_an_address_that_a_reload_drops_is_served() -> None:
     with Daemon(listen=["127.0.0.1:0", "@tcpupperd-test-old"]) as daemon:
         with stopped(*daemon.workers()):

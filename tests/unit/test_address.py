@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpupperd.address import PATH_MAX, Address, parse_address
+from tcpupperd.address import PATH_MAX, SERVICES, Address, parse_address, split_service
+from tcpupperd.serving import services
 
 GOOD = [
     ("9999", Address("", 9999)),
@@ -51,6 +52,31 @@ BAD_HOSTS = [
 ]
 
 BAD_PATHS = ["@", "/", "/" + "x" * PATH_MAX, "@" + "é" * 54, "/nul\0byte", "@nul\0byte"]
+
+
+def test_services_of_addresses_are_those_that_exist() -> None:
+    assert set(SERVICES) == set(services.SERVICES)
+    assert services.service_of("tcpupperd.socket") is services.SERVICES[SERVICES[0]]
+
+
+@pytest.mark.parametrize("text", ["localhost:9999", "9999", "/a=b", "@upper=b", "/run/upper=x"])
+def test_address_without_a_service_is_upper_cased(text: str) -> None:
+    assert split_service(text) == ("upper", text)
+
+
+@pytest.mark.parametrize("address", ["localhost:9999", "9999", "/a=b", "@a", "a=b", ""])
+def test_service_precedes_an_address(address: str) -> None:
+    for name in SERVICES:
+        assert split_service(f"{name}={address}") == (name, address)
+
+
+@pytest.mark.parametrize("name", ["", "Upper", " upper", "upper ", "uppe", "upper.socket"])
+def test_unknown_service_is_refused_with_those_that_exist(name: str) -> None:
+    with pytest.raises(ValueError, match="there is no service") as raised:
+        split_service(f"{name}=9999")
+    assert str(raised.value) == (
+        f'"{name}=9999": there is no service "{name}"; there are {", ".join(SERVICES)}'
+    )
 
 
 @pytest.mark.parametrize(("text", "address"), GOOD)

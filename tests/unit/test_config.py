@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tcpupperd import config
+from tcpupperd.address import SERVICES
 from tcpupperd.config import (
     ERRORS_MAX,
     SETTINGS,
@@ -46,6 +47,7 @@ GOOD = [
     ("max_line", "65_536"),
     ("listen", '["localhost:9999"]'),
     ("listen", '["127.0.0.1:0", "[::1]:0", "9999", "/run/socket", "@name"]'),
+    ("listen", '["upper=localhost:9999", "upper=/run/socket"]'),
 ]
 
 # As in the file, and as the message shows it.
@@ -116,6 +118,7 @@ def test_bad_value_is_named_with_line_and_remedy(
         ),
         ("localhost", "must be host:port, [::1]:port, port, /path or @abstract (0 to 65535)"),
         ("@", "a socket path has 1 to 107 bytes and no NUL"),
+        ("lower=9999", f'there is no service "lower"; there are {", ".join(SERVICES)}'),
     ],
 )
 def test_bad_address_is_named(tmp_path: Path, address: str, reason: str) -> None:
