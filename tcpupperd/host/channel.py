@@ -15,16 +15,19 @@ its own connections and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from tcpupperd.host.notify import Notifier
+from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ BATCH = 252
 #: The message: the name of the program, the version of the format, the number of connections.
 GREETING = struct.Struct("!10sHH")
 _FD = struct.Struct("i")
+
+#: The longest state that `take_all` reads, in bytes; a sparse file can have any size.
+STATE_MAX = 2**30
+_LENGTH = struct.Struct("!I")
 
 
 class Format(NamedTuple):
@@ -185,6 +192,58 @@ class Message:
         """The connections, in the order in which they were given. Asking the kernel what each of
         them is takes longer than to be told their `families`."""
         return _as_sockets(self._connections, families)
+
+
+def give_all(
+    end: socket.socket, form: Format, connections: Sequence[tuple[socket.socket, bytes]]
+) -> None:
+    """Put any number of connections into a channel, each with some bytes of state, and close them
+    here. Raises what `give` raises; the connections that do not fit are still open then."""
+    for start in range(0, len(connections), BATCH):
+        batch = connections[start : start + BATCH]
+        parts = [part for _, state in batch for part in (_LENGTH.pack(len(state)), state)]
+        content = b"".join(parts)
+        give(end, form, [one for one, _ in batch], partial(_write, content))
+        for one, _ in batch:
+            one.close()
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def take_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, bytes]]:
+    """Take the connections of all messages that `give_all` has put into a channel. Those whose
+    state cannot be read are closed, with an error in the log."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            try:
+                message = take(end, form)
+                states = message.read(_read_states)
+            except HandoverError as error:
+                log.error(
+                    "ending %s taken over: %s", counted(len(error.sockets), "connection"), error
+                )
+                for one in error.sockets:
+                    one.close()
+            else:
+                yield from zip(message.sockets(), states, strict=True)
+
+
+def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
+    if size > STATE_MAX:
+        raise ValueError(f"{size} bytes are too many for {count} connections")
+    content = memoryview(file.read(size))
+    states = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(content)
+        state, content = content[_LENGTH.size :][:length], content[_LENGTH.size + length :]
+        if len(state) < length:
+            raise ValueError("the state is cut short")
+        states.append(bytes(state))
+    if content:
+        raise ValueError(f"{len(content)} bytes are left over")
+    return states
 
 
 def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:

@@ -119,6 +119,13 @@ def test_imports_go_down_only(module: str) -> None:
     assert module == "__main__" or not own_imports(module) & COMMANDS
 
 
+def test_other_daemons_can_take_host_alone() -> None:
+    """As docs/reuse.md says: nothing there knows the service."""
+    host = {module for module in modules() if module.startswith("host.")}
+    used = set().union(*map(own_imports, host)) - host
+    assert used <= {"address", "errors", "words"}
+
+
 def test_there_is_no_circle() -> None:
     TopologicalSorter({module: own_imports(module) for module in modules()}).prepare()
 
