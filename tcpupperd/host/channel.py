@@ -59,6 +59,7 @@ class Format(NamedTuple):
 
     program: bytes
     version: int
+    earlier: tuple[int, ...] = ()  # versions that can be read, too
 
 
 class HandoverError(Exception):
@@ -128,7 +129,7 @@ def give(
         with open(state, "wb", closefd=False) as file:
             write(file)
         files = [state, *(one.fileno() for one in sockets)]
-        socket.send_fds(end, [GREETING.pack(*form, len(sockets))], files)
+        socket.send_fds(end, [GREETING.pack(form.program, form.version, len(sockets))], files)
     finally:
         os.close(state)
 
@@ -155,17 +156,18 @@ def take(end: socket.socket, form: Format) -> Message:
     if not data and not files:
         raise EOFError
     try:
-        _check_greeting(data, len(files), flags, form)
+        version = _check_greeting(data, len(files), flags, form)
     except (ValueError, struct.error) as error:
         raise HandoverError(str(error), _as_sockets(files)) from None
-    return Message(files[0], files[1:])
+    return Message(version, files[0], files[1:])
 
 
 class Message:
     """A message that has been taken: call `read`, then `sockets`. Both must be called: until then,
-    the descriptors belong to nobody."""
+    the descriptors belong to nobody. `version` is that of its format."""
 
-    def __init__(self, state: int, connections: list[int]) -> None:
+    def __init__(self, version: int, state: int, connections: list[int]) -> None:
+        self.version = version
         self._state = state
         self._connections = connections
 
@@ -254,12 +256,15 @@ def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
     return data, files, flags
 
 
-def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> None:
+def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> int:
+    """The version of a message, which can be read."""
     name, version, count = GREETING.unpack(data)
-    if name.rstrip(b"\0") != form.program or version != form.version:
+    known = version in (form.version, *form.earlier)
+    if name.rstrip(b"\0") != form.program or not known:
         raise ValueError(f"the format is {name!r} version {version}, not version {form.version}")
     if flags & socket.MSG_CTRUNC or files != count + 1:
         raise ValueError(f"{count} connections came with {files - 1} sockets")
+    return int(version)
 
 
 def _reason(error: Exception) -> str:

@@ -11,21 +11,24 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 from tcpupperd.host import channel
 from tcpupperd.host.channel import HandoverError
 from tcpupperd.serving.connection import State
 
-VERSION = 1
+#: Version 1 is that of tcpupperd 0.1.0, which had no services.
+VERSION = 2
 
 #: Of the messages in the channel.
-FORMAT = channel.Format(b"tcpupperd", VERSION)
+FORMAT = channel.Format(b"tcpupperd", VERSION, earlier=(1,))
 
 #: The record of a connection: address family, port, flags, lines answered, seconds since the last
 #: activity, since an unfinished line began, and until lingering ends; the lengths of the host, the
-#: unfinished line and the unsent answer, which follow.
-_RECORD = struct.Struct("!HHBQdddHII")
+#: unfinished line, the unsent answer and the name of the service, which follow.
+_RECORD = struct.Struct("!HHBQdddHIIB")
+_RECORDS = {1: struct.Struct("!HHBQdddHII"), 2: _RECORD}
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
 _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
 
@@ -36,7 +39,7 @@ _HOST_MAX = 255  # bytes
 _HELD_MAX = 2**30  # the highest max_line
 _UNSENT_MAX = 2 * _HELD_MAX + 2**20  # an answer of that size, one to what was held, a few chunks
 _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
-_RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX
+_RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX + 255
 
 
 class Connection(NamedTuple):
@@ -65,7 +68,7 @@ def take(end: socket.socket) -> list[Connection]:
     """Take the connections of one message out of a channel; raises what `channel.take` raises, and
     HandoverError if the state of a connection is wrong."""
     message = channel.take(end, FORMAT)
-    records = message.read(_read_all)
+    records = message.read(partial(_read_all, _RECORDS[message.version]))
     families = [family for family, _, _ in records]
     sockets = message.sockets(families)
     if [one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) for one in sockets] != families:
@@ -79,21 +82,21 @@ def take(end: socket.socket) -> list[Connection]:
 def _pack(file: BinaryIO, connection: Connection) -> None:
     _, address, state = connection
     host, port = address[:2] if isinstance(address, tuple) else ("", 0)
-    name = os.fsencode(host)
+    name, service = os.fsencode(host), state.service.encode()
     flags = (
         _MID_LINE * state.mid_line
         | _FINISHED * state.finished
         | _EOF * state.eof
         | _LINGERS * (state.lingers_for is not None)
     )
-    sizes = len(name), len(state.held), len(state.unsent)
+    sizes = len(name), len(state.held), len(state.unsent), len(service)
     times = state.idle_for, state.line_open_for, state.lingers_for or 0.0
     head = (connection.socket.family, port, flags, min(state.lines, _LINES_MAX))
     file.write(_RECORD.pack(*head, *times, *sizes))
-    file.writelines((name, state.held, state.unsent))
+    file.writelines((name, state.held, state.unsent, service))
 
 
-def _read_all(file: BinaryIO, size: int, count: int) -> list[Record]:
+def _read_all(form: struct.Struct, file: BinaryIO, size: int, count: int) -> list[Record]:
     """What a message says of each of its connections.
 
     They are read one by one, and each size is checked before that much is read: a sparse file can
@@ -103,20 +106,21 @@ def _read_all(file: BinaryIO, size: int, count: int) -> list[Record]:
         raise ValueError(f"{size} bytes are too many for {count} connections")
     left, records = size, []
     for _ in range(count):
-        record, left = _read(file, left)
+        record, left = _read(form, file, left)
         records.append(record)
     if left:
         raise ValueError(f"{left} bytes are left over")
     return records
 
 
-def _read(file: BinaryIO, left: int) -> tuple[Record, int]:
+def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
     """The next record in a file with `left` bytes to read, and the number of bytes left after
     that."""
-    head = file.read(_RECORD.size)
-    if len(head) < _RECORD.size:
+    head = file.read(form.size)
+    if len(head) < form.size:
         raise ValueError("the state is cut short")
-    family, port, flags, lines, *times, name_size, held_size, unsent_size = _RECORD.unpack(head)
+    family, port, flags, lines, *rest = form.unpack(head)
+    times, (name_size, held_size, unsent_size, *service_size) = rest[:3], rest[3:]
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
         raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them is wrong")
     if not all(abs(time) < _TIME_MAX for time in times):
@@ -124,7 +128,7 @@ def _read(file: BinaryIO, left: int) -> tuple[Record, int]:
     if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
         raise ValueError(f"{sizes}: one of them is too long")
-    left -= _RECORD.size + name_size + held_size + unsent_size
+    left -= form.size + name_size + held_size + unsent_size + sum(service_size)
     if left < 0:
         raise ValueError("the state is cut short")
     address = _address(family, file.read(name_size), port)
@@ -138,6 +142,7 @@ def _read(file: BinaryIO, left: int) -> tuple[Record, int]:
         idle_for=times[0],
         line_open_for=times[1],
         lingers_for=times[2] if flags & _LINGERS else None,
+        service=file.read(service_size[0]).decode() if service_size else "upper",
     )
     return (family, address, state), left
 

@@ -23,6 +23,7 @@ from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.serving.connection import Connection, State
 from tcpupperd.serving.counters import DAMAGED, GIVEN, OPEN, TAKEN
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.services import SERVICES, service_of
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -209,15 +210,30 @@ class Taker:
         except EOFError:  # not the end, because this process has the giving end, too
             log.error("an empty message was in the channel")
             return
-        for connection in connections:
+        for connection in self._without_strange(connections):
             self._take_over(connection)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(TAKEN, len(connections))
 
+    def _without_strange(
+        self, connections: list[handover.Connection]
+    ) -> list[handover.Connection]:
+        """The same connections; those of a service that this version does not have are only to be
+        ended."""
+        names = [one.state.service for one in connections if one.state.service not in SERVICES]
+        if not names:
+            return connections
+        ended = counted(len(names), "connection")
+        log.error("ending %s taken over: there is no service %s", ended, ascii(names[0]))
+        self._server.tally.add(DAMAGED, len(names))
+        return [
+            one._replace(state=GONE) if one.state.service in names else one for one in connections
+        ]
+
     def _take_over(self, travelled: handover.Connection) -> None:
         """Serve one connection. An error ends only this connection."""
         server, (sock, client_address, state) = self._server, travelled
-        connection = server.new_connection(sock, client_address)
+        connection = server.new_connection(sock, client_address, service_of(state.service))
         try:
             server.connections.add(connection)
         except OSError as error:

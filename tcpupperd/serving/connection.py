@@ -23,7 +23,7 @@ from tcpupperd.serving.counters import (
     WRITE_TIMEOUT,
     Tally,
 )
-from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
+from tcpupperd.serving.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class State(NamedTuple):
     idle_for: float = 0.0
     line_open_for: float = 0.0
     lingers_for: float | None = None
+    service: str = "upper"
 
 
 class Connection:
@@ -124,7 +125,7 @@ class Connection:
         self,
         sock: socket.socket,
         client_address: object,
-        protocol: LineProtocol | ChunkProtocol,
+        protocol: Protocol,
         limits: Limits,
         tally: Tally,
     ) -> None:
@@ -238,6 +239,7 @@ class Connection:
             idle_for=now - self.last_activity,
             line_open_for=now - self.line_began if protocol.mid_line else 0.0,
             lingers_for=self.lingers_until - now if self.lingers_until else None,
+            service=protocol.service,
         )
 
     def resume(self, state: State, now: float) -> Next | None:

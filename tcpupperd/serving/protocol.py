@@ -8,6 +8,44 @@ loop around ``readline``.
 
 from __future__ import annotations
 
+import typing
+
+
+class Protocol(typing.Protocol):
+    """What a connection needs to know of any protocol. Between two calls, `held` and the numbers
+    are all that another process needs to continue."""
+
+    lines: int  # answered so far
+
+    @property
+    def service(self) -> str:
+        """The service that it belongs to; constant."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be answered."""
+
+    @property
+    def mid_line(self) -> bool:
+        """Whether a line or a request has begun and is not complete."""
+
+    @property
+    def held(self) -> bytes:
+        """What is kept of it."""
+
+    def receive(self, data: bytes) -> bytes:
+        """The answer to `data`."""
+
+    def receive_eof(self) -> bytes:
+        """The answer at the end of input."""
+
+    def finish(self) -> None:
+        """Answer nothing more."""
+
+    def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
+        """Continue where another process stopped; return the answer to what was held there, as far
+        as it is due."""
+
 
 class LineProtocol:
     """Answers each line when its newline has arrived.
@@ -17,6 +55,8 @@ class LineProtocol:
     """
 
     __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line")
+
+    service = "upper"
 
     def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
         self._max_line = max_line
@@ -106,6 +146,7 @@ class ChunkProtocol:
 
     __slots__ = ("_limit", "finished", "lines")
 
+    service = "upper"
     held = b""
     mid_line = False
 

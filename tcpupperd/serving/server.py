@@ -33,7 +33,7 @@ from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.services import service_of
+from tcpupperd.serving.services import Service, service_of
 
 log = logging.getLogger(__name__)
 
@@ -246,15 +246,16 @@ class UpperServer(socketserver.BaseServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Add a connection to those that are served. No handler is created: the connection does
         what `RequestHandlerClass` would do."""
-        self.connections.add(self.new_connection(request, client_address))
+        self.connections.add(self.new_connection(request, client_address, self._service))
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
 
-    def new_connection(self, request: socket.socket, client_address: Any) -> Connection:
+    def new_connection(
+        self, request: socket.socket, client_address: Any, service: Service
+    ) -> Connection:
         """Create a connection, without serving it yet."""
-        protocol = self._service(self.config)
         limits = self.connections.limits
-        return Connection(request, client_address, protocol, limits, self.tally)
+        return Connection(request, client_address, service(self.config), limits, self.tally)
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection without losing answers in flight; when it has ended, `close_request` is

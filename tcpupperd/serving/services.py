@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tcpupperd.config import Config
-from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
+from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 
 #: Makes the protocol of a new connection.
-Service = Callable[[Config], LineProtocol | ChunkProtocol]
+Service = Callable[[Config], Protocol]
 
 
-def upper(config: Config) -> LineProtocol | ChunkProtocol:
+def upper(config: Config) -> Protocol:
     """Answers in upper case, with the configured framing."""
     if config.framing == "none":
         return ChunkProtocol(config.lines_per_connection)

@@ -17,6 +17,7 @@ from tcpupperd.serving.counters import (
 )
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.services import Service
 from waiting import DEADLINE
 
 
@@ -65,8 +66,10 @@ class FailingProtocol(LineProtocol):
 class Failing(Careful):
     """Speaks the protocol that has a bug."""
 
-    def new_connection(self, request: socket.socket, client_address: Any) -> Connection:
-        connection = super().new_connection(request, client_address)
+    def new_connection(
+        self, request: socket.socket, client_address: Any, service: Service
+    ) -> Connection:
+        connection = super().new_connection(request, client_address, service)
         connection.protocol = FailingProtocol(1000)
         return connection
 

@@ -12,8 +12,9 @@ from tcpupperd.processes.handover import _RECORD, VERSION
 from waiting import until
 
 
-def record(family: int, lines: int, host: bytes, held: int = 0) -> bytes:
-    return _RECORD.pack(family, 5, 0, lines, 0, 0, 0, len(host), held, 0) + host
+def record(family: int, lines: int, host: bytes, held: int = 0, service: bytes = b"") -> bytes:
+    sizes = len(host), held, 0, len(service)
+    return _RECORD.pack(family, 5, 0, lines, 0, 0, 0, *sizes) + host + service
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,9 @@ def record(family: int, lines: int, host: bytes, held: int = 0) -> bytes:
         (record(socket.AF_INET6, 1, b"::1"), 0),
         (record(socket.AF_INET, 2**64 - 1, b"127.0.0.1"), 0),
         (record(socket.AF_INET, 1, b"nobody"), 0),
+        (record(socket.AF_INET, 1, b"127.0.0.1", service=b"of the future"), 0),
     ],
-    ids=["1 TiB", "1 TiB and a record", "family and lines", "family", "lines", "host"],
+    ids=["1 TiB", "1 TiB and a record", "family and lines", "family", "lines", "host", "service"],
 )
 def test_wrong_message_costs_its_own_connection_and_nothing_else(
     service: Service, state: bytes, size: int

@@ -21,6 +21,7 @@ STATES: list[dict[str, Any]] = [
     {"finished": True, "lingers_for": 1.5},
     {"finished": True, "lingers_for": -0.5, "eof": True},
     {"mid_line": True},
+    {"service": "another"},
 ]
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import socket
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from itertools import chain, count, islice
@@ -180,6 +181,7 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
         "host": len(host),
         "held": 0,
         "unsent": 0,
+        "service": 0,
     } | changed
     return handover._RECORD.pack(family, *fields.values()) + host
 
@@ -199,9 +201,24 @@ def refusal(channel: Channel, state: bytes, servers: list[socket.socket], size: 
 
 def test_record_of_the_fixture_is_good(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1)
-    send(channel, GREETING.pack(b"tcpupperd\0", 1, 1), record(), [server])
+    state = record(service=7) + b"another"
+    send(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), state, [server])
     (taken,) = take(channel.take)
-    assert state_of(taken) == state_of(Connection(server, ("192.0.2.1", 5), State(lines=3)))
+    expected = Connection(server, ("192.0.2.1", 5), State(lines=3, service="another"))
+    assert state_of(taken) == state_of(expected)
+    close([client, server, taken.socket])
+
+
+def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: Channel) -> None:
+    ((client, server),) = tcp_pairs(1)
+    host, held, unsent = b"192.0.2.1", b"half a li", b"ANSWER\n"
+    sizes = len(host), len(held), len(unsent)
+    state = struct.pack("!HHBQdddHII", socket.AF_INET, 5, 1, 3, 0, 0, 0, *sizes)
+    greeting = GREETING.pack(b"tcpupperd\0", 1, 1)
+    send(channel, greeting, state + host + held + unsent, [server])
+    (taken,) = take(channel.take)
+    assert taken.state == State(lines=3, held=held, unsent=unsent, mid_line=True)
+    assert taken.state.service == "upper"
     close([client, server, taken.socket])
 
 
@@ -221,6 +238,7 @@ def test_record_of_the_fixture_is_good(channel: Channel) -> None:
         ({"host": b"1" * 256}, "256"),
         ({"held": 2**30 + 1}, str(2**30 + 1)),
         ({"unsent": 2**32 - 1}, str(2**32 - 1)),
+        ({"service": 1}, "the state is cut short"),
         ({"idle_for": math.nan}, "a time is out of range"),
         ({"line_open_for": math.inf}, "a time is out of range"),
         ({"lingers_for": -math.inf}, "a time is out of range"),
