@@ -1,82 +1,147 @@
 """Counters and heartbeats that all processes of the daemon share.
 
-One anonymous shared mapping has a slot of 64-bit numbers for each worker. A worker writes only its
-own slot, and all processes read all slots. No lock is needed, because writing an aligned 64-bit
-number is atomic.
+One anonymous shared mapping has a row of 64-bit numbers for the daemon and one, a slot, for each
+worker. The supervisor writes the first row and prepares slots, a worker writes its own slot only,
+and all processes read all of it. No lock is needed, because writing an aligned 64-bit number is
+atomic, and because counters never move: a slot keeps them when its worker has exited, and the next
+worker goes on from there. So nobody ever sees a total that is too low, or that counts twice.
 """
 
 from __future__ import annotations
 
 import mmap
+from time import monotonic, time
 from typing import NamedTuple
 
-from tcpupperd.serving.counters import FIELDS, HEARTBEAT, LEAVING, OPEN, STATE
+from tcpupperd.serving.counters import (
+    ACCEPTED,
+    EARLIER_LINES,
+    FIELDS,
+    HEARTBEAT,
+    LEAVING,
+    LINES,
+    OPEN,
+    PID,
+    STARTED,
+    STATE,
+    TAKEN,
+)
 
-_SLOT_SIZE = 256  # bytes: whole cache lines, so that workers do not slow each other
-_ROW = _SLOT_SIZE // 8  # numbers
+_ROW_SIZE = 512  # bytes: whole cache lines, so that workers do not slow each other
+_ROW = _ROW_SIZE // 8  # numbers
+
+#: The numbers of the daemon. Times are CLOCK_REALTIME in microseconds.
+DAEMON = (
+    "slots",  # that were ever in use
+    "began",  # when this process began
+    "workers_started",
+    "workers_exited",  # by themselves, without having been told to
+    "workers_signalled",  # killed by others
+    "workers_hung",  # killed for not having shown a sign of life
+    "workers_late",  # killed for not having left in time
+    "reloads",
+    "reloads_failed",
+    "loaded",  # when the configuration in use came into force
+    "last_reload",  # when the last reload ended, or 0
+    "last_reload_failed",  # whether it did
+    "file_number",  # of the file that is in force: inode, 0 if there is none
+    "file_time",  # the time of its last change, in nanoseconds
+)
+(
+    SLOTS,
+    BEGAN,
+    WORKERS_STARTED,
+    WORKERS_EXITED,
+    WORKERS_SIGNALLED,
+    WORKERS_HUNG,
+    WORKERS_LATE,
+    RELOADS,
+    RELOADS_FAILED,
+    LOADED,
+    LAST_RELOAD,
+    LAST_RELOAD_FAILED,
+    FILE_NUMBER,
+    FILE_TIME,
+) = range(len(DAEMON))
 
 
 class Scoreboard:
-    """The slots of up to `size` workers, and the totals of workers that have exited."""
+    """The numbers of the daemon, and of up to `size` workers at a time."""
 
     def __init__(self, size: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, size * _SLOT_SIZE + 8))
-        self._numbers = self._memory.cast("Q")  # the last one: how many slots were ever used
-        self._free = list(reversed(range(size)))
-        self._live: list[Slot] = []
-        self._gone = [0] * len(FIELDS)
+        self._memory = memoryview(mmap.mmap(-1, (1 + size) * _ROW_SIZE))
+        self._numbers = self._memory.cast("Q")
+        self.daemon = self._numbers[:_ROW]  # its DAEMON numbers
+        self.daemon[BEGAN] = microseconds()
+        self._free = list(reversed(range(1, 1 + size)))
 
     def claim(self) -> Slot:
         """Return a slot for a new worker. Raises IndexError if all are taken."""
-        index = self._free.pop()
-        self._numbers[-1] = max(self._numbers[-1], index + 1)
-        start = index * _SLOT_SIZE
+        row = self._free.pop()
+        start = row * _ROW_SIZE
         numbers = self._memory[start : start + len(FIELDS) * 8].cast("Q")
-        slot = Slot(index, numbers)
-        self._live.append(slot)
-        return slot
+        numbers[STARTED] = numbers[HEARTBEAT] = int(monotonic() * 1_000_000)
+        numbers[EARLIER_LINES] = numbers[LINES]
+        self.daemon[SLOTS] = max(self.daemon[SLOTS], row)
+        self.daemon[WORKERS_STARTED] += 1
+        return Slot(row, numbers, numbers[ACCEPTED] + numbers[TAKEN])
 
     def release(self, slot: Slot) -> None:
-        """Add the numbers of a worker that has exited to the totals, and free its slot."""
-        for field in range(len(FIELDS)):
-            self._gone[field] += slot.numbers[field]
+        """Free the slot of a worker that has exited; its counters stay in the totals."""
+        for field in range(OPEN + 1):
             slot.numbers[field] = 0
-        self._gone[OPEN] = 0
-        self._live.remove(slot)
-        self._free.append(slot.position)
+        self._free.append(slot.row)
+
+    # Visible to every process, even for workers that were started later
 
     def totals(self) -> dict[str, int]:
         """The open connections, and all counters since the daemon started."""
+        used = self.daemon[SLOTS]
         return {
-            name: self._gone[field] + sum(slot.numbers[field] for slot in self._live)
+            name: sum(self._column(field, used))
             for field, name in enumerate(FIELDS)
             if field >= OPEN
         }
 
-    # Visible to every process, even for workers that were started later
+    def events(self) -> dict[str, int]:
+        """The counters of the daemon as a whole."""
+        return {DAEMON[field]: self.daemon[field] for field in range(WORKERS_STARTED, LOADED)}
+
+    def workers(self) -> list[list[int]]:
+        """The numbers of each worker that runs, or is about to."""
+        used = self.daemon[SLOTS]
+        rows = zip(*(self._column(field, used) for field in range(len(FIELDS))), strict=True)
+        return [list(row) for row in rows if row[PID]]
 
     def loads(self) -> list[int]:
         """The number of connections of each worker that is not leaving, including those that have
-        only just been started. (The supervisor writes the first heartbeat.)"""
-        used = self._used()  # once: the supervisor may start another worker meanwhile
+        only just been started."""
+        used = self.daemon[SLOTS]  # once: the supervisor may start another worker meanwhile
         columns = (self._column(field, used) for field in (HEARTBEAT, STATE, OPEN))
         rows = zip(*columns, strict=True)
         return [count for beat, state, count in rows if beat and state != LEAVING]
 
     def open(self) -> int:
         """The number of connections of all workers."""
-        return sum(self._column(OPEN, self._used()))
-
-    def _used(self) -> int:
-        """How many slots were ever in use."""
-        return self._numbers[-1]
+        return sum(self._column(OPEN, self.daemon[SLOTS]))
 
     def _column(self, field: int, used: int) -> list[int]:
-        return self._numbers[field : used * _ROW : _ROW].tolist()
+        return self._numbers[_ROW + field : (1 + used) * _ROW : _ROW].tolist()
+
+
+def microseconds() -> int:
+    """The time of day, as the scoreboard has it."""
+    return int(time() * 1_000_000)
 
 
 class Slot(NamedTuple):
     """A worker's place: `numbers` are its FIELDS."""
 
-    position: int
+    row: int
     numbers: memoryview
+    earlier: int  # connections that earlier workers ever had
+
+    @property
+    def connections(self) -> int:
+        """The number of connections that its worker ever had."""
+        return int(self.numbers[ACCEPTED] + self.numbers[TAKEN] - self.earlier)

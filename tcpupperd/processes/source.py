@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from tcpupperd import config
@@ -12,24 +13,30 @@ from tcpupperd.processes.store import Store
 
 log = logging.getLogger(__name__)
 
+NO_FILE = 0, 0
+
 
 class Source:
     """The file and the options, and the store with the last configuration that worked."""
 
     def __init__(self, path: str | None, options: dict[str, Any], store: Store) -> None:
-        self._path = path
+        self.path = path
         self._options = options
         self._store = store
         self.trouble = ""  # for the status line, while the last good configuration is in use
+        self._read = NO_FILE
+        self.in_force = NO_FILE
+        """The identity of the file that is in force."""
 
     def load(self) -> Config:
         """The configuration of the file and the options. Raises ConfigError if it is wrong."""
-        return config.load(self._path, self._options)
+        self._read = identity(self.path)
+        return config.load(self.path, self._options)
 
     def last_good(self) -> Config | None:
         """The last configuration that worked, without settings that this version does not know;
         None if none is stored. Options override it."""
-        if not self._path or self._store.configuration is None:
+        if not self.path or self._store.configuration is None:
             return None
         found: dict[str, Any] = {}
         for line in self._store.configuration.splitlines():
@@ -52,13 +59,24 @@ class Source:
         """Log that the last configuration that worked is in use."""
         for line in str(error).splitlines():
             log.error("%s", line)
-        log.error("running with the last good configuration; correct %s and reload", self._path)
-        self.trouble = f"{self._path} is wrong, running with the last good configuration"
+        log.error("running with the last good configuration; correct %s and reload", self.path)
+        self.trouble = f"{self.path} is wrong, running with the last good configuration"
 
     def keep(self, good: Config) -> None:
         """Store a configuration that works."""
-        if self._path:
+        self.in_force = NO_FILE if self.trouble else self._read
+        if self.path:
             self._store.keep_configuration(written(good))
+
+
+def identity(path: str | None) -> tuple[int, int]:
+    """What shows whether a file was changed or replaced: its inode and the time of the last change
+    of its content, in nanoseconds. NO_FILE if there is none."""
+    try:
+        found = os.stat(path or "")
+    except OSError:
+        return NO_FILE
+    return found.st_ino, found.st_mtime_ns
 
 
 def written(settings: Config) -> str:

@@ -19,11 +19,26 @@ from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import signals, worker
 from tcpupperd.processes.conflicts import conflicts
-from tcpupperd.processes.scoreboard import Scoreboard, Slot
+from tcpupperd.processes.scoreboard import (
+    FILE_NUMBER,
+    FILE_TIME,
+    LAST_RELOAD,
+    LAST_RELOAD_FAILED,
+    LOADED,
+    RELOADS,
+    RELOADS_FAILED,
+    WORKERS_EXITED,
+    WORKERS_HUNG,
+    WORKERS_LATE,
+    WORKERS_SIGNALLED,
+    Scoreboard,
+    Slot,
+    microseconds,
+)
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
 from tcpupperd.processes.worker_process import WorkerProcess
-from tcpupperd.serving.counters import HEARTBEAT, OPEN
+from tcpupperd.serving.counters import OPEN
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -170,7 +185,6 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         slot = self._scoreboard.claim()
-        slot.numbers[HEARTBEAT] = int(monotonic() * 1_000_000)
         try:
             pid, control = self._fork(slot)
         except OSError as error:
@@ -237,6 +251,8 @@ class Supervisor:
         if retired:
             log.debug("worker %d has left", dead.pid)
             return
+        if not dead.killed:
+            self._count(WORKERS_EXITED if status >= 0 else WORKERS_SIGNALLED)
         how = f"worker {dead.pid} {signals.describe(status)}"
         if dead.generation == self._generation and not accepted:
             self._cannot_start(f"{how} before it could accept connections")
@@ -268,6 +284,7 @@ class Supervisor:
         for one in workers:
             served = counted(one.slot.numbers[OPEN], "connection")
             log.warning("killing worker %d, %s", one.pid, served)
+            self._count(WORKERS_LATE)
             one.kill()
 
     # Reload
@@ -306,9 +323,15 @@ class Supervisor:
         for line in why.splitlines():
             log.error("reload failed, going on as before: %s", line)
         self._trouble = self._source.trouble or "the last reload failed, see the log"
+        self._reload_ended(RELOADS_FAILED)
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
         self._tell_status()
+
+    def _reload_ended(self, outcome: int) -> None:
+        self._count(outcome)
+        self._scoreboard.daemon[LAST_RELOAD] = microseconds()
+        self._scoreboard.daemon[LAST_RELOAD_FAILED] = outcome == RELOADS_FAILED
 
     def _settled(self) -> None:
         """Complete a start or reload, once all workers of the current configuration accept."""
@@ -325,9 +348,13 @@ class Supervisor:
         passed, kept = self._listeners.passed, self._store.keeps
         for level, text in conflicts(self._config, passed=passed, kept=kept):
             log.log(level, "%s", text)
-        self._source.keep(self._config)
         if self._ready:
             self._trouble = self._source.trouble = ""
+            self._reload_ended(RELOADS)
+        self._source.keep(self._config)
+        numbers = self._scoreboard.daemon
+        numbers[LOADED] = microseconds()
+        numbers[FILE_NUMBER], numbers[FILE_TIME] = self._source.in_force
         order = worker.GIVE_WITH_QUEUES if dropped else worker.GIVE
         self._retire((w for w in self._workers.values() if w not in self._current()), order)
         self._before_reload = None
@@ -401,6 +428,7 @@ class Supervisor:
             # By the time at which we looked, for we too may be stopped in between.
             if min(one.silent_for(now), now - self._awake_since) > interval:
                 log.error("worker %d shows no sign of life, killing it", one.pid)
+                self._count(WORKERS_HUNG)
                 one.kill()
 
     def _check_store(self) -> None:
@@ -428,7 +456,10 @@ class Supervisor:
             parts.append(self._trouble)
         self._notifier.status("; ".join(parts))
 
+    def _count(self, field: int) -> None:
+        self._scoreboard.daemon[field] += 1
+
     def _log_counters(self) -> None:
-        totals = self._scoreboard.totals()
-        log.info("counters: %s", " ".join(f"{name}={count}" for name, count in totals.items()))
+        counters = self._scoreboard.totals() | self._scoreboard.events()
+        log.info("counters: %s", " ".join(f"{name}={count}" for name, count in counters.items()))
         self._tell_status()

@@ -9,7 +9,7 @@ import signal
 from time import monotonic
 
 from tcpupperd.processes.scoreboard import Slot
-from tcpupperd.serving.counters import ACCEPTED, ACCEPTING, HEARTBEAT, STATE, TAKEN
+from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, PID, STATE
 
 #: Seconds after which a worker without a client counts as one that works.
 LONG = 10.0
@@ -23,7 +23,9 @@ class WorkerProcess:
         self.slot = slot
         self.generation = generation
         self.started = monotonic()
+        slot.numbers[PID] = pid
         self.kill_at = math.inf
+        self.killed = False
         self._control: int | None = control
 
     @property
@@ -34,8 +36,7 @@ class WorkerProcess:
     @property
     def served(self) -> bool:
         """Whether it ever had a connection, or lived long enough to have had one."""
-        had_one = self.slot.numbers[ACCEPTED] or self.slot.numbers[TAKEN]
-        return bool(had_one) or monotonic() - self.started > LONG
+        return self.slot.connections > 0 or monotonic() - self.started > LONG
 
     @property
     def retired(self) -> bool:
@@ -64,4 +65,5 @@ class WorkerProcess:
     def kill(self) -> None:
         """Kill it. There is no milder way, because it handles no signals."""
         self.kill_at = math.inf
+        self.killed = True
         os.kill(self.pid, signal.SIGKILL)

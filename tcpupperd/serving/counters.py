@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence
 
-#: The counters in the order of a slot. The first three describe the state of the worker; the rest
-#: only grow, and stay in the totals after the worker has exited.
+#: The numbers of a worker, in the order of its slot. Those up to "open" describe the worker that
+#: has the slot; the rest only grow, and the next worker that gets the slot goes on from there.
 FIELDS = (
     "state",
     "heartbeat",  # CLOCK_MONOTONIC in microseconds when the last loop iteration began
+    "pid",
+    "started",  # CLOCK_MONOTONIC in microseconds
+    "earlier_lines",  # answered by earlier workers in this slot
     "open",  # connections open now
     "accepted",
     "taken",  # over from another process
@@ -29,6 +32,9 @@ FIELDS = (
 (
     STATE,
     HEARTBEAT,
+    PID,
+    STARTED,
+    EARLIER_LINES,
     OPEN,
     ACCEPTED,
     TAKEN,
@@ -64,8 +70,8 @@ class Tally:
     ) -> None:
         self.numbers = [0] * len(FIELDS) if numbers is None else numbers
         self.debug = debug  # whether connections and data are also logged
-        self.lines = 0  # answered
-        self.bytes = 0  # sent
+        self.lines = self.numbers[LINES]  # answered
+        self.bytes = self.numbers[BYTES]  # sent
 
     def add(self, field: int, count: int = 1) -> None:
         """Count a rare event."""

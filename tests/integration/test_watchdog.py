@@ -67,6 +67,8 @@ def test_stuck_worker_is_replaced() -> None:
         assert f"worker {stuck} shows no sign of life" in daemon.log
         assert other in daemon.workers()
         assert daemon.connect().ask(b"hello") == b"HELLO"
+        counters = daemon.counters()
+        assert (counters["workers_hung"], counters["workers_signalled"]) == (1, 0)
 
 
 def test_service_that_was_stopped_as_a_whole_goes_on() -> None:

@@ -1,15 +1,34 @@
 """Counters that processes share."""
 
 import os
+from time import monotonic
 
 import pytest
 
-from tcpupperd.processes.scoreboard import Scoreboard
-from tcpupperd.serving.counters import ACCEPTING, FIELDS, HEARTBEAT, LINES, OPEN, STATE
+from tcpupperd.processes.scoreboard import BEGAN, Scoreboard
+from tcpupperd.serving.counters import (
+    ACCEPTED,
+    ACCEPTING,
+    EARLIER_LINES,
+    FIELDS,
+    HEARTBEAT,
+    LINES,
+    OPEN,
+    PID,
+    STARTED,
+    STARTING,
+    STATE,
+    Tally,
+)
 
 
-def test_new_slot_is_all_zero_and_has_a_number_for_each_field() -> None:
-    assert list(Scoreboard(1).claim().numbers) == [0] * len(FIELDS)
+def test_new_slot_has_a_number_for_each_field_and_only_the_time_is_set() -> None:
+    before = monotonic()
+    numbers = list(Scoreboard(1).claim().numbers)
+    assert before - 0.001 <= numbers[STARTED] / 1_000_000 <= monotonic()
+    assert numbers[HEARTBEAT] == numbers[STARTED]
+    numbers[STARTED] = numbers[HEARTBEAT] = 0
+    assert numbers == [0] * len(FIELDS)
 
 
 def test_slots_do_not_overlap() -> None:
@@ -19,7 +38,7 @@ def test_slots_do_not_overlap() -> None:
         for field in range(len(FIELDS)):
             slot.numbers[field] = value
     assert [set(slot.numbers) for slot in slots] == [{1}, {2}, {3}]
-    assert len({slot.position for slot in slots}) == 3
+    assert len({slot.row for slot in slots}) == 3
 
 
 def test_there_are_no_more_slots_than_said() -> None:
@@ -29,16 +48,49 @@ def test_there_are_no_more_slots_than_said() -> None:
     with pytest.raises(IndexError):
         board.claim()
     board.release(second)
-    assert board.claim().position == second.position
+    assert board.claim().row == second.row
 
 
-def test_released_slot_is_clean_for_the_next() -> None:
+def test_released_slot_has_no_worker_any_more() -> None:
     board = Scoreboard(1)
     slot = board.claim()
     slot.numbers[STATE] = ACCEPTING
-    slot.numbers[HEARTBEAT] = 2**64 - 1
+    slot.numbers[PID], slot.numbers[OPEN] = 1, 7
+    assert (len(board.workers()), board.loads(), board.open()) == (1, [7], 7)
     board.release(slot)
-    assert list(board.claim().numbers) == [0] * len(FIELDS)
+    assert (board.workers(), board.loads(), board.open()) == ([], [], 0)
+    assert board.claim().numbers[STATE] == STARTING
+
+
+def test_worker_goes_on_counting_where_the_one_before_it_stopped() -> None:
+    board = Scoreboard(1)
+    first = board.claim()
+    Tally(first.numbers).add(ACCEPTED, 5)
+    Tally(first.numbers).add(LINES, 9)
+    board.release(first)
+    second = board.claim()
+    assert (second.connections, second.numbers[EARLIER_LINES]) == (0, 9)
+    tally = Tally(second.numbers)
+    tally.lines += 1
+    tally.add(ACCEPTED)
+    tally.publish(1)
+    assert (second.connections, board.totals()["lines"], board.totals()["accepted"]) == (1, 10, 6)
+
+
+def test_total_never_counts_twice_or_falls_while_a_worker_is_replaced() -> None:
+    board = Scoreboard(2)
+    slot = board.claim()
+    slot.numbers[LINES] = 5
+    reader = os.fork()
+    if not reader:
+        while board.totals()["lines"] == 5 and board.daemon[BEGAN] != 1:
+            pass
+        os._exit(board.totals()["lines"] != 5)
+    for _ in range(2000):
+        board.release(slot)
+        slot = board.claim()
+    board.daemon[BEGAN] = 1  # the sign to end
+    assert os.waitpid(reader, 0)[1] == 0
 
 
 def test_totals_outlive_the_worker_but_its_connections_do_not() -> None:
@@ -50,7 +102,7 @@ def test_totals_outlive_the_worker_but_its_connections_do_not() -> None:
     board.release(gone)
     assert board.totals()["lines"] == 10
     assert board.totals()["open"] == 3
-    assert board.totals().keys() == set(FIELDS) - {"state", "heartbeat"}
+    assert list(board.totals()) == list(FIELDS[OPEN:])
 
 
 def test_what_a_child_counts_its_parent_reads() -> None:
