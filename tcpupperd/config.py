@@ -201,6 +201,14 @@ SETTINGS = (
         " again without an answer from its host; 0: never",
     ),
     Setting(
+        "shutdown_delay",
+        0.0,
+        seconds(0, 3600),
+        "SECONDS",
+        "time to go on serving before a stop, while the agent tells load balancers to send new"
+        " clients elsewhere; 0: none",
+    ),
+    Setting(
         "drain_timeout",
         10.0,
         seconds(0, 3600),
@@ -234,6 +242,7 @@ class Config:
     line_timeout: float
     write_timeout: float
     keepalive: float
+    shutdown_delay: float
     drain_timeout: float
     log_level: str
 

@@ -46,6 +46,7 @@ DAEMON = (
     "last_reload_failed",  # whether it did
     "file_number",  # of the file that is in force: inode, 0 if there is none
     "file_time",  # the time of its last change, in nanoseconds
+    "leaves",  # whether it was told to stop, and new clients should go elsewhere
 )
 (
     SLOTS,
@@ -62,6 +63,7 @@ DAEMON = (
     LAST_RELOAD_FAILED,
     FILE_NUMBER,
     FILE_TIME,
+    LEAVES,
 ) = range(len(DAEMON))
 
 

@@ -24,6 +24,7 @@ from tcpupperd.processes.scoreboard import (
     FILE_TIME,
     LAST_RELOAD,
     LAST_RELOAD_FAILED,
+    LEAVES,
     LOADED,
     RELOADS,
     RELOADS_FAILED,
@@ -91,6 +92,7 @@ class Supervisor:
         self._trouble = source.trouble  # for the end of the status line
         self._started: Callable[[], None] = lambda: None
         self._ready = False
+        self._stop_at = math.inf  # when shutdown_delay ends
         self._stopping = False
         self._order = worker.DRAIN  # the order that the workers were given when stopping
         self._take_back = False  # whether to take connections back out of the channel
@@ -130,14 +132,17 @@ class Supervisor:
 
     def _deadlines(self) -> list[float]:
         retry = self._retry_at if self._missing() else math.inf
-        return [retry, self._next_watch, *(one.kill_at for one in self._workers.values())]
+        kills = (one.kill_at for one in self._workers.values())
+        return [retry, self._next_watch, self._stop_at, *kills]
 
     def _dispatch(self, signal_number: int | None) -> None:
         match signal_number:
             case signal.SIGTERM | signal.SIGINT:
-                self._stop(worker.DRAIN)
+                self._leave()
+            case signal.SIGUSR2 if self._store.keeps:
+                self._stop(worker.STORE)
             case signal.SIGUSR2:
-                self._stop(worker.STORE if self._store.keeps else worker.DRAIN)
+                self._leave()
             case signal.SIGHUP:
                 self._reload_wanted = True
             case signal.SIGUSR1:
@@ -148,7 +153,9 @@ class Supervisor:
         self._reap()
         self._watch()
         self._check_store()
-        if self._reload_wanted and self._ready and not self._before_reload and not self._stopping:
+        if self._stop_at <= monotonic():
+            self._stop(worker.DRAIN)
+        if self._reload_wanted and self._ready and not self._before_reload and not self._leaving:
             self._begin_reload()
         while self._missing() and monotonic() >= self._retry_at:
             self._start_worker()
@@ -366,10 +373,30 @@ class Supervisor:
 
     # Stop
 
+    @property
+    def _leaving(self) -> bool:
+        """Whether this process is about to stop, or is stopping."""
+        return self._stopping or self._stop_at < math.inf
+
+    def _leave(self) -> None:
+        """Stop; with shutdown_delay, after that time or when told again. Meanwhile, clients are
+        served, and the agent tells load balancers to send new ones elsewhere."""
+        delay = self._config.shutdown_delay
+        if not delay or not self._ready or self._leaving:
+            self._stop(worker.DRAIN)
+            return
+        self._stop_at = monotonic() + delay
+        self._scoreboard.daemon[LEAVES] = True
+        self._notifier.stopping()
+        self._notifier.extend_timeout(delay + self._config.drain_timeout + 2 * GRACE)
+        log.info("stopping in %g s (shutdown_delay), or when told again", delay)
+        self._tell_status()
+
     def _stop(self, order: bytes) -> None:
         if self._stopping:
             self._stop_again(order)
             return
+        self._stop_at = math.inf
         self._stopping = True
         self._order = order
         self._notifier.stopping()
@@ -443,8 +470,9 @@ class Supervisor:
 
     def _tell_status(self) -> None:
         totals = self._scoreboard.totals()
+        serving = f"{'Stopping soon, l' if self._leaving else 'L'}istening on {self._listeners}"
         parts = [
-            f"{'Stopping' if self._stopping else 'Listening on ' + str(self._listeners)}",
+            "Stopping" if self._stopping else serving,
             f"{counted(len(self._workers), 'worker')}, {counted(totals['open'], 'connection')}",
             f"{counted(totals['lines'], 'line')} answered",
         ]

@@ -16,7 +16,7 @@ from tcpupperd.config import Config
 from tcpupperd.host import descriptors
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
-from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.scoreboard import LEAVES, Scoreboard
 from tcpupperd.processes.transfer import Giver, Taker, messages_in
 from tcpupperd.serving.acceptor import ACCEPTS_PER_TURN
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, LEAVING, STATE
@@ -89,6 +89,10 @@ class Worker(UpperServer):
         if not self._context.heartbeat:
             return timeout
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
+
+    def is_leaving(self) -> bool:
+        """Whether new clients should go to another server: the daemon stops soon."""
+        return bool(self._context.scoreboard.daemon[LEAVES]) or super().is_leaving()
 
     def _allowance(self) -> float:
         """How many connections this worker may accept so that a restart can hand over those of

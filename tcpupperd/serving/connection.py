@@ -167,6 +167,12 @@ class Connection:
             return Next.WATCH
         return self._end_our_side(now) if protocol.finished else None
 
+    def open(self, now: float) -> Next | None:
+        """Send the protocol's opening to a client that has just connected."""
+        if not self._send(self.protocol.opening):
+            return Next.WATCH
+        return self._end_our_side(now) if self.protocol.finished else None
+
     def end(self, now: float) -> Next | None:
         """Stop answering: flush, end our side and wait a little for the client to end its side."""
         self.protocol.finish()

@@ -22,6 +22,10 @@ class Protocol(typing.Protocol):
         """The service that it belongs to; constant."""
 
     @property
+    def opening(self) -> bytes:
+        """What to send as soon as the client has connected."""
+
+    @property
     def finished(self) -> bool:
         """Whether nothing more will be answered."""
 
@@ -57,6 +61,7 @@ class LineProtocol:
     __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line")
 
     service = "upper"
+    opening = b""
 
     def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
         self._max_line = max_line
@@ -147,6 +152,7 @@ class ChunkProtocol:
     __slots__ = ("_limit", "finished", "lines")
 
     service = "upper"
+    opening = b""
     held = b""
     mid_line = False
 

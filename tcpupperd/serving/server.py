@@ -33,7 +33,7 @@ from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.services import Service, service_of
+from tcpupperd.serving.services import Service, Situation, service_of, upper
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,9 @@ class UpperServer(socketserver.BaseServer):
         for listener in listeners:
             listener.prepare(self.config.keepalive)
         self.draining: Drain | None = None
+        self._situation = Situation(self.config, self.is_leaving)
         self._services = {one: service_of(one.name) for one in listeners}
-        self._service = service_of("")  # of the connection that is being accepted
+        self._service: Service = upper  # of the connection that is being accepted
         self._refusals = RateLimitedLog(log)
         self._stop_requested = False
         self._closed = False
@@ -155,6 +156,10 @@ class UpperServer(socketserver.BaseServer):
 
     # Ends
 
+    def is_leaving(self) -> bool:
+        """Whether new clients should go to another server, because this one stops soon."""
+        return self.draining is not None
+
     def drain(self, *, take_queues: bool = True, gentle: bool = True) -> Drain:
         """Stop accepting, answer what has been received, and end all connections.
 
@@ -207,7 +212,7 @@ class UpperServer(socketserver.BaseServer):
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
         """Serve a new connection, or end it if `verify_request` refuses it."""
-        self._service = self._services[listener] if listener else service_of("")
+        self._service = self._services[listener] if listener else upper
         try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
@@ -246,16 +251,19 @@ class UpperServer(socketserver.BaseServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Add a connection to those that are served. No handler is created: the connection does
         what `RequestHandlerClass` would do."""
-        self.connections.add(self.new_connection(request, client_address, self._service))
+        connection = self.new_connection(request, client_address, self._service)
+        self.connections.add(connection)
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
+        if connection.protocol.opening:
+            self.connections.attempt(Connection.open, connection)
 
     def new_connection(
         self, request: socket.socket, client_address: Any, service: Service
     ) -> Connection:
         """Create a connection, without serving it yet."""
         limits = self.connections.limits
-        return Connection(request, client_address, service(self.config), limits, self.tally)
+        return Connection(request, client_address, service(self._situation), limits, self.tally)
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection without losing answers in flight; when it has ended, `close_request` is

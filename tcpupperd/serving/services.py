@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tcpupperd.config import Config
+from tcpupperd.serving.agent import AgentProtocol
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 
+
+class Situation(NamedTuple):
+    """What a service may know of the server."""
+
+    config: Config
+    is_leaving: Callable[[], bool]  # whether it stops soon, so new clients should go elsewhere
+
+
 #: Makes the protocol of a new connection.
-Service = Callable[[Config], Protocol]
+Service = Callable[[Situation], Protocol]
 
 
-def upper(config: Config) -> Protocol:
+def upper(situation: Situation) -> Protocol:
     """Answers in upper case, with the configured framing."""
+    config = situation.config
     if config.framing == "none":
         return ChunkProtocol(config.lines_per_connection)
     return LineProtocol(config.max_line, config.lines_per_connection)
 
 
+def agent(situation: Situation) -> Protocol:
+    """Tells load balancers whether new clients are welcome."""
+    return AgentProtocol(leaving=situation.is_leaving())
+
+
 #: By the name of a listener: FileDescriptorName= of systemd.socket(5).
-SERVICES: dict[str, Service] = {"upper": upper}
+SERVICES: dict[str, Service] = {"upper": upper, "agent": agent}
 
 
 def service_of(name: str) -> Service:

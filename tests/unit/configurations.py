@@ -22,6 +22,7 @@ SECONDS = {
     "line_timeout": (0, 86400),
     "write_timeout": (0, 86400),
     "keepalive": (0, 32767),
+    "shutdown_delay": (0, 3600),
     "drain_timeout": (0, 3600),
 }
 WORDS = {
