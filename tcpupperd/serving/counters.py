@@ -19,6 +19,11 @@ FIELDS = (
     "lines",
     "bytes",
     "refused",  # over max_connections_per_source
+    "proxy_untrusted",  # refused: no header of the PROXY protocol is accepted from this address
+    "proxy_absent",  # refused: something else came instead of the header
+    "proxy_incomplete",  # refused: the header ended too early, or did not end in time
+    "proxy_invalid",  # refused: the header does not follow the specification
+    "proxy_checksum",  # refused: the checksum of the header is wrong
     "reset",  # by the client, or failed in another way
     "idle_timeout",
     "line_timeout",
@@ -42,6 +47,11 @@ FIELDS = (
     LINES,
     BYTES,
     REFUSED,
+    PROXY_UNTRUSTED,
+    PROXY_ABSENT,
+    PROXY_INCOMPLETE,
+    PROXY_INVALID,
+    PROXY_CHECKSUM,
     RESET,
     IDLE_TIMEOUT,
     LINE_TIMEOUT,

@@ -1,0 +1,243 @@
+"""The header of the PROXY protocol, versions 1 and 2, sans I/O.
+
+A load balancer sends it ahead of a client's data to tell the client's address. The specification
+is HAProxy's doc/proxy-protocol.txt; what is quoted below is from there. A receiver must not guess:
+what is not exactly a header is refused, with a reason that helps whoever runs the balancer.
+
+Libraries for this accept more, such as a port "+80" or a line without end: `int` and `ip_address`
+of Python do. Here, a number is ASCII digits and an address is what inet_pton(3) accepts.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from functools import cache
+from typing import NamedTuple
+
+from tcpupperd.serving.counters import PROXY_ABSENT, PROXY_CHECKSUM, PROXY_INVALID
+
+#: The beginning of a header of version 1, which is a line of text.
+KEYWORD = b"PROXY "
+
+#: "If the CRLF sequence is not found in the first 107 characters, the receiver should declare the
+#: line invalid."
+LINE_MAX = 107
+
+_FAMILIES = {"TCP4": socket.AF_INET, "TCP6": socket.AF_INET6}
+_LINE_END = re.compile(rb"[\r\n]")
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+
+#: The beginning of a header of version 2.
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+
+#: Signature; version and command, four bits each; address family and transport protocol, four bits
+#: each; the length of the rest.
+_HEAD = struct.Struct("!12sBBH")
+_LOCAL, _PROXY = 0, 1  # commands
+_FAMILY_MAX, _TRANSPORT_MAX = 3, 2  # AF_UNIX, DGRAM
+
+#: The types of the extensions after the addresses (TLVs: type, length, value) that matter here.
+_TLV = struct.Struct("!BH")
+_CRC32C = 3
+
+
+class Header(NamedTuple):
+    """A complete header."""
+
+    size: int  # in bytes
+    source: tuple[str, int] | str | None
+    """The client's host and port, or "" if it is on a Unix socket; None if the header names no
+    client, which means that the connection itself is the client's."""
+
+
+class HeaderError(Exception):
+    """It is not a header: `counter` counts the kind of reason, the message is the exact one."""
+
+    def __init__(self, counter: int, message: str) -> None:
+        super().__init__(message)
+        self.counter = counter
+
+
+def parse(data: bytes | bytearray) -> Header | None:
+    """The header at the beginning of `data`, or None if it is not complete yet.
+
+    Raises HeaderError once `data` cannot become a header. The outcome does not depend on how the
+    bytes were split. The size of a header is limited only by its format, to 65,551 bytes.
+    """
+    if data.startswith(SIGNATURE):
+        return _parse_binary(data)
+    if data.startswith(KEYWORD):
+        return _parse_line(data)
+    if SIGNATURE.startswith(data) or KEYWORD.startswith(data):
+        return None
+    at = max(_common(data, SIGNATURE), _common(data, KEYWORD))
+    raise HeaderError(
+        PROXY_ABSENT, f"no header begins like this: byte {at + 1} is {data[at]:#04x}"
+    )
+
+
+def _common(data: bytes | bytearray, start: bytes) -> int:
+    """The number of bytes that are the same at the beginning of both."""
+    pairs = enumerate(zip(data, start, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(data), len(start)))
+
+
+def _invalid(message: str) -> HeaderError:
+    return HeaderError(PROXY_INVALID, message)
+
+
+# Version 1
+
+
+def _parse_line(data: bytes | bytearray) -> Header | None:
+    found = _LINE_END.search(data, 0, LINE_MAX - 1)
+    if not found:
+        if len(data) >= LINE_MAX - 1:
+            raise _invalid(f"there is no CRLF in the first {LINE_MAX} bytes")
+        return None
+    end, size = found.start(), found.end() + 1
+    if found[0] == b"\n":
+        raise _invalid(f"byte {size - 1} is an LF without a CR")
+    if len(data) < size:
+        return None
+    if data[size - 1] != ord("\n"):
+        raise _invalid(f"byte {size - 1} is a CR without an LF")
+    return Header(size, _source_in(data[:end].decode("ascii", "backslashreplace").split(" ")))
+
+
+def _source_in(fields: list[str]) -> tuple[str, int] | None:
+    """The source in the fields of a line: keyword, family, two addresses, two ports."""
+    family = fields[1]
+    if family == "UNKNOWN":  # "the receiver must ignore anything presented before the CRLF"
+        return None
+    if family not in _FAMILIES:
+        raise _invalid(f"{family!r} is none of TCP4, TCP6 and UNKNOWN")
+    if len(fields) != 6:
+        raise _invalid(f"there are {len(fields)} fields, not 6, with single spaces between them")
+    host, _ = [_host(family, text) for text in fields[2:4]]
+    port, _ = [_port(text) for text in fields[4:]]
+    return host, port
+
+
+def _host(family: str, text: str) -> str:
+    """An address, as the kernel's are written."""
+    number = _FAMILIES[family]
+    try:
+        return socket.inet_ntop(number, socket.inet_pton(number, text))
+    except (OSError, ValueError):  # ValueError: a NUL
+        raise _invalid(f"{text!r} is not an address of {family}") from None
+
+
+def _port(text: str) -> int:
+    if _PORT.fullmatch(text) and int(text) <= 65535:
+        return int(text)
+    raise _invalid(f"{text!r} is not a port: a number from 0 to 65535 without leading zeros")
+
+
+# Version 2
+
+
+class _Layout(NamedTuple):
+    """How two addresses are written."""
+
+    family: int
+    address_size: int
+    size: int  # of both, with their ports if they have any
+
+
+#: By family and transport protocol: those of streams. "The receiver should ignore address
+#: information" of any other, and what follows it is unknown.
+_LAYOUTS = {
+    0x11: _Layout(socket.AF_INET, 4, 12),
+    0x21: _Layout(socket.AF_INET6, 16, 36),
+    0x31: _Layout(socket.AF_UNIX, 108, 216),
+}
+
+
+def _parse_binary(data: bytes | bytearray) -> Header | None:
+    if len(data) < _HEAD.size:
+        return None
+    _, version_command, kind, length = _HEAD.unpack_from(data)
+    layout = _layout(version_command, kind)
+    if layout and length < layout.size:
+        raise _invalid(f"its length is {length}, but the addresses have {layout.size} bytes")
+    size = _HEAD.size + length
+    if len(data) < size:
+        return None
+    if not layout:
+        return Header(size, None)
+    header = bytes(data[:size])
+    _check_extensions(header, _HEAD.size + layout.size)
+    return Header(size, _source_of(header, layout))
+
+
+def _layout(version_command: int, kind: int) -> _Layout | None:
+    """The layout of the addresses, or None if they are to be ignored."""
+    version, command = divmod(version_command, 16)
+    if version != 2:
+        raise _invalid(f"its version is {version}, not 2")
+    if command == _LOCAL:  # "must [...] discard the protocol block including the family"
+        return None
+    if command != _PROXY:
+        raise _invalid(f"its command is {command}, neither 0 (LOCAL) nor 1 (PROXY)")
+    family, transport = divmod(kind, 16)
+    if family > _FAMILY_MAX:
+        raise _invalid(f"its address family is {family}, above {_FAMILY_MAX} (AF_UNIX)")
+    if transport > _TRANSPORT_MAX:
+        raise _invalid(f"its transport protocol is {transport}, above {_TRANSPORT_MAX} (DGRAM)")
+    return _LAYOUTS.get(kind)
+
+
+def _source_of(header: bytes, layout: _Layout) -> tuple[str, int] | str:
+    if layout.family == socket.AF_UNIX:
+        return ""
+    end = _HEAD.size + layout.address_size
+    ports = end + layout.address_size
+    host = socket.inet_ntop(layout.family, header[_HEAD.size : end])
+    return host, int.from_bytes(header[ports : ports + 2], "big")
+
+
+def _check_extensions(header: bytes, start: int) -> None:
+    """Raise HeaderError unless the extensions end exactly where the header ends, and a checksum
+    among them is right. Their other contents do not matter here."""
+    checksum = None
+    at = start
+    while at < len(header):
+        value = at + _TLV.size
+        if value > len(header):
+            raise _invalid(f"it ends within the TLV that begins with byte {at + 1}")
+        kind, length = _TLV.unpack_from(header, at)
+        at = value + length
+        if at > len(header):
+            raise _invalid(f"its TLV of type {kind:#04x} ends {at - len(header)} bytes after it")
+        if kind == _CRC32C:
+            if checksum or length != 4:
+                raise _invalid("its checksum is not one TLV of 4 bytes")
+            checksum = slice(value, at)
+    if checksum:
+        _verify(header, checksum)
+
+
+def _verify(header: bytes, checksum: slice) -> None:
+    found = int.from_bytes(header[checksum], "big")
+    right = crc32c(header[: checksum.start] + bytes(4) + header[checksum.stop :])
+    if found != right:
+        raise HeaderError(PROXY_CHECKSUM, f"its CRC32c is {found:#010x}, not {right:#010x}")
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of RFC 4960, appendix B, which Python's library lacks."""
+    table, rest = _crc_table(), 0xFFFFFFFF
+    for byte in data:
+        rest = table[(rest ^ byte) & 0xFF] ^ rest >> 8
+    return rest ^ 0xFFFFFFFF
+
+
+@cache
+def _crc_table() -> list[int]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [rest >> 1 ^ 0x82F63B78 * (rest & 1) for rest in table]
+    return table
