@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 #: The length limit of a Unix socket's path, in bytes: sun_path of unix(7), less the NUL.
@@ -18,7 +19,7 @@ _IPV4_LIKE = re.compile(r"[0-9.]+")
 
 #: The services that a listener can have, by name: the rows of `serving.services.SERVICES`. The
 #: first is that of a listener without a name.
-SERVICES = ("upper", "agent")
+SERVICES = ("upper", "proxy", "agent")
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
@@ -92,6 +93,61 @@ def plain_host(host: str) -> str:
     return host.removeprefix("::ffff:")
 
 
+class Networks:
+    """A set of networks, in which to look up the addresses of clients."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._networks = [parse_network(text) for text in texts]
+
+    def __contains__(self, client_address: Any) -> bool:
+        """Whether a client's address is in one of them. Local clients always are: the permissions
+        of a Unix socket decide who can connect to it."""
+        if not isinstance(client_address, tuple):
+            return True
+        packed = _packed(client_address[0].partition("%")[0])
+        return any(
+            len(network) == len(packed) and _first_bits(packed, prefix) == network
+            for network, prefix in self._networks
+        )
+
+
+def parse_network(text: str) -> tuple[bytes, int]:
+    """Parse an IP address, or a network such as 192.0.2.0/24; return the first address, packed,
+    and the number of bits that count. Raises ValueError."""
+    host, slash, size = text.partition("/")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not _is_ip(family, host):
+        raise ValueError(f'"{text}": must be an IP address or a network such as 192.0.2.0/24')
+    packed = socket.inet_pton(family, host)
+    if family == socket.AF_INET6 and packed.startswith(MAPPED_PREFIX):
+        raise ValueError(
+            f'"{text}": is an IPv4 address in the form of IPv6; write it in its own form'
+        )
+    bits = len(packed) * 8
+    if slash and not (re.fullmatch(r"0|[1-9][0-9]{0,2}", size, re.ASCII) and int(size) <= bits):
+        raise ValueError(f'"{text}": the prefix length must be a number from 0 to {bits}')
+    prefix = int(size) if slash else bits
+    first = _first_bits(packed, prefix)
+    if first != packed:
+        network = f"{socket.inet_ntop(family, first)}/{prefix}"
+        raise ValueError(f'"{text}": is not the first address of its network; write "{network}"')
+    return packed, prefix
+
+
+def _first_bits(packed: bytes, count: int) -> bytes:
+    """An address with all bits after the first `count` cleared."""
+    rest = len(packed) * 8 - count
+    return (int.from_bytes(packed, "big") >> rest << rest).to_bytes(len(packed), "big")
+
+
+def _packed(host: str) -> bytes:
+    """An IP address in binary form: 4 bytes, also if it is IPv4-mapped, or 16."""
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)
+    packed = socket.inet_pton(socket.AF_INET6, host)
+    return packed.removeprefix(MAPPED_PREFIX)
+
+
 def source_of(client_address: Any) -> str:
     """The source that `max_connections_per_source` counts: an IPv4 address, or the first 64 bits
     of an IPv6 address, because providers assign at least a /64 to each customer; "" for a local
@@ -101,7 +157,5 @@ def source_of(client_address: Any) -> str:
     host = client_address[0]
     if ":" not in host:
         return str(host)
-    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if packed.startswith(MAPPED_PREFIX):
-        return socket.inet_ntop(socket.AF_INET, packed[len(MAPPED_PREFIX) :])
-    return packed[:8].hex()
+    packed = _packed(host.partition("%")[0])
+    return socket.inet_ntop(socket.AF_INET, packed) if len(packed) == 4 else packed[:8].hex()

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tcpupperd.address import parse_address, split_service
+from tcpupperd.address import parse_address, parse_network, split_service
 from tcpupperd.errors import ExpectedError
 
 #: The maximum size of a configuration file, in bytes. A wrong path must not fill the memory.
@@ -114,6 +114,15 @@ def addresses(value: Any) -> tuple[str, ...]:
     raise ValueError('must be a list of addresses, for example ["localhost:9999"]')
 
 
+def networks(value: Any) -> tuple[str, ...]:
+    """A list of IP addresses and networks."""
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        for item in value:
+            parse_network(item)
+        return tuple(value)
+    raise ValueError('must be a list of addresses and networks, for example ["192.0.2.0/24"]')
+
+
 DAY = 86400
 
 #: The maximum of TCP_KEEPIDLE, tcp(7), in seconds.
@@ -127,6 +136,14 @@ SETTINGS = (
         "ADDRESS",
         "address to listen on: host:port, [::1]:port, port, /path or @abstract, after NAME= for a"
         " service other than upper; may be repeated; ignored if a service manager passes sockets",
+    ),
+    Setting(
+        "proxy_from",
+        ("127.0.0.0/8", "::1"),
+        networks,
+        "NETWORK",
+        "address or network of load balancers that may connect to the service proxy; may be"
+        " repeated",
     ),
     Setting(
         "workers",
@@ -232,6 +249,7 @@ class Config:
     """
 
     listen: tuple[str, ...]
+    proxy_from: tuple[str, ...]
     workers: int | str
     framing: str
     lines_per_connection: int

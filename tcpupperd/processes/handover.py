@@ -24,9 +24,10 @@ VERSION = 2
 #: Of the messages in the channel.
 FORMAT = channel.Format(b"tcpupperd", VERSION, earlier=(1,))
 
-#: The record of a connection: address family, port, flags, lines answered, seconds since the last
-#: activity, since an unfinished line began, and until lingering ends; the lengths of the host, the
-#: unfinished line, the unsent answer and the name of the service, which follow.
+#: The record of a connection: address family of the socket, port of the client, flags, lines
+#: answered, seconds since the last activity, since an unfinished line began, and until lingering
+#: ends; the lengths of the client's host, the unfinished line, the unsent answer and the name of
+#: the service, which follow.
 _RECORD = struct.Struct("!HHBQdddHIIB")
 _RECORDS = {1: struct.Struct("!HHBQdddHII"), 2: _RECORD}
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
@@ -131,7 +132,7 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
     left -= form.size + name_size + held_size + unsent_size + sum(service_size)
     if left < 0:
         raise ValueError("the state is cut short")
-    address = _address(family, file.read(name_size), port)
+    address = _address(file.read(name_size), port)
     state = State(
         lines=lines,
         held=file.read(held_size),
@@ -147,10 +148,12 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
     return (family, address, state), left
 
 
-def _address(family: int, name: bytes, port: int) -> object:
-    """The client's address; ValueError or OSError if the host does not belong to the family."""
-    if family == socket.AF_UNIX:
+def _address(name: bytes, port: int) -> object:
+    """The client's address; ValueError or OSError if the host is none. Its family may be another
+    than that of the socket: a header of the PROXY protocol may have introduced the client."""
+    if not name:
         return ""
     host = os.fsdecode(name)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     socket.inet_pton(family, host.partition("%")[0])
     return host, port

@@ -15,6 +15,7 @@ class AgentProtocol:
     __slots__ = ("opening",)
 
     service = "agent"
+    introduces = False
     held = b""
     lines = 0
     mid_line = False

@@ -46,6 +46,7 @@ class Next(Enum):
     SCHEDULE = "wait for its `deadline`, which has changed"
     CLOSE = "close it"
     CUT = "reset it"
+    INTRODUCE = "learn from its protocol who the client is; then `begin`, or close it"
 
 
 class Reason(Enum):
@@ -147,8 +148,20 @@ class Connection:
         """Send what is left, or else receive once and answer at once."""
         if self.unsent:
             return self._flush(now)
+        return self._answer(self.socket.recv(RECEIVE_SIZE), now)
+
+    def begin(
+        self, client_address: object, protocol: Protocol, received: bytes, now: float
+    ) -> Next | None:
+        """Serve a client that the protocol so far has introduced, by another protocol. Something
+        may already have been received from it."""
+        self.client_address = client_address
+        self.protocol = protocol
+        return self._answer(received, now) if received else None
+
+    def _answer(self, data: bytes, now: float) -> Next | None:
+        """Answer what was received as the protocol says."""
         protocol, tally = self.protocol, self.tally
-        data = self.socket.recv(RECEIVE_SIZE)
         before = protocol.lines
         if data:
             answer = protocol.receive(data)
@@ -165,7 +178,10 @@ class Connection:
             log.debug("%s: received %d bytes, answering %d", self, len(data), len(answer))
         if answer and not self._send(answer):
             return Next.WATCH
-        return self._end_our_side(now) if protocol.finished else None
+        return self._finished(now) if protocol.finished else None
+
+    def _finished(self, now: float) -> Next | None:
+        return Next.INTRODUCE if self.protocol.introduces else self._end_our_side(now)
 
     def open(self, now: float) -> Next | None:
         """Send the protocol's opening to a client that has just connected."""
@@ -176,7 +192,7 @@ class Connection:
     def end(self, now: float) -> Next | None:
         """Stop answering: flush, end our side and wait a little for the client to end its side."""
         self.protocol.finish()
-        return None if self.unsent else self._end_our_side(now)
+        return None if self.unsent else self._finished(now)
 
     def drain(self, now: float, *, newcomer_time: float) -> Next | None:
         """Handle a connection of a server that stops: answer what has arrived; if nothing has, end

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from tcpupperd.address import source_of
 from tcpupperd.host.descriptors import Sharing
@@ -16,6 +17,7 @@ from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.poller import Poller
+from tcpupperd.serving.protocol import Protocol
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -26,12 +28,25 @@ log = logging.getLogger(__name__)
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
 
+class Hooks(NamedTuple):
+    """What the owner of the connections does for them."""
+
+    introduce: Callable[[Connection, float], Next | None]
+    """Called with a connection and the time when its protocol knows who the client is: serves or
+    refuses the client."""
+
+    hang_up: Callable[[socket.socket], object]
+    """Called with the socket of a connection that has ended."""
+
+    on_bug: Callable[[socket.socket, object], object]
+    """Called with the socket and the address of a connection that raised an unexpected exception,
+    while this exception is handled."""
+
+
 class Connections:
     """The connections, by descriptor.
 
-    It carries out what each connection requests next. `hang_up` is called with the socket of a
-    connection that has ended. `on_bug` is called with the socket and the address of a connection
-    that raised an unexpected exception, while this exception is handled.
+    It carries out what each connection requests next.
     """
 
     def __init__(
@@ -39,14 +54,11 @@ class Connections:
         poller: Poller,
         limits: Limits,
         tally: Tally,
-        *,
-        hang_up: Callable[[socket.socket], object],
-        on_bug: Callable[[socket.socket, object], object],
+        hooks: Hooks,
     ) -> None:
         self._poller = poller
         self._tally = tally
-        self._hang_up = hang_up
-        self._on_bug = on_bug
+        self._hooks = hooks
         self._by_fd: dict[int, Connection] = {}
         self._sources: Counter[str] = Counter()
         self._deadlines = Deadlines()
@@ -127,10 +139,21 @@ class Connections:
         connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
-        if self._counts_sources:
-            self._count_source(connection, 1)
+        if not connection.protocol.introduces:
+            self._count_source(connection.client_address, 1)
         if self.limits.shortest < math.inf:
             connection.tick = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
+
+    def begin(
+        self,
+        connection: Connection,
+        client_address: object,
+        protocol: Protocol,
+        received: bytes,
+    ) -> Next | None:
+        """Serve a client that has been introduced: `Connection.begin`."""
+        self._count_source(client_address, 1)
+        return connection.begin(client_address, protocol, received, self._poller.now)
 
     def remove(self, connection: Connection) -> None:
         """Stop serving a connection; its socket stays open."""
@@ -144,9 +167,9 @@ class Connections:
                 self._poller.unwatch(connection.fd)
             self._forget(connection)
             try:
-                self._hang_up(connection.socket)
+                self._hooks.hang_up(connection.socket)
             except Exception:
-                self._on_bug(connection.socket, connection.client_address)
+                self._hooks.on_bug(connection.socket, connection.client_address)
             if self._tally.debug:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: closed after %s", connection, lines)
@@ -167,6 +190,8 @@ class Connections:
                 self._schedule(connection)
             case Next.SCHEDULE:
                 self._schedule(connection)
+            case Next.INTRODUCE:
+                self.attempt(self._hooks.introduce, connection)
 
     def _failed(self, connection: Connection, error: Exception) -> None:
         if isinstance(error, OSError):
@@ -174,18 +199,18 @@ class Connections:
             self.close(connection)
             return
         try:
-            self._on_bug(connection.socket, connection.client_address)
+            self._hooks.on_bug(connection.socket, connection.client_address)
         finally:
             self.close(connection)
 
     def _forget(self, connection: Connection) -> None:
         del self._by_fd[connection.fd]
         self._deadlines.discard(connection.fd, connection.tick)
-        if self._counts_sources:
-            self._count_source(connection, -1)
+        if not connection.protocol.introduces:
+            self._count_source(connection.client_address, -1)
 
-    def _count_source(self, connection: Connection, change: int) -> None:
-        source = source_of(connection.client_address)
+    def _count_source(self, client_address: object, change: int) -> None:
+        source = source_of(client_address) if self._counts_sources else ""
         if source:
             self._sources[source] += change
             if not self._sources[source]:

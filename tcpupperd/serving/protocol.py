@@ -26,6 +26,11 @@ class Protocol(typing.Protocol):
         """What to send as soon as the client has connected."""
 
     @property
+    def introduces(self) -> bool:
+        """Whether its end is the beginning of another one, for the client that it has introduced;
+        constant."""
+
+    @property
     def finished(self) -> bool:
         """Whether nothing more will be answered."""
 
@@ -62,6 +67,7 @@ class LineProtocol:
 
     service = "upper"
     opening = b""
+    introduces = False
 
     def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
         self._max_line = max_line
@@ -153,6 +159,7 @@ class ChunkProtocol:
 
     service = "upper"
     opening = b""
+    introduces = False
     held = b""
     mid_line = False
 

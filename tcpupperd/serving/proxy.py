@@ -1,8 +1,9 @@
-"""The header of the PROXY protocol, versions 1 and 2, sans I/O.
+"""The PROXY protocol, versions 1 and 2, sans I/O.
 
-A load balancer sends it ahead of a client's data to tell the client's address. The specification
-is HAProxy's doc/proxy-protocol.txt; what is quoted below is from there. A receiver must not guess:
-what is not exactly a header is refused, with a reason that helps whoever runs the balancer.
+A load balancer sends a header ahead of a client's data to tell the client's address. The
+specification is HAProxy's doc/proxy-protocol.txt; what is quoted below is from there. A receiver
+must not guess: what is not exactly a header is refused, with a reason that helps whoever runs the
+balancer.
 
 Libraries for this accept more, such as a port "+80" or a line without end: `int` and `ip_address`
 of Python do. Here, a number is ASCII digits and an address is what inet_pton(3) accepts.
@@ -16,7 +17,13 @@ import struct
 from functools import cache
 from typing import NamedTuple
 
-from tcpupperd.serving.counters import PROXY_ABSENT, PROXY_CHECKSUM, PROXY_INVALID
+from tcpupperd.serving.counters import (
+    PROXY_ABSENT,
+    PROXY_CHECKSUM,
+    PROXY_INCOMPLETE,
+    PROXY_INVALID,
+)
+from tcpupperd.words import counted
 
 #: The beginning of a header of version 1, which is a line of text.
 KEYWORD = b"PROXY "
@@ -58,6 +65,67 @@ class HeaderError(Exception):
     def __init__(self, counter: int, message: str) -> None:
         super().__init__(message)
         self.counter = counter
+
+
+class HeaderProtocol:
+    """Receives the header and answers nothing. It is finished when `introduction` says who the
+    client is, or why it is refused; `rest` is what was received after the header."""
+
+    __slots__ = ("_data", "finished", "introduction", "lines")
+
+    service = "proxy"
+    opening = b""
+    introduces = True
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self.introduction: Header | HeaderError | None = None
+        self.finished = False
+        self.lines = 0
+
+    def receive(self, data: bytes) -> bytes:
+        """Nothing."""
+        self._data += data
+        try:
+            self.introduction = parse(self._data)
+        except HeaderError as error:
+            self.introduction = error
+        self.finished = self.introduction is not None
+        return b""
+
+    def receive_eof(self) -> bytes:
+        """Nothing."""
+        self.finish()
+        return b""
+
+    def finish(self) -> None:
+        """Receive nothing more. A client that has sent nothing at all is no error: it may be a
+        health check."""
+        if self.mid_line:
+            size = counted(len(self._data), "byte")
+            self.introduction = HeaderError(PROXY_INCOMPLETE, f"nothing more came after {size}")
+        self.finished = True
+
+    @property
+    def mid_line(self) -> bool:
+        """Whether the header has begun. It has as much time as a line."""
+        return bool(self._data) and not self.finished
+
+    @property
+    def held(self) -> bytes:
+        """What has been received of an incomplete header."""
+        return b"" if self.finished else bytes(self._data)
+
+    @property
+    def rest(self) -> bytes:
+        """What was received after the header."""
+        found = self.introduction
+        return bytes(self._data[found.size :]) if isinstance(found, Header) else b""
+
+    def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
+        """Continue where another process stopped; there is nothing to answer."""
+        self._data += held
+        return b""
 
 
 def parse(data: bytes | bytearray) -> Header | None:

@@ -21,19 +21,20 @@ from collections.abc import MutableSequence, Sequence
 from time import monotonic
 from typing import Any
 
-from tcpupperd.address import plain_host, written
+from tcpupperd.address import Networks, plain_host, written
 from tcpupperd.config import Config
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.host.journal import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
-from tcpupperd.serving.connection import Connection, Limits
-from tcpupperd.serving.connections import Connections
-from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
+from tcpupperd.serving.connection import Connection, Limits, Next
+from tcpupperd.serving.connections import Connections, Hooks
+from tcpupperd.serving.counters import ERRORS, PROXY_UNTRUSTED, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.services import Service, Situation, service_of, upper
+from tcpupperd.serving.proxy import HeaderError, HeaderProtocol
+from tcpupperd.serving.services import Service, Situation, proxy, service_of, upper
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class UpperServer(socketserver.BaseServer):
             self.poller,
             Limits.of(self.config),
             self.tally,
-            hang_up=self.shutdown_request,
-            on_bug=self.handle_error,
+            Hooks(self._introduce, self.shutdown_request, self.handle_error),
         )
         self.acceptor = Acceptor(
             self.poller, listeners, self.connections, self.welcome, self.tally
@@ -94,6 +94,8 @@ class UpperServer(socketserver.BaseServer):
         self._services = {one: service_of(one.name) for one in listeners}
         self._service: Service = upper  # of the connection that is being accepted
         self._refusals = RateLimitedLog(log)
+        self._proxies = Networks(self.config.proxy_from)
+        self._proxy_refusals = RateLimitedLog(log)
         self._stop_requested = False
         self._closed = False
         self._serving_thread: int | None = None
@@ -214,7 +216,7 @@ class UpperServer(socketserver.BaseServer):
         """Serve a new connection, or end it if `verify_request` refuses it."""
         self._service = self._services[listener] if listener else upper
         try:
-            if self.verify_request(request, client_address):
+            if self._is_welcome(request, client_address):
                 self.process_request(request, client_address)
             else:
                 self._refuse(request)
@@ -226,13 +228,49 @@ class UpperServer(socketserver.BaseServer):
             self.handle_error(request, client_address)
             self.shutdown_request(request)
 
+    def _is_welcome(self, request: socket.socket, client_address: Any) -> bool:
+        """Whether to serve a new connection. If it is that of a proxy, whether the client is to be
+        served is decided later, by `_introduce`."""
+        if self._service is not proxy:
+            return self._is_verified(request, client_address)
+        if client_address in self._proxies:
+            return True
+        self._refuse_proxy(PROXY_UNTRUSTED, client_address, "the address is not in proxy_from")
+        return False
+
+    def _is_verified(self, request: socket.socket, client_address: Any) -> bool:
+        verified = self.verify_request(request, client_address)
+        if not verified:
+            self.tally.add(REFUSED)
+        return verified
+
+    def _introduce(self, connection: Connection, now: float) -> Next | None:
+        """Serve a client that a header of the PROXY protocol has introduced, or refuse it."""
+        header = connection.protocol
+        assert isinstance(header, HeaderProtocol)
+        found, source = header.introduction, connection.client_address
+        if isinstance(found, HeaderError):
+            self._refuse_proxy(found.counter, source, str(found))
+        elif found:
+            source = source if found.source is None else found.source
+            if self._is_verified(connection.socket, source):
+                if self.tally.debug:
+                    log.debug("%s: connected through %s", written(source), connection)
+                upper_case = upper(self._situation)
+                return self.connections.begin(connection, source, upper_case, header.rest)
+        connection.socket.shutdown(socket.SHUT_WR)
+        return Next.CLOSE
+
+    def _refuse_proxy(self, counter: int, address: object, reason: str) -> None:
+        self.tally.add(counter)
+        self._proxy_refusals.warn("%s: PROXY header refused: %s", written(address), reason)
+
     def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.
 
         We do not wait for the client to end its side: meanwhile, the connection would take the
         place of another one.
         """
-        self.tally.add(REFUSED)
         request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)
 

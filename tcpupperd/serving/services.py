@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tcpupperd.config import Config
 from tcpupperd.serving.agent import AgentProtocol
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
+from tcpupperd.serving.proxy import HeaderProtocol
 
 
 class Situation(NamedTuple):
@@ -29,13 +30,18 @@ def upper(situation: Situation) -> Protocol:
     return LineProtocol(config.max_line, config.lines_per_connection)
 
 
+def proxy(situation: Situation) -> Protocol:
+    """Receives a header of the PROXY protocol, after which the connection is one of `upper`."""
+    return HeaderProtocol()
+
+
 def agent(situation: Situation) -> Protocol:
     """Tells load balancers whether new clients are welcome."""
     return AgentProtocol(leaving=situation.is_leaving())
 
 
 #: By the name of a listener: FileDescriptorName= of systemd.socket(5).
-SERVICES: dict[str, Service] = {"upper": upper, "agent": agent}
+SERVICES: dict[str, Service] = {"upper": upper, "proxy": proxy, "agent": agent}
 
 
 def service_of(name: str) -> Service:

@@ -17,12 +17,13 @@ class Service:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         host, port = self.listener.getsockname()
         self.address = f"{host}:{port}"
+        self.name = "tcpupperd.socket"  # of the listening socket
         self.clients: list[Client] = []
 
     def daemon(self, *options: str, **settings: Any) -> Daemon:
         """A daemon that is passed the listening socket, and all that is stored after it. The end
         of its context is a stop for a restart."""
-        passed = [("tcpupperd.socket", self.listener), *self.manager.stored.items()]
+        passed = [(self.name, self.listener), *self.manager.stored.items()]
         daemon = Daemon(*options, manager=self.manager, passed=passed, **settings)
         daemon.ended_by = signal.SIGUSR2
         return daemon

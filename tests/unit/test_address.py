@@ -1,13 +1,23 @@
 """Addresses, as they are written."""
 
+import ipaddress
 import os
+import re
 import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpupperd.address import PATH_MAX, SERVICES, Address, parse_address, split_service
+from tcpupperd.address import (
+    PATH_MAX,
+    SERVICES,
+    Address,
+    Networks,
+    parse_address,
+    parse_network,
+    split_service,
+)
 from tcpupperd.serving import services
 
 GOOD = [
@@ -119,3 +129,70 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 def test_path_that_is_taken_can_be_bound(text: str) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(parse_address(text).path)
+
+
+# Networks
+
+hosts = st.ip_addresses(v=4) | st.ip_addresses(v=6)
+mapped = ipaddress.ip_network("::ffff:0:0/96")
+
+
+@given(hosts.filter(lambda host: host not in mapped), st.integers(0, 128), hosts)
+def test_networks_are_those_of_the_library(
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    prefix: int,
+    other: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    network = ipaddress.ip_network((host, prefix % (host.max_prefixlen + 1)), strict=False)
+    networks = Networks([str(network)])
+    assert (str(host), 1) in networks
+    other = getattr(other, "ipv4_mapped", None) or other
+    assert ((str(other), 1) in networks) == (other in network)
+
+
+def test_client_is_found_however_its_address_is_written() -> None:
+    networks = Networks(["192.0.2.0/24", "fe80::/10", "::1"])
+    assert ("192.0.2.255", 1) in networks
+    assert ("::ffff:192.0.2.1", 1, 0, 0) in networks
+    assert ("fe80::1%eth0", 1, 0, 2) in networks
+    assert ("::1", 1, 0, 0) in networks
+    for host in ("192.0.3.0", "::ffff:192.0.1.1", "fec0::1%eth0", "::2", "127.0.0.1"):
+        assert (host, 1) not in networks
+    assert ("192.0.2.1", 1) in Networks(["0.0.0.0/0"])
+    assert ("192.0.2.1", 1) not in Networks(["::/0"])
+    assert ("192.0.2.1", 1) not in Networks([])
+    assert "" in Networks([])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "must be an IP address or a network such as 192.0.2.0/24"),
+        ("localhost", "must be an IP address or a network such as 192.0.2.0/24"),
+        ("10.1", "must be an IP address or a network such as 192.0.2.0/24"),
+        ("10.0.0.01", "must be an IP address or a network such as 192.0.2.0/24"),
+        ("[::1]", "must be an IP address or a network such as 192.0.2.0/24"),
+        ("fe80::1%eth0", "must be an IP address or a network such as 192.0.2.0/24"),
+        ("::ffff:10.0.0.1", "is an IPv4 address in the form of IPv6; write it in its own form"),
+        ("::ffff:0:0/96", "is an IPv4 address in the form of IPv6; write it in its own form"),
+        ("10.0.0.0/33", "the prefix length must be a number from 0 to 32"),
+        ("::/129", "the prefix length must be a number from 0 to 128"),
+        ("10.0.0.0/", "the prefix length must be a number from 0 to 32"),
+        ("10.0.0.0/08", "the prefix length must be a number from 0 to 32"),
+        ("10.0.0.0/255.0.0.0", "the prefix length must be a number from 0 to 32"),
+        ("10.0.0.5/8", 'is not the first address of its network; write "10.0.0.0/8"'),
+        ("2001:db8::1/32", 'is not the first address of its network; write "2001:db8::/32"'),
+    ],
+)
+def test_what_is_no_network_is_refused_with_the_remedy(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f'"{text}": {reason}')):
+        parse_network(text)
+
+
+@given(st.text() | st.text(":/%0123456789abc. \0"))
+def test_any_text_is_a_network_or_a_value_error(text: str) -> None:
+    try:
+        packed, prefix = parse_network(text)
+    except ValueError:
+        return
+    assert prefix <= 8 * len(packed)

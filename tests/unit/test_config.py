@@ -32,6 +32,8 @@ def must_be(name: str) -> str:
         return "must be a number of seconds from {} to {}".format(*SECONDS[name])
     if name == "listen":
         return 'must be a list of addresses, for example ["localhost:9999"]'
+    if name == "proxy_from":
+        return 'must be a list of addresses and networks, for example ["192.0.2.0/24"]'
     what = '"auto" or a whole number' if name == "workers" else "a whole number"
     return f"must be {what} from {WHOLE[name][0]} to {WHOLE[name][1]}"
 
@@ -48,6 +50,8 @@ GOOD = [
     ("listen", '["localhost:9999"]'),
     ("listen", '["127.0.0.1:0", "[::1]:0", "9999", "/run/socket", "@name"]'),
     ("listen", '["upper=localhost:9999", "upper=/run/socket"]'),
+    ("proxy_from", "[]"),
+    ("proxy_from", '["192.0.2.1", "10.0.0.0/8", "::1", "2001:db8::/32"]'),
 ]
 
 # As in the file, and as the message shows it.
@@ -72,6 +76,8 @@ BAD = [
     ("listen", "[9999]", None),
     ("listen", '["9999", 9999]', None),
     ("listen", '[["9999"]]', '[["9999"]]'),
+    ("proxy_from", '"::1"', None),
+    ("proxy_from", "[10]", None),
 ]
 
 
@@ -79,7 +85,7 @@ BAD = [
 
 
 def test_every_setting_is_tried_here() -> None:
-    assert {*WHOLE, *SECONDS, *WORDS, "listen"} == set(NAMES)
+    assert {*WHOLE, *SECONDS, *WORDS, "listen", "proxy_from"} == set(NAMES)
     assert {name for name, _ in GOOD} == {name for name, *_ in BAD} == set(NAMES)
 
 
@@ -316,9 +322,10 @@ def test_option_is_a_good_value_or_a_value_error(setting: config.Setting, text: 
 def test_annotations_are_the_settings_in_order_with_their_types() -> None:
     hints = get_type_hints(Config)
     assert list(hints) == NAMES
-    strict = {name: hint for name, hint in hints.items() if name not in ("listen", "workers")}
+    others = ("listen", "proxy_from", "workers")
+    strict = {name: hint for name, hint in hints.items() if name not in others}
     assert all(type(BY_NAME[name].default) is hint for name, hint in strict.items())
-    assert hints["listen"] == tuple[str, ...]
+    assert hints["listen"] == hints["proxy_from"] == tuple[str, ...]
     assert hints["workers"] == int | str
 
 

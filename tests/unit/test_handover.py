@@ -22,6 +22,7 @@ STATES: list[dict[str, Any]] = [
     {"finished": True, "lingers_for": -0.5, "eof": True},
     {"mid_line": True},
     {"service": "another"},
+    {"service": "proxy", "held": b"PROXY TCP4 192.0.2", "mid_line": True, "line_open_for": 0.5},
 ]
 
 
@@ -39,6 +40,20 @@ def test_connection_arrives_as_it_left(channel: Channel, host: str, state: dict[
     assert is_served_by(client, taken.socket)
     assert not os.get_inheritable(taken.socket.fileno())
     close([client, taken.socket])
+
+
+@pytest.mark.parametrize("address", [("192.0.2.7", 5), ("2001:db8::7", 5), ""])
+def test_client_of_another_family_than_the_socket_arrives(
+    channel: Channel, address: object
+) -> None:
+    """As a header of the PROXY protocol introduces it."""
+    pairs = [socket.socketpair(), *tcp_pairs(1), *tcp_pairs(1, "::1")]
+    give(channel.give, [Connection(server, address) for _, server in pairs])
+    taken = take(channel.take)
+    assert [one.client_address for one in taken] == [address] * 3
+    assert [one.socket.family for one in taken] == [server.family for _, server in pairs]
+    close(one for pair in pairs for one in pair)
+    close(one.socket for one in taken)
 
 
 def test_local_connection_arrives(channel: Channel) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -36,7 +37,7 @@ from proxy_headers import (
     tlv,
 )
 from tcpupperd.serving.counters import FIELDS
-from tcpupperd.serving.proxy import Header, HeaderError, crc32c, parse
+from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol, crc32c, parse
 
 V6 = addresses(CLIENT_6, SERVER_6)
 LONGEST = ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65535)
@@ -199,12 +200,12 @@ def test_checksum_is_that_of_rfc_3720() -> None:
 def test_each_bit_is_covered_by_the_checksum() -> None:
     """Except for those without which it is none, or is not looked at."""
     header = binary(tlvs=[tlv(UNIQUE_ID, b"unique")], checksum=True)
-    command, kind, checksum = 12, 13, len(header) - 7
+    command, kind, length, checksum = 12, 13, 15, len(header) - 7
     for bit in range(len(header) * 8):
         changed = bytearray(header)
         changed[bit // 8] ^= 1 << bit % 8
         found = outcome(changed)
-        assert not isinstance(found, Header) or bit // 8 in (command, kind, checksum)
+        assert not isinstance(found, Header) or bit // 8 in (command, kind, length, checksum)
 
 
 hosts_4 = st.ip_addresses(v=4).map(str)
@@ -243,6 +244,57 @@ def test_what_was_encoded_is_found(
         assert isinstance(found.source, tuple)
         assert ip_address(found.source[0]) == ip_address(source[0])
         assert found.source[1] == source[1]
+
+
+# The protocol of a connection
+
+
+@pytest.mark.parametrize("header", [line(), binary(checksum=True)], ids=["1", "2"])
+def test_protocol_answers_nothing_and_keeps_what_follows(header: bytes) -> None:
+    for sent in (header, header + b"hello\n", header + header):
+        for at in range(1, len(header)):
+            protocol = HeaderProtocol()
+            assert not protocol.mid_line
+            assert protocol.receive(sent[:at]) == b""
+            assert (protocol.finished, protocol.mid_line) == (False, True)
+            assert protocol.held == sent[:at]
+            heir = HeaderProtocol()
+            assert heir.resume(protocol.lines, protocol.mid_line, protocol.held) == b""
+            assert heir.receive(sent[at:]) == b""
+            assert (heir.finished, heir.mid_line, heir.held, heir.lines) == (True, False, b"", 0)
+            assert heir.introduction == Header(len(header), CLIENT)
+            assert heir.rest == sent[len(header) :]
+
+
+def test_protocol_says_why_it_refuses() -> None:
+    protocol = HeaderProtocol()
+    protocol.receive(b"PRO")
+    assert protocol.receive(b"BE\n") == b""
+    assert protocol.finished
+    assert isinstance(protocol.introduction, HeaderError)
+    assert str(protocol.introduction) == "no header begins like this: byte 4 is 0x42"
+    assert protocol.rest == b""
+
+
+@pytest.mark.parametrize("end", [HeaderProtocol.receive_eof, HeaderProtocol.finish])
+def test_header_that_ends_too_early_is_incomplete(end: Callable[[HeaderProtocol], object]) -> None:
+    protocol = HeaderProtocol()
+    protocol.receive(b"PROXY")
+    assert not end(protocol)
+    assert (protocol.finished, protocol.mid_line, protocol.held) == (True, False, b"")
+    assert isinstance(protocol.introduction, HeaderError)
+    assert FIELDS[protocol.introduction.counter] == "proxy_incomplete"
+    assert str(protocol.introduction) == "nothing more came after 5 bytes"
+
+
+@pytest.mark.parametrize("end", [HeaderProtocol.receive_eof, HeaderProtocol.finish])
+def test_client_that_never_sent_anything_is_no_error(
+    end: Callable[[HeaderProtocol], object],
+) -> None:
+    protocol = HeaderProtocol()
+    end(protocol)
+    assert protocol.finished
+    assert protocol.introduction is None
 
 
 #: Bytes out of which headers are made, and those next to them.
