@@ -19,7 +19,7 @@ _IPV4_LIKE = re.compile(r"[0-9.]+")
 
 #: The services that a listener can have, by name: the rows of `serving.services.SERVICES`. The
 #: first is that of a listener without a name.
-SERVICES = ("upper", "proxy", "agent")
+SERVICES = ("upper", "proxy", "agent", "metrics")
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 

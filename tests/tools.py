@@ -9,6 +9,7 @@ PACKAGES = {
     "cc": "gcc libc6-dev",
     "ip": "iproute2",
     "mandoc": "mandoc",
+    "promtool": "prometheus",
     "ss": "iproute2",
     "strace": "strace",
     "systemd-analyze": "systemd",

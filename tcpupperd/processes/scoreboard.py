@@ -10,7 +10,7 @@ worker goes on from there. So nobody ever sees a total that is too low, or that 
 from __future__ import annotations
 
 import mmap
-from time import monotonic, time
+from time import time
 from typing import NamedTuple
 
 from tcpupperd.serving.counters import (
@@ -25,6 +25,7 @@ from tcpupperd.serving.counters import (
     STARTED,
     STATE,
     TAKEN,
+    microseconds,
 )
 
 _ROW_SIZE = 512  # bytes: whole cache lines, so that workers do not slow each other
@@ -74,7 +75,7 @@ class Scoreboard:
         self._memory = memoryview(mmap.mmap(-1, (1 + size) * _ROW_SIZE))
         self._numbers = self._memory.cast("Q")
         self.daemon = self._numbers[:_ROW]  # its DAEMON numbers
-        self.daemon[BEGAN] = microseconds()
+        self.daemon[BEGAN] = time_of_day()
         self._free = list(reversed(range(1, 1 + size)))
 
     def claim(self) -> Slot:
@@ -82,7 +83,7 @@ class Scoreboard:
         row = self._free.pop()
         start = row * _ROW_SIZE
         numbers = self._memory[start : start + len(FIELDS) * 8].cast("Q")
-        numbers[STARTED] = numbers[HEARTBEAT] = int(monotonic() * 1_000_000)
+        numbers[STARTED] = numbers[HEARTBEAT] = microseconds()
         numbers[EARLIER_LINES] = numbers[LINES]
         self.daemon[SLOTS] = max(self.daemon[SLOTS], row)
         self.daemon[WORKERS_STARTED] += 1
@@ -131,8 +132,8 @@ class Scoreboard:
         return self._numbers[_ROW + field : (1 + used) * _ROW : _ROW].tolist()
 
 
-def microseconds() -> int:
-    """The time of day, as the scoreboard has it."""
+def time_of_day() -> int:
+    """CLOCK_REALTIME, as the scoreboard has it."""
     return int(time() * 1_000_000)
 
 

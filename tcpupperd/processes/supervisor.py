@@ -34,7 +34,7 @@ from tcpupperd.processes.scoreboard import (
     WORKERS_SIGNALLED,
     Scoreboard,
     Slot,
-    microseconds,
+    time_of_day,
 )
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
@@ -233,6 +233,7 @@ class Supervisor:
                     numbers=slot.numbers,
                     scoreboard=self._scoreboard,
                     heartbeat=self._notifier.watchdog_interval / 4,
+                    path=self._source.path,
                 )
             )
             status = 0
@@ -337,7 +338,7 @@ class Supervisor:
 
     def _reload_ended(self, outcome: int) -> None:
         self._count(outcome)
-        self._scoreboard.daemon[LAST_RELOAD] = microseconds()
+        self._scoreboard.daemon[LAST_RELOAD] = time_of_day()
         self._scoreboard.daemon[LAST_RELOAD_FAILED] = outcome == RELOADS_FAILED
 
     def _settled(self) -> None:
@@ -360,7 +361,7 @@ class Supervisor:
             self._reload_ended(RELOADS)
         self._source.keep(self._config)
         numbers = self._scoreboard.daemon
-        numbers[LOADED] = microseconds()
+        numbers[LOADED] = time_of_day()
         numbers[FILE_NUMBER], numbers[FILE_TIME] = self._source.in_force
         order = worker.GIVE_WITH_QUEUES if dropped else worker.GIVE
         self._retire((w for w in self._workers.values() if w not in self._current()), order)

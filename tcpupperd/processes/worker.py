@@ -17,9 +17,11 @@ from tcpupperd.host import descriptors
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.scoreboard import LEAVES, Scoreboard
+from tcpupperd.processes.survey import survey
 from tcpupperd.processes.transfer import Giver, Taker, messages_in
 from tcpupperd.serving.acceptor import ACCEPTS_PER_TURN
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, LEAVING, STATE
+from tcpupperd.serving.report import Report
 from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class WorkerContext(NamedTuple):
     numbers: memoryview  # the worker's slot of the scoreboard
     scoreboard: Scoreboard  # of all workers
     heartbeat: float  # seconds between signs of life, or 0
+    path: str | None  # of the configuration file
 
 
 class Worker(UpperServer):
@@ -93,6 +96,12 @@ class Worker(UpperServer):
     def is_leaving(self) -> bool:
         """Whether new clients should go to another server: the daemon stops soon."""
         return bool(self._context.scoreboard.daemon[LEAVES]) or super().is_leaving()
+
+    def report(self) -> Report:
+        """The state of the daemon."""
+        limit = self._capacity.accepted * self.config.worker_count
+        listeners, path = self.acceptor.listeners, self._context.path
+        return survey(self._context.scoreboard, listeners, limit=limit, path=path)
 
     def _allowance(self) -> float:
         """How many connections this worker may accept so that a restart can hand over those of

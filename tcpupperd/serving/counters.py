@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import MutableSequence
+from time import monotonic
 
 #: The numbers of a worker, in the order of its slot. Those up to "open" describe the worker that
 #: has the slot; the rest only grow, and the next worker that gets the slot goes on from there.
@@ -66,6 +68,18 @@ FIELDS = (
 STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`
 
 
+def alone() -> list[int]:
+    """The numbers of a server that is the only one."""
+    numbers = [0] * len(FIELDS)
+    numbers[STATE], numbers[PID], numbers[STARTED] = ACCEPTING, os.getpid(), microseconds()
+    return numbers
+
+
+def microseconds() -> int:
+    """CLOCK_MONOTONIC, as the numbers have it."""
+    return int(monotonic() * 1_000_000)
+
+
 class Tally:
     """The counts of one server: `numbers` is a row of FIELDS, which other processes may read.
 
@@ -78,7 +92,7 @@ class Tally:
     def __init__(
         self, numbers: MutableSequence[int] | memoryview | None = None, *, debug: bool = False
     ) -> None:
-        self.numbers = [0] * len(FIELDS) if numbers is None else numbers
+        self.numbers = alone() if numbers is None else numbers
         self.debug = debug  # whether connections and data are also logged
         self.lines = self.numbers[LINES]  # answered
         self.bytes = self.numbers[BYTES]  # sent

@@ -34,6 +34,7 @@ from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.proxy import HeaderError, HeaderProtocol
+from tcpupperd.serving.report import Report, report_of_one
 from tcpupperd.serving.services import Service, Situation, proxy, service_of, upper
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class UpperServer(socketserver.BaseServer):
         for listener in listeners:
             listener.prepare(self.config.keepalive)
         self.draining: Drain | None = None
-        self._situation = Situation(self.config, self.is_leaving)
+        self._situation = Situation(self.config, self.is_leaving, self.report)
         self._services = {one: service_of(one.name) for one in listeners}
         self._service: Service = upper  # of the connection that is being accepted
         self._refusals = RateLimitedLog(log)
@@ -161,6 +162,11 @@ class UpperServer(socketserver.BaseServer):
     def is_leaving(self) -> bool:
         """Whether new clients should go to another server, because this one stops soon."""
         return self.draining is not None
+
+    def report(self) -> Report:
+        """The state of this server, for the service `metrics`."""
+        limit = int(self.acceptor.capacity)
+        return report_of_one(self.tally.numbers, self.acceptor.listeners, limit)
 
     def drain(self, *, take_queues: bool = True, gentle: bool = True) -> Drain:
         """Stop accepting, answer what has been received, and end all connections.

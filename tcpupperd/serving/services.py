@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 from tcpupperd.config import Config
 from tcpupperd.serving.agent import AgentProtocol
+from tcpupperd.serving.http import HttpProtocol
+from tcpupperd.serving.metrics import page as metrics_page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 from tcpupperd.serving.proxy import HeaderProtocol
+from tcpupperd.serving.report import Report
+from tcpupperd.serving.status import page as status_page
 
 
 class Situation(NamedTuple):
@@ -16,6 +20,7 @@ class Situation(NamedTuple):
 
     config: Config
     is_leaving: Callable[[], bool]  # whether it stops soon, so new clients should go elsewhere
+    report: Callable[[], Report]
 
 
 #: Makes the protocol of a new connection.
@@ -40,8 +45,23 @@ def agent(situation: Situation) -> Protocol:
     return AgentProtocol(leaving=situation.is_leaving())
 
 
+def metrics(situation: Situation) -> Protocol:
+    """Tells Prometheus and people what the daemon does."""
+    return HttpProtocol(
+        {
+            b"/": lambda: status_page(situation.report()),
+            b"/metrics": lambda: metrics_page(situation.report()),
+        }
+    )
+
+
 #: By the name of a listener: FileDescriptorName= of systemd.socket(5).
-SERVICES: dict[str, Service] = {"upper": upper, "proxy": proxy, "agent": agent}
+SERVICES: dict[str, Service] = {
+    "upper": upper,
+    "proxy": proxy,
+    "agent": agent,
+    "metrics": metrics,
+}
 
 
 def service_of(name: str) -> Service:

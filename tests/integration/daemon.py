@@ -234,6 +234,11 @@ class Daemon:
 
         return until(said)[-1].split(", ")
 
+    def address_of(self, service: str) -> str:
+        """Where it listens for a service other than upper."""
+        (found,) = (one for one in self.addresses if one.startswith(f"{service}="))
+        return found.partition("=")[2]
+
     def workers(self) -> list[int]:
         """The workers that run."""
         return [pid for pid in children(self.pid) if is_running(pid)]

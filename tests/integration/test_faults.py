@@ -52,6 +52,7 @@ def worker() -> Iterator[Worker]:
         numbers=scoreboard.claim().numbers,
         scoreboard=scoreboard,
         heartbeat=0.0,
+        path=None,
     )
     with Worker(context) as worker, give, take, context.control:
         yield worker

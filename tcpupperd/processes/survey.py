@@ -1,0 +1,46 @@
+"""A survey of all processes, which makes the report of the daemon; any of them can make it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from time import time
+
+from tcpupperd import __version__
+from tcpupperd.host.sockets import Listener
+from tcpupperd.processes.scoreboard import (
+    BEGAN,
+    FILE_NUMBER,
+    FILE_TIME,
+    LAST_RELOAD,
+    LAST_RELOAD_FAILED,
+    LOADED,
+    Scoreboard,
+)
+from tcpupperd.processes.source import identity
+from tcpupperd.serving.counters import microseconds
+from tcpupperd.serving.report import Report, report_of, report_of_worker
+
+
+def survey(
+    scoreboard: Scoreboard, listeners: Iterable[Listener], *, limit: int, path: str | None
+) -> Report:
+    """The report of the daemon; `limit` is the number of connections that all workers may have,
+    `path` that of the configuration file."""
+    daemon, now = scoreboard.daemon, microseconds()
+    in_force = (daemon[FILE_NUMBER], daemon[FILE_TIME])
+    return Report(
+        version=__version__,
+        host=socket.gethostname(),
+        now=time(),
+        began=daemon[BEGAN] / 1_000_000,
+        listeners=[report_of(one) for one in listeners],
+        workers=[report_of_worker(numbers, now) for numbers in scoreboard.workers()],
+        counters=scoreboard.totals() | scoreboard.events(),
+        limit=limit,
+        configuration=path or "",
+        loaded=daemon[LOADED] / 1_000_000,
+        in_force=identity(path) == in_force != (0, 0) if path else None,
+        last_reload=daemon[LAST_RELOAD] / 1_000_000,
+        last_reload_failed=bool(daemon[LAST_RELOAD_FAILED]),
+    )

@@ -1,0 +1,148 @@
+"""HTTP/1.1 (RFC 9110, RFC 9112) as far as a scraper or a browser needs it to read pages, sans I/O.
+
+One request a connection: the answer closes it. So a request needs no body to be skipped and no
+pipeline, and what a client can make the server keep is bounded: a request, up to `HEAD_MAX`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+#: The maximum size of a request in bytes, up to the empty line.
+HEAD_MAX = 8192
+
+_REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/([0-9])\.[0-9]\r?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*?)[ \t]*\r?")
+_HEAD_END = re.compile(rb"\n\r?\n")
+_AUTHORITY = re.compile(rb"[hH][tT][tT][pP][sS]?://[^/?#]*")
+
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    505: "HTTP Version Not Supported",
+}
+
+#: Of every answer: it is of this moment, and it is what its Content-Type says.
+_ALWAYS = ("Cache-Control: no-store", "X-Content-Type-Options: nosniff", "Connection: close")
+
+
+class Page(NamedTuple):
+    """What there is to read."""
+
+    content_type: str
+    text: str
+    fields: tuple[str, ...] = ()  # further header fields
+
+
+class HttpProtocol:
+    """Answers one GET or HEAD with one of `pages`, which are made when they are asked for."""
+
+    __slots__ = ("_held", "_pages", "finished", "lines")
+
+    service = "metrics"
+    opening = b""
+    introduces = False
+
+    def __init__(self, pages: Mapping[bytes, Callable[[], Page]]) -> None:
+        self._pages = pages
+        self._held = b""  # of the request
+        self.lines = 0  # none: these are requests
+        self.finished = False
+
+    @property
+    def mid_line(self) -> bool:
+        """Whether a request has begun."""
+        return bool(self._held)
+
+    @property
+    def held(self) -> bytes:
+        """The request so far."""
+        return self._held
+
+    def receive(self, data: bytes) -> bytes:
+        """The answer, once the request is complete or wrong."""
+        if self.finished:
+            return b""
+        # Empty lines before a request are ignored (RFC 9112, section 2.2).
+        self._held = held = (self._held + data).lstrip(b"\r\n")
+        line, newline, _ = held.partition(b"\n")
+        end = _HEAD_END.search(held)
+        if max(len(held) if not end else end.start(), len(line)) > HEAD_MAX:
+            return self._answer(refusal(431))
+        if newline and not _REQUEST.fullmatch(line):
+            return self._answer(refusal(400))  # it speaks something else
+        return self._answer(self._page(held[: end.start()])) if end else b""
+
+    def receive_eof(self) -> bytes:
+        """Nothing: a request that is cut short is none."""
+        self.finish()
+        return b""
+
+    def finish(self) -> None:
+        """Answer nothing more."""
+        self._held = b""
+        self.finished = True
+
+    def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
+        """Continue where another process stopped; return the answer if it is due."""
+        return self.receive(held)
+
+    def _answer(self, answer: bytes) -> bytes:
+        self.finish()
+        return answer
+
+    def _page(self, head: bytes) -> bytes:
+        """The answer to a complete request."""
+        line, *fields = head.split(b"\n")
+        request = _REQUEST.fullmatch(line)
+        assert request
+        method, target, version = request.groups()
+        if version != b"1":
+            return refusal(505)
+        if not _are_fields(fields, needs_host=line.rstrip().endswith(b"1.1")):
+            return refusal(400)
+        page = self._pages.get(path_of(target))
+        if page is None:
+            return refusal(404)
+        if method not in (b"GET", b"HEAD"):
+            return refusal(405, "Allow: GET, HEAD")
+        return response(200, page(), body=method == b"GET")
+
+
+def path_of(target: bytes) -> bytes:
+    """The path of a request's target, which may be a whole URL (RFC 9112, section 3.2.2), without
+    the query. It is not decoded: no page has a name that would need it."""
+    path = _AUTHORITY.sub(b"", target, count=1)
+    return path.partition(b"?")[0].partition(b"#")[0] or b"/"
+
+
+def refusal(status: int, *fields: str) -> bytes:
+    """An answer without a page."""
+    text = f"{status} {_REASONS[status]}\n"
+    return response(status, Page("text/plain; charset=utf-8", text, fields))
+
+
+def response(status: int, page: Page, *, body: bool = True) -> bytes:
+    """A whole answer; without `body`, it only says how long that would be."""
+    content = page.text.encode(errors="backslashreplace")
+    head = (
+        f"HTTP/1.1 {status} {_REASONS[status]}",
+        f"Content-Type: {page.content_type}",
+        f"Content-Length: {len(content)}",
+        *_ALWAYS,
+        *page.fields,
+    )
+    return "\r\n".join((*head, "", "")).encode() + (content if body else b"")
+
+
+def _are_fields(lines: list[bytes], *, needs_host: bool) -> bool:
+    """Whether these are header fields, among them one Host if HTTP/1.1 is spoken (RFC 9112,
+    section 3.2). A field that goes on in the next line is obsolete and refused (section 5.2)."""
+    names = [field[1].lower() for line in lines if (field := _FIELD.fullmatch(line))]
+    hosts = names.count(b"host")
+    return len(names) == len(lines) and (hosts == 1 or (hosts == 0 and not needs_host))

@@ -1,0 +1,181 @@
+"""A report as people read it: a page that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import string
+import time
+from collections.abc import Iterator
+
+from tcpupperd.serving.http import Page
+from tcpupperd.serving.metrics import COUNTERS, Counter
+from tcpupperd.serving.report import Report, WorkerReport
+from tcpupperd.words import counted
+
+#: Seconds without a turn after which a worker is in trouble: any healthy one, busy or idle, is
+#: far from it.
+SILENT = 10.0
+
+#: Share of a limit from which on it is in trouble.
+NEARLY = 0.9
+
+#: The hashes of the style and the script of the page; a browser runs no other.
+STYLE = "sha256-TcuwXLSYk/2JqoRHtdyP6K24JsPFqsTh//f2qlW4oyU="
+SCRIPT = "sha256-BGqVpvk08LcPfzYkLK8mBSDNfMi+qZVWZ4CGj5k7RPY="
+
+POLICY = (
+    f"Content-Security-Policy: default-src 'none'; style-src '{STYLE}'; script-src '{SCRIPT}';"
+    " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+
+_REASONS = ("connections_closed", "connections_refused")
+
+with open(os.path.join(os.path.dirname(__file__), "status.html"), encoding="utf-8") as _file:
+    _TEMPLATE = string.Template(_file.read())
+
+
+def page(report: Report) -> Page:
+    """The whole page."""
+    text = _TEMPLATE.substitute(
+        host=escaped(report.host),
+        trouble="".join(f"<li>{escaped(text)}" for text in troubles(report)),
+        figures=_figures(report),
+        facts=_facts(report),
+        workers="".join(map(_worker, report.workers)),
+        listeners="".join(
+            _row(one.address, one.service, _known(one.queue), _known(one.queue_limit), numbers=2)
+            for one in report.listeners
+        ),
+        totals=_counters(report, without=_REASONS),
+        reasons=_counters(report, only=_REASONS),
+        now=f"As of {_moment(report.now)}; all numbers count from the start",
+    )
+    return Page("text/html; charset=utf-8", text, (POLICY, "Referrer-Policy: no-referrer"))
+
+
+def troubles(report: Report) -> Iterator[str]:
+    """What an administrator should look at first."""
+    if report.last_reload_failed:
+        yield "The last reload failed; the log says why."
+    if report.in_force is False:
+        yield f"{report.configuration} is not in force: it was changed, is wrong or is missing."
+    for worker in report.workers:
+        if worker.silent_for and worker.silent_for > SILENT:
+            silence = duration(worker.silent_for)
+            yield f"Worker {worker.pid} has shown no sign of life for {silence}."
+    for one in report.listeners:
+        if one.queue and one.queue_limit and one.queue > NEARLY * one.queue_limit:
+            yield f"The queue of {one.address} is nearly full."
+    if report.limit and report.counters.get("open", 0) > NEARLY * report.limit:
+        yield f"Of {report.limit:,} possible connections, nearly all are in use."
+
+
+def duration(seconds: float) -> str:
+    """In words, with two units at most."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = int(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {int(seconds) % 60} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    return f"{counted(hours // 24, 'day')} {hours % 24} h"
+
+
+def escaped(text: str) -> str:
+    """Text for HTML, also between quotes."""
+    for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "#39")):
+        text = text.replace(character, f"&{name};")
+    return text
+
+
+def _figures(report: Report) -> str:
+    counters = report.counters
+    serving = sum(worker.state == "serving" for worker in report.workers)
+    figures = (
+        ("Connections", f"{counters.get('open', 0):,}"),
+        ("Lines answered", f"{counters.get('lines', 0):,}"),
+        ("Workers", f"{serving} of {len(report.workers)}"),
+        ("Up for", duration(report.now - report.began)),
+    )
+    return "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in figures)
+
+
+def _facts(report: Report) -> str:
+    facts = [("Version", escaped(report.version)), ("Started", _moment(report.began))]
+    if report.configuration:
+        facts.append(("Configuration", _configuration(report)))
+    facts.append(("Last reload", _last_reload(report)))
+    return "".join(f"<dt>{name}<dd>{value}" for name, value in facts)
+
+
+def _configuration(report: Report) -> str:
+    path = escaped(report.configuration)
+    if not report.in_force:
+        return f'{path}, <span class="bad">not in force</span>'
+    return f'{path}, <span class="good">in force</span> since {_moment(report.loaded)}'
+
+
+def _last_reload(report: Report) -> str:
+    if not report.last_reload:
+        return "none since the start"
+    outcome = (
+        '<span class="bad">failed</span>'
+        if report.last_reload_failed
+        else '<span class="good">succeeded</span>'
+    )
+    return f"{outcome}, {_moment(report.last_reload)}"
+
+
+def _worker(worker: WorkerReport) -> str:
+    return _row(
+        str(worker.pid),
+        worker.state,
+        f"{worker.connections:,}",
+        f"{worker.lines:,}",
+        "-" if worker.silent_for is None else duration(worker.silent_for),
+        duration(worker.age),
+        numbers=4,
+    )
+
+
+def _counters(report: Report, *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> str:
+    rows = []
+    for counter in COUNTERS:
+        if counter.name in without or (only and counter.name not in only):
+            continue
+        for value, field in counter.fields.items():
+            if field in report.counters:
+                rows.append(_row(_name(counter, value), f"{report.counters[field]:,}", numbers=1))
+    return "".join(rows)
+
+
+def _name(counter: Counter, value: str) -> str:
+    """What a row is about, from the name and the label of a metric."""
+    name = counter.name.removeprefix("connections_")
+    words = value if name == "closed" else f"{name}: {value}" if value else name
+    return words.replace("_", " ").capitalize()
+
+
+def _row(*cells: str, numbers: int) -> str:
+    """A row of a table whose last cells are `numbers`."""
+    first, *rest = map(escaped, cells)
+    words = len(rest) - numbers
+    row = "".join(f"<td>{cell}" for cell in rest[:words])
+    row += "".join(f'<td class="number">{cell}' for cell in rest[words:])
+    zero = ' class="zero"' if rest == ["0"] else ""
+    return f'<tr{zero}><th scope="row">{first}{row}'
+
+
+def _known(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _moment(when: float) -> str:
+    """A point in time."""
+    text = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(when))
+    return f'<time datetime="{text.replace(" ", "T")}Z">{text} UTC</time>'

@@ -1,0 +1,246 @@
+"""The service `metrics` of a real daemon: what Prometheus and people read, and who else comes."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from email.message import Message
+from http.client import BadStatusLine, HTTPConnection
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from integration.client import Client, endpoint
+from integration.daemon import Daemon
+from integration.service import Service
+from tcpupperd.host.sockets import Listener
+from tcpupperd.serving.report import report_of
+from tools import need
+from waiting import DEADLINE, until
+
+LISTEN = ["127.0.0.1:0", "metrics=127.0.0.1:0"]
+
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def get(address: str, path: str = "/metrics") -> tuple[int, Message, str]:
+    """Status, header and body of the answer to a GET, as Python's own client understands it; the
+    status is 0 if it is none of HTTP."""
+    with contextlib.closing(HTTPConnection(*endpoint(address), timeout=DEADLINE)) as connection:
+        connection.request("GET", path)
+        try:
+            answer = connection.getresponse()
+        except BadStatusLine:
+            return 0, Message(), ""
+        return answer.status, answer.headers, answer.read().decode()
+
+
+def scrape(daemon: Daemon) -> str:
+    """The metrics as text."""
+    status, header, text = get(daemon.address_of("metrics"))
+    assert (status, header["Content-Type"]) == (200, "text/plain; version=0.0.4")
+    return text
+
+
+def value(daemon: Daemon, name: str, **labels: str) -> float:
+    """One value, as Prometheus' own parser finds it."""
+    (found,) = (
+        sample.value
+        for family in text_string_to_metric_families(scrape(daemon))
+        for sample in family.samples
+        if (sample.name, sample.labels) == (name, labels)
+    )
+    return float(found)
+
+
+def test_prometheus_own_parser_and_linter_accept_the_metrics() -> None:
+    with Daemon(listen=LISTEN) as daemon:
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        text = scrape(daemon)
+        assert all(family.documentation for family in text_string_to_metric_families(text))
+        linter = need("promtool")
+        checked = subprocess.run(
+            [linter, "check", "metrics"],
+            input=text,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_each_worker_tells_of_all() -> None:
+    with Daemon(listen=LISTEN, workers=2) as daemon:
+        clients = [daemon.connect() for _ in range(20)]
+        assert {client.ask(b"hello") for client in clients} == {b"HELLO"}
+        (worker,) = {daemon.worker_of(clients[0])}
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait_for_workers(2, without=worker)
+        until(lambda: value(daemon, "tcpupperd_lines_total") == 20)
+        for _ in range(20):
+            assert value(daemon, "tcpupperd_lines_total") == 20
+            assert value(daemon, "tcpupperd_workers_died_total", reason="signal") == 1
+
+
+def test_file_on_disk_is_in_force_or_not() -> None:
+    with Daemon(listen=LISTEN) as daemon:
+
+        def seen() -> tuple[float, ...]:
+            names = ("configuration_in_force", "last_reload_successful")
+            return tuple(value(daemon, f"tcpupperd_{name}") for name in names)
+
+        assert seen() == (1, 1)
+        daemon.configure(max_line=100)
+        assert seen() == (0, 1)
+        daemon.reload()
+        assert seen() == (1, 1)
+        daemon.configure("nonsense = 1\n")
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: "reload failed" in daemon.log)
+        assert seen() == (0, 0)
+        assert "The last reload failed" in page(daemon)
+        daemon.reload()
+        assert seen() == (1, 1)
+        daemon.config.unlink()
+        assert seen() == (0, 1)
+
+
+def page(daemon: Daemon) -> str:
+    """The page for people."""
+    status, header, text = get(daemon.address_of("metrics"), "/")
+    assert (status, header["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert header["Cache-Control"] == "no-store"
+    return text
+
+
+def test_page_for_people_shows_the_daemon() -> None:
+    with Daemon(listen=LISTEN, workers=2) as daemon:
+        text = page(daemon)
+        for shown in (*map(str, daemon.workers()), daemon.addresses[0], str(daemon.config)):
+            assert shown in text
+        assert 'class="bad"' not in text
+
+
+def test_queue_is_that_of_the_kernel() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=77) as listening:
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
+        report = report_of(Listener(listening, "tcpupperd.socket"))
+        assert report[0] == "upper"
+        assert report[2:] == (3, 77)
+        for client in clients:
+            client.close()
+
+
+def test_two_services_do_not_share_an_address() -> None:
+    with Daemon() as other:
+        address = other.addresses[0]
+    status, log = Daemon(listen=[address, f"metrics={address}"]).run()
+    assert status == 71
+    assert f"cannot listen on metrics={address}: {address} is also that of upper" in log
+
+
+def test_reload_can_give_an_address_to_another_service() -> None:
+    with Daemon() as daemon:
+        address = daemon.addresses[0]
+        old = daemon.connect()
+        daemon.reload(listen=[f"metrics={address}"])
+        until(lambda: get(address)[0] == 200)
+        assert old.ask(b"still") == b"STILL"
+        daemon.reload(listen=[address])
+        until(lambda: get(address)[0] == 0)
+        daemon.wait_for_workers(2)
+        assert daemon.connect(address).ask(b"again") == b"AGAIN"
+
+
+# Who is slow, huge or hostile
+
+
+def test_half_a_request_ends_as_an_unfinished_line_does() -> None:
+    with Daemon(listen=LISTEN, line_timeout=0.2) as daemon:
+        slow = daemon.connect(daemon.address_of("metrics"))
+        slow.send(REQUEST[:-1])
+        assert slow.read_to_end() == b""
+        assert daemon.counters()["line_timeout"] == 1
+
+
+def test_silent_scraper_ends_as_an_idle_client_does() -> None:
+    with Daemon(listen=LISTEN, idle_timeout=0.2) as daemon:
+        assert daemon.connect(daemon.address_of("metrics")).read_to_end() == b""
+        assert daemon.counters()["idle_timeout"] == 1
+
+
+def test_flood_is_refused_and_ended() -> None:
+    with Daemon(listen=LISTEN) as daemon:
+        flood = daemon.connect(daemon.address_of("metrics"))
+        flood.send(b"GET /" + b"x" * 100_000)
+        assert flood.read_line().startswith(b"HTTP/1.1 431 ")
+        flood.wait_for_end()
+
+
+def test_scrapers_count_as_clients_do() -> None:
+    with Daemon(listen=LISTEN, workers=1, max_connections_per_source=3) as daemon:
+        address = daemon.address_of("metrics")
+        taken = [daemon.connect(address) for _ in range(3)]
+        until(lambda: daemon.counters()["open"] == 3)
+        assert daemon.connect(address).read_to_end() == b""
+        taken[0].close()
+        until(lambda: daemon.counters()["open"] == 2)
+        assert get(address)[0] == 200
+
+
+def test_many_scrapers_at_once_get_whole_pages_and_hinder_nobody() -> None:
+    with Daemon(listen=LISTEN) as daemon:
+        client = daemon.connect()
+        scrapers = [daemon.connect(daemon.address_of("metrics")) for _ in range(200)]
+        for one in scrapers:
+            one.send(REQUEST)
+            assert client.ask(b"hello") == b"HELLO"
+        for one in scrapers:
+            head, _, body = one.read_to_end().partition(b"\r\n\r\n")
+            assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+
+
+# Hand-over
+
+
+def test_half_a_request_survives_a_reload() -> None:
+    with Daemon(listen=LISTEN) as daemon:
+        scrapers = [daemon.connect(daemon.address_of("metrics")) for _ in range(len(REQUEST))]
+        for size, one in enumerate(scrapers):
+            one.send(REQUEST[:size])
+        daemon.reload()
+        for size, one in enumerate(scrapers):
+            one.send(REQUEST[size:])
+            assert one.read_to_end().startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.fixture
+def metrics(service: Service) -> Iterator[socket.socket]:
+    """Another socket of the service, passed in under the name that systemd gives it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def test_half_a_request_survives_a_restart(service: Service, metrics: socket.socket) -> None:
+    host, port = metrics.getsockname()
+    address = f"{host}:{port}"
+
+    def daemon() -> Daemon:
+        passed = [("tcpupperd.socket", service.listener), ("metrics", metrics)]
+        one = Daemon(manager=service.manager, passed=[*passed, *service.manager.stored.items()])
+        one.ended_by = signal.SIGUSR2
+        return one
+
+    with daemon():
+        upper, scraper = service.connect(), Client(address)
+        service.clients.append(scraper)
+        assert upper.ask(b"one") == b"ONE"
+        scraper.send(REQUEST[:20])
+        assert get(address)[0] == 200
+    with daemon():
+        scraper.send(REQUEST[20:])
+        assert scraper.read_to_end().startswith(b"HTTP/1.1 200 OK\r\n")
+        assert upper.ask(b"two") == b"TWO"

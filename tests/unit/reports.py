@@ -1,0 +1,34 @@
+"""Reports, for tests of those who show them."""
+
+from tcpupperd.processes.scoreboard import DAEMON, LOADED, WORKERS_STARTED
+from tcpupperd.serving.counters import FIELDS, OPEN
+from tcpupperd.serving.report import ListenerReport, Report, WorkerReport
+
+#: All counters that a report of the daemon has, each with another value.
+COUNTERS = {
+    name: 1000 + number
+    for number, name in enumerate((*FIELDS[OPEN:], *DAEMON[WORKERS_STARTED:LOADED]))
+}
+
+NASTY = "<script>alert('1\")</script>&amp;\\\n"
+
+REPORT = Report(
+    version="1.2.3",
+    host="example.org",
+    now=1_795_641_654.5,
+    began=1_795_555_254.25,
+    listeners=[
+        ListenerReport("upper", "127.0.0.1:9999", 7, 4096),
+        ListenerReport("metrics", "/run/socket", None, None),
+    ],
+    workers=[
+        WorkerReport(11, "serving", 5, 12_345, 86_400, 0.25),
+        WorkerReport(12, "starting", 0, 0, 0.001, None),
+    ],
+    counters=COUNTERS,
+    limit=20_000,
+    configuration="/etc/tcpupperd/tcpupperd.toml",
+    loaded=1_795_555_255.5,
+    in_force=True,
+    last_reload=1_795_555_256.5,
+)
