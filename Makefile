@@ -1,4 +1,4 @@
-# run, test, check, system-test, soak, bench, deb, dist, wheel, package-checks, install, clean: see CONTRIBUTING.md.
+# "make help" lists what there is to make.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,31 +12,45 @@ YES := $(shell test -t 0 || echo --yes)
 GIT := git -c safe.directory='*'
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends
 
-run:
+# The text after ## is that of "make help".
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand --tabs=24
+
+run: ## serve on localhost:9999
 	$(PYTHON) -m tcpupperd
 
-test:
+test: ## unit and integration tests
 	$(PYTHON) tests
 
-check: $(VENV)/ready
+check: $(VENV)/ready ## style, types and manual pages only
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	if command -v mandoc; then mandoc -T lint -W warning data/man/*.[158]; fi
 
-system-test:
+system-test: ## boot Debian 12 and 13 in containers, as root
 	$(PYTHON) tests tests/system
+
+# Also of processes that the tests start, and of their workers. Some tests of time and work may fail
+# because of the measuring.
+coverage: $(VENV)/ready ## which lines and branches the tests run
+	$(VENV)/bin/pip install --quiet 'coverage>=7.10'
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	-$(VENV)/bin/coverage run -m pytest --quiet
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage report
 
 # The long forms of the tests, and fuzzing: takes some hours. Run by root, it includes the system
 # tests of the hand-over.
-soak: $(VENV)/ready
+soak: $(VENV)/ready ## the long forms of the tests: some hours
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
 	SOAK=1 $(VENV)/bin/pytest
 	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py
 
 # Measures with Debian's own Python. Without root, missing peers are named and left out.
-bench:
+bench: ## compare the speed with other servers: ten minutes
 	command -v gcc || $(APT_INSTALL) gcc libc6-dev
 	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
 	command -v go || $(APT_INSTALL) golang-go || true
@@ -45,7 +59,7 @@ bench:
 
 # Only files that git tracks go in, as in a fresh clone. With sudo, the clone belongs to somebody
 # else; files that root creates here are given to its owner.
-deb: checkout
+deb: checkout ## build the Debian package into dist/
 	rm -rf build/deb dist/*.deb
 	mkdir -p build/deb/tcpupperd dist
 	trap '[ "$$(id -u)" != 0 ] || chown --recursive --reference=. build dist' EXIT && \
@@ -59,17 +73,17 @@ checkout:
 	{ echo "A package for Debian can only be made in a clone of the git repository." >&2; exit 1; }
 
 # The committed source: what Debian calls the upstream tarball.
-dist:
+dist: ## the tarball of the source
 	mkdir -p dist
 	$(GIT) archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
 
 # Further checks that reviewers of Debian packages run; takes ten minutes.
-package-checks: $(VENV)/ready
+package-checks: $(VENV)/ready ## piuparts and other checks of Debian packages, as root
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
 # For Python's package index: the wheel, and the sdist with everything that its tests need.
-wheel: $(VENV)/ready
+wheel: $(VENV)/ready ## files for Python's package index
 	$(VENV)/bin/pip install --quiet build twine
 	$(VENV)/bin/python -m build --outdir dist/wheel
 	$(VENV)/bin/twine check --strict dist/wheel/*
@@ -79,7 +93,7 @@ wheel: $(VENV)/ready
 # them.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
-install: checkout
+install: checkout ## build the Debian package and install it, as root
 	apt-get --quiet=2 update
 	@set -e; \
 	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
@@ -90,11 +104,11 @@ install: checkout
 	$(MAKE) deb; \
 	apt-get $(YES) --reinstall install ./dist/*.deb
 
-clean:
+clean: ## remove everything that was made
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) tests/environment.py
 
-.PHONY: run test check system-test soak bench deb checkout dist wheel package-checks install clean
+.PHONY: help run test check coverage system-test soak bench deb checkout dist wheel package-checks install clean

