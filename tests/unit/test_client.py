@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tcpupperd import __version__, client
+from tcpupperd import __version__
+from tcpupperd.client.options import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_defaults_name_the_default_server() -> None:
-    options = client.parse_arguments([])
-    assert client.server_name(options) == "localhost:9999"
+    options = parse_arguments([])
+    assert options.endpoint.name == "localhost:9999"
     assert (options.unix, options.timeout, options.text) == (None, 10.0, [])
 
 
@@ -29,7 +30,7 @@ def test_defaults_name_the_default_server() -> None:
     ],
 )
 def test_server_is_named_as_the_user_knows_it(arguments: list[str], name: str) -> None:
-    assert client.server_name(client.parse_arguments(arguments)) == name
+    assert parse_arguments(arguments).endpoint.name == name
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,12 @@ def test_server_is_named_as_the_user_knows_it(arguments: list[str], name: str) -
     [["a", "b", "--port", "7"], ["--port", "7", "a", "b"], ["--port=7", "--", "a", "b"]],
 )
 def test_text_may_stand_before_or_after_options(arguments: list[str]) -> None:
-    options = client.parse_arguments(arguments)
+    options = parse_arguments(arguments)
     assert (options.port, options.text) == (7, ["a", "b"])
 
 
 def test_text_after_two_dashes_may_look_like_an_option() -> None:
-    assert client.parse_arguments(["--", "--port", "7"]).text == ["--port", "7"]
+    assert parse_arguments(["--", "--port", "7"]).text == ["--port", "7"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_usage_errors_end_with_status_2(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        client.parse_arguments(arguments)
+        parse_arguments(arguments)
     assert ended.value.code == 2
     wrong, remedy = capsys.readouterr().err.splitlines()
     assert wrong.startswith("tcpupper: ")
@@ -79,20 +80,16 @@ def test_usage_errors_end_with_status_2(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        client.parse_arguments(["--version"])
+        parse_arguments(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"tcpupper {__version__}\n"
 
 
 def test_client_imports_nothing_slow_and_nothing_of_the_daemon() -> None:
-    report = "import sys, tcpupperd.client; print(*sys.modules)"
+    report = "import sys, tcpupperd.client.command; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-S", "-c", report], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"asyncio", "dataclasses", "logging", "typing", "tomllib"} & set(loaded)
-    assert {name for name in loaded if name.startswith("tcpupperd")} == {
-        "tcpupperd",
-        "tcpupperd.arguments",
-        "tcpupperd.client",
-        "tcpupperd.words",
-    }
+    shared = {name for name in loaded if name.startswith("tcpupperd.") and "client" not in name}
+    assert shared == {"tcpupperd.arguments", "tcpupperd.errors", "tcpupperd.words"}

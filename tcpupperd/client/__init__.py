@@ -1,0 +1,1 @@
+"""``tcpupper``, the client of a tcpupperd server. See tcpupper(1)."""

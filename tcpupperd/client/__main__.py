@@ -1,0 +1,7 @@
+"""``python3 -m tcpupperd.client``."""
+
+import sys
+
+from tcpupperd.client.command import main
+
+sys.exit(main())

@@ -1,0 +1,46 @@
+"""The command: ``main()``. It alone decides the exit status."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from tcpupperd.client.exchange import Exchange
+from tcpupperd.client.options import parse_arguments
+from tcpupperd.errors import ExpectedError
+
+
+def exchange(options: argparse.Namespace) -> int:
+    # The connection would get the descriptor number of a closed standard stream.
+    if sys.stdout is None:
+        raise ExpectedError("standard output is closed")
+    if sys.stdin is None and not options.text:
+        raise ExpectedError("standard input is closed, and there is no TEXT")
+    text = os.fsencode(" ".join(options.text) + "\n") if options.text else None
+    endpoint = options.endpoint
+    with endpoint.connect(options.timeout) as server:
+        Exchange(server, endpoint.name, text, options.timeout).run()
+    return 0
+
+
+def end_as_filters_do() -> None:
+    """Let SIGINT and SIGPIPE terminate the process silently, as with cat(1).
+
+    The exit status then tells the shell the cause, and Ctrl-C works during a slow name lookup.
+    If the shell ignores SIGINT for a background job, it stays ignored.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the client; return the exit status. (The parser itself exits with its own.)"""
+    end_as_filters_do()
+    options = parse_arguments(argv)
+    try:
+        return exchange(options)
+    except ExpectedError as error:
+        print(f"tcpupper: {error}", file=sys.stderr)
+        return error.status
