@@ -51,6 +51,13 @@ CLIENT = (
     Option("--port", "its TCP port", "port", ("9999",)),
     Option("--unix", "its Unix socket, instead of host and port", "file"),
     Option("--timeout", "give up after this long without progress", "seconds", ("10",)),
+    Option("--verbose", "show the address of each connection"),
+    Option("--ping", "send lines at intervals, and see whether any is lost"),
+    Option("--count", "with --ping: end after so many lines on each connection", "count", ("10",)),
+    Option("--interval", "with --ping: time between two lines", "seconds", ("1",)),
+    Option("--deadline", "with --ping: end after this long", "seconds", ("60",)),
+    Option("--quiet", "with --ping: print only the summary"),
+    Option("--connections", "with --ping: so many at once", "count", ("1",)),
 )
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from tcpupperd.client.endpoint import ends
 from tcpupperd.client.exchange import Exchange
 from tcpupperd.client.options import parse_arguments
 from tcpupperd.errors import ExpectedError
@@ -20,8 +21,16 @@ def exchange(options: argparse.Namespace) -> int:
     text = os.fsencode(" ".join(options.text) + "\n") if options.text else None
     endpoint = options.endpoint
     with endpoint.connect(options.timeout) as server:
+        if options.verbose:
+            print(f"tcpupper: connected {ends(server)}", file=sys.stderr)
         Exchange(server, endpoint.name, text, options.timeout).run()
     return 0
+
+
+def ping(options: argparse.Namespace) -> int:
+    from tcpupperd.client.ping import Ping  # only this use needs it
+
+    return 0 if Ping(options).run() else 1
 
 
 def end_as_filters_do() -> None:
@@ -40,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_as_filters_do()
     options = parse_arguments(argv)
     try:
-        return exchange(options)
+        return {"exchange": exchange, "ping": ping}[options.mode](options)
     except ExpectedError as error:
         print(f"tcpupper: {error}", file=sys.stderr)
         return error.status

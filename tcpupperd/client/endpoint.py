@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 
 from tcpupperd.errors import ExpectedError
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     #: What `socket.connect` takes: the path of a Unix socket, or a tuple with host and port.
-    SocketAddress: TypeAlias = str | tuple[object, ...]
+    SocketAddress: TypeAlias = str | bytes | tuple[object, ...]
 
 
 class Endpoint:
@@ -28,8 +30,7 @@ class Endpoint:
         """Its name in messages: the path, host:port or [IPv6 address]:port."""
         if self.unix is not None:
             return self.unix
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return written((self.host, self.port))
 
     def addresses(self) -> list[tuple[int, SocketAddress]]:
         """The families and addresses to try, in this order; ExpectedError if there is none.
@@ -61,6 +62,35 @@ class Endpoint:
                 last = error
         assert last
         raise ExpectedError(f"cannot connect to {self.name}: {reason(last)}") from last
+
+
+def begin(family: int, address: SocketAddress) -> socket.socket:
+    """Begin to connect to an address; the socket is writable when it is done."""
+    server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if family != socket.AF_UNIX:
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # If the queue of a Unix socket is full, it is EAGAIN, which is final.
+        if (number := server.connect_ex(address)) not in (0, errno.EINPROGRESS):
+            raise OSError(number, os.strerror(number))
+    except OSError:
+        server.close()
+        raise
+    return server
+
+
+def ends(connection: socket.socket) -> str:
+    """Where a connection leads to, and from where if it has an address at our end."""
+    there, here = written(connection.getpeername()), written(connection.getsockname())
+    return f"to {there} from {here}" if here else f"to {there}"
+
+
+def written(address: SocketAddress) -> str:
+    """An address as it is written in messages."""
+    if isinstance(address, (str, bytes)):  # bytes: in the abstract namespace
+        return os.fsdecode(address).replace("\0", "@", 1)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def reason(error: OSError) -> str:

@@ -25,17 +25,19 @@ def upper_all(connection: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def serving(behaviour: Behaviour, listener: socket.socket | None = None) -> Iterator[list[str]]:
-    """Serve one connection by ``behaviour`` and close it; yield the client's options for it."""
+def serving(*behaviours: Behaviour, listener: socket.socket | None = None) -> Iterator[list[str]]:
+    """Serve as many connections, one after the other, and close each; yield the client's options
+    for it."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
     listener.settimeout(DEADLINE)
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(DEADLINE)
-            with contextlib.suppress(ConnectionError):
-                behaviour(connection)
+        for behaviour in behaviours:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(DEADLINE)
+                with contextlib.suppress(ConnectionError):
+                    behaviour(connection)
 
     thread = threading.Thread(target=serve)
     thread.start()

@@ -120,7 +120,7 @@ def test_unix_socket(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "socket"))
     listener.listen()
-    with serving(upper_all, listener) as server:
+    with serving(upper_all, listener=listener) as server:
         assert run(*server, "hello").stdout == b"HELLO\n"
 
 
@@ -128,13 +128,21 @@ def test_abstract_unix_socket() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"\0tcpupper-test-{os.getpid()}")
     listener.listen()
-    with serving(upper_all, listener) as server:
+    with serving(upper_all, listener=listener) as server:
         assert run(*server, "hello").stdout == b"HELLO\n"
 
 
 def test_every_address_of_a_name_is_tried() -> None:
     with serving(upper_all) as server:
         assert run("--host", "localhost", *server[2:], "hello").stdout == b"HELLO\n"
+
+
+def test_verbose_shows_the_address_on_standard_error() -> None:
+    with serving(upper_all) as server:
+        done = run(*server, "-v", "hello")
+    assert (done.returncode, done.stdout) == (0, b"HELLO\n")
+    pattern = rf"tcpupper: connected to 127\.0\.0\.1:{server[3]} from 127\.0\.0\.1:[0-9]+\n"
+    assert re.fullmatch(pattern, done.stderr.decode())
 
 
 def test_refused_connection() -> None:

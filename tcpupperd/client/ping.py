@@ -1,0 +1,135 @@
+"""``tcpupper --ping``: lines at intervals over many connections, in the manner of ping(8)."""
+
+import argparse
+import heapq
+import math
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+
+from tcpupperd.client.output import write_output
+from tcpupperd.client.poller import Poller
+from tcpupperd.client.probe import Probe
+from tcpupperd.client.signals import ENDS, Signals
+from tcpupperd.client.tally import Tally
+from tcpupperd.errors import ExpectedError
+
+GRACE = 1.0  # seconds for the lines in flight when a signal or the deadline ends the run
+BATCH = 100  # turns between two looks at the answers
+SPARE = 32  # descriptors other than connections
+
+
+class Ping:
+    """The loop. Its connections take turns, spread evenly over the interval."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Look up the server's addresses; ExpectedError if there is none, or too few descriptors
+        for the connections."""
+        allow_descriptors(options.connections)
+        options.addresses = options.endpoint.addresses()
+        self.options = options
+        self.poller = Poller()
+        self.tally = Tally()
+        self.output: list[str] = []  # since it was last written
+        self.signals = Signals()
+        self.poller.watch(self.signals.descriptor, self.obey_signals)
+        start = time.monotonic()
+        self.deadline = start + (options.deadline or math.inf)
+        self.end = math.inf
+        run = os.urandom(6).hex()
+        self.probes = [self.make_probe(run, number) for number in range(options.connections)]
+        for number, probe in enumerate(self.probes):
+            probe.turn = start + number * options.interval / options.connections
+        self.agenda = [(probe.turn, number) for number, probe in enumerate(self.probes)]
+
+    def make_probe(self, run: str, number: int) -> Probe:
+        name = f"connection={number + 1}"
+        report = self.reporter(f"{name} " if self.options.connections > 1 else "")
+        return Probe(f"tcpupper {run} {name}", self.options, self.poller, self.tally, report)
+
+    def reporter(self, prefix: str) -> Callable[[str], None]:
+        """What a connection reports by."""
+        if self.options.quiet:
+            return lambda text: None
+        return lambda text: self.output.append(f"{prefix}{text}\n")
+
+    def run(self) -> bool:
+        """Run until all is asked and answered, or until it is ended; whether nothing was lost."""
+        self.output.append(self.header())
+        while not self.has_ended():
+            self.write()
+            # Only a look that began after a deadline shows that an answer is late. An earlier one
+            # may have missed it while Ctrl-Z had stopped this process.
+            now = time.monotonic()
+            for call in self.poller.wait(self.next_time() - now):
+                call()
+            self.act(now)
+        for probe in self.probes:
+            probe.end()
+        name = self.options.endpoint.name
+        self.output.append(f"--- {name} ping statistics ---\n{self.tally.summary()}")
+        self.write()
+        return self.tally.is_perfect
+
+    def header(self) -> str:
+        count = self.options.connections
+        each = f" on each of {count} connections" if count > 1 else ""
+        return (
+            f"PING {self.options.endpoint.name}: a line every {self.options.interval:g} s{each}\n"
+        )
+
+    def has_ended(self) -> bool:
+        if any(probe.has_turn for probe in self.probes):
+            return False
+        return not self.tally.outstanding or time.monotonic() >= self.end
+
+    def next_time(self) -> float:
+        """When something is due next."""
+        turn = self.agenda[0][0] if self.agenda else math.inf
+        return min(turn, self.end, self.deadline)
+
+    def act(self, now: float) -> None:
+        """Do some of what is due."""
+        if now >= self.deadline:
+            self.stop()
+        for _ in range(BATCH):
+            if not self.agenda or self.agenda[0][0] > now:
+                return
+            _, number = heapq.heappop(self.agenda)
+            due = self.probes[number].act(now)
+            if due is not None:
+                heapq.heappush(self.agenda, (due, number))
+
+    def stop(self) -> None:
+        """Ask no more, and wait a little for the answers due."""
+        self.deadline = math.inf
+        self.end = time.monotonic() + GRACE
+        for probe in self.probes:
+            probe.stop()
+
+    def obey_signals(self) -> None:
+        received = self.signals.received()
+        if received & set(ENDS):
+            self.stop()
+        if signal.SIGQUIT in received:
+            self.output.append(self.tally.summary())
+
+    def write(self) -> None:
+        write_output("".join(self.output).encode())
+        self.output.clear()
+
+
+def allow_descriptors(connections: int) -> None:
+    """Raise the soft limit if the connections need it."""
+    need = connections + SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= need:
+        return
+    if hard < need:
+        raise ExpectedError(
+            f"{connections} connections need {need} descriptors, and the hard limit is {hard};"
+            " raise it (ulimit -Hn) or use fewer"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))

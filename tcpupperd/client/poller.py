@@ -1,0 +1,25 @@
+"""One epoll, and a callable for each descriptor."""
+
+import math
+import select
+from collections.abc import Callable
+
+
+class Poller:
+    """Calls are due once for all that has happened since the last one (EPOLLET): a callable
+    receives and sends until the kernel has no more."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callables: dict[int, Callable[[], None]] = {}
+
+    def watch(self, descriptor: int, callable_: Callable[[], None]) -> None:
+        """Watch a descriptor until it is closed."""
+        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._callables[descriptor] = callable_
+
+    def wait(self, seconds: float) -> list[Callable[[], None]]:
+        """What is due, after at most so many seconds."""
+        timeout = None if seconds == math.inf else max(0.0, seconds)
+        events = self._epoll.poll(timeout, max(1, len(self._callables)))
+        return [self._callables[descriptor] for descriptor, _ in events]

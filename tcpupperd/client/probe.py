@@ -1,0 +1,221 @@
+"""One connection of a ping: it asks, verifies the answers, and connects again when it is lost."""
+
+import argparse
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from tcpupperd.client.endpoint import begin, ends, reason
+from tcpupperd.client.lines import Lines, WrongAnswerError
+from tcpupperd.client.poller import Poller
+from tcpupperd.client.tally import Tally, milliseconds
+
+CHUNK = 65536  # bytes
+PAUSE = 0.1  # seconds between a failed attempt to connect and the next
+
+
+class Probe:
+    """A line waits for its answer until the connection is lost, or for ``timeout`` seconds from
+    its turn. Then all lines that wait are lost, and the next turn begins with a new connection:
+    attempts are no more frequent than lines.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: argparse.Namespace,
+        poller: Poller,
+        tally: Tally,
+        report: Callable[[str], None],
+    ) -> None:
+        self.lines = Lines(name)
+        self.turn = 0.0  # when the next line is due
+        self.options = options
+        self.poller = poller
+        self.tally = tally
+        self.report = report
+        self.last = options.count  # seq of the last line; None: there is none
+        self.socket: socket.socket | None = None
+        self.is_connected = False
+        self.was_connected = False
+        self.attempts = 0
+        self.failures = 0  # attempts since the last connection
+        self.earliest_attempt = 0.0
+        self.unsent = b""
+        self.waiting_since: float | None = None  # the turn of the first line since an answer
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether there is a next line."""
+        return self.last is None or self.lines.seq < self.last
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self.last = self.lines.seq
+        self.close_if_done()
+
+    def end(self) -> None:
+        """Give up what is not answered."""
+        self.lose("no answer before the end")
+        self.close()
+        if self.waiting_since is not None:
+            self.tally.add_gap(time.monotonic() - self.waiting_since)
+
+    # In time
+
+    def act(self, now: float) -> float | None:
+        """Do what is due; return when something may be due again, or None if nothing will be."""
+        if self.lines.pending and self.deadline <= now:
+            self.give_up()
+        if self.has_turn and self.turn <= now:
+            self.ask()
+        if self.lines.pending and not self.socket and self.earliest_attempt <= now:
+            self.connect()
+        times = [self.turn] if self.has_turn else []
+        if self.lines.pending:
+            times.append(self.deadline)
+            if not self.socket:
+                times.append(self.earliest_attempt)
+        return min(times, default=None)
+
+    @property
+    def deadline(self) -> float:
+        """The time until which the oldest pending line may be answered."""
+        return float(self.lines.pending[0][1] + self.options.timeout)
+
+    def give_up(self) -> None:
+        if self.is_connected:
+            self.lose(f"no answer for {self.options.timeout:g} s")
+        else:
+            self.attempts += 1
+            self.lose("cannot connect: timed out")
+        self.close()
+
+    def ask(self) -> None:
+        now = time.monotonic()
+        missed = (now - self.turn) // self.options.interval  # not made up for: no bursts
+        self.turn += self.options.interval * (1 + missed)
+        line = self.lines.ask(now)
+        self.tally.sent += 1
+        if self.waiting_since is None:
+            self.waiting_since = now
+        if self.is_connected:
+            self.unsent += line
+            self.flush()
+
+    # Connecting
+
+    def connect(self) -> None:
+        addresses = self.options.addresses
+        try:
+            self.socket = begin(*addresses[self.attempts % len(addresses)])
+        except OSError as error:
+            self.fail(reason(error))
+        else:
+            self.poller.watch(self.socket.fileno(), self.handle)
+
+    def connect_error(self) -> int:
+        """The number of the error by which an attempt to connect has failed, or 0."""
+        if self.is_connected or not self.socket:
+            return 0
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def fail(self, why: str) -> None:
+        """Try the next address; if all have failed, the lines that wait are lost."""
+        self.close()
+        self.attempts += 1
+        self.failures += 1
+        if self.failures % len(self.options.addresses):
+            self.connect()
+        else:
+            self.lose(f"cannot connect: {why}")
+            self.earliest_attempt = time.monotonic() + PAUSE
+
+    def begin(self) -> None:
+        """The connection has come about."""
+        assert self.socket
+        self.is_connected = True
+        self.failures = 0
+        self.unsent = self.lines.unanswered()
+        how = f"connected {ends(self.socket)}" if self.options.verbose else "connected"
+        if self.was_connected:
+            self.tally.reconnected += 1
+            self.report(f"re{how}")
+        elif self.options.verbose:
+            self.report(how)
+        self.was_connected = True
+
+    # Conversing
+
+    def handle(self) -> None:
+        """Do what the socket is ready for."""
+        if not self.socket:
+            return  # closed after it had become ready
+        if number := self.connect_error():
+            self.fail(os.strerror(number))
+            return
+        try:
+            if not self.is_connected:
+                self.begin()
+            self.flush()
+            self.receive()
+        except BlockingIOError:
+            self.close_if_done()
+        except WrongAnswerError as error:
+            self.tally.wrong += 1
+            self.disconnect(f"wrong answer {error}")
+        except OSError as error:
+            self.disconnect(reason(error))
+
+    def flush(self) -> None:
+        """Send what the kernel accepts now. If the connection is lost, receiving shows it, after
+        the answers that came before."""
+        assert self.socket
+        if self.unsent:
+            with contextlib.suppress(OSError):
+                count = self.socket.send(self.unsent, socket.MSG_NOSIGNAL)
+                self.unsent = self.unsent[count:]
+
+    def receive(self) -> None:
+        """Receive until there is no more, which is an error, as is the end of the connection."""
+        assert self.socket
+        while data := self.socket.recv(CHUNK):
+            now = time.monotonic()
+            for seq, turn in self.lines.receive(data):
+                self.tally.add_answer(now - turn)
+                self.report(f"seq={seq} time={milliseconds(now - turn)} ms")
+                self.end_gap(now)
+        raise ConnectionError("the server closed the connection")
+
+    def end_gap(self, now: float) -> None:
+        assert self.waiting_since is not None
+        self.tally.add_gap(now - self.waiting_since)
+        pending = self.lines.pending
+        self.waiting_since = pending[0][1] if pending else None
+
+    # Losing
+
+    def disconnect(self, why: str) -> None:
+        self.close()
+        if not self.lines.pending:
+            self.report(f"disconnected: {why}")
+        self.lose(why)
+
+    def lose(self, why: str) -> None:
+        """The lines that wait are lost."""
+        for seq in self.lines.give_up():
+            self.tally.lost += 1
+            self.report(f"seq={seq} lost: {why}")
+
+    def close(self) -> None:
+        if self.socket:
+            self.socket.close()
+        self.socket = None
+        self.is_connected = False
+        self.unsent = b""
+
+    def close_if_done(self) -> None:
+        if not self.has_turn and not self.lines.pending:
+            self.close()

@@ -1,0 +1,93 @@
+"""What a ping counts and measures, and its summary."""
+
+import math
+
+WIDTH = 0.01  # of a bucket of `Times`, as a share of the time
+
+
+class Times:
+    """Times in seconds. Memory does not grow with their number: for the percentile, they are
+    counted in buckets, each 1 % wider than the one before."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.least = math.inf
+        self.most = 0.0
+        self._buckets: dict[int, int] = {}
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.total += seconds
+        self.least = min(self.least, seconds)
+        self.most = max(self.most, seconds)
+        bucket = math.ceil(math.log(max(seconds, 1e-9)) / WIDTH)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    def percentile(self, share: float) -> float:
+        """The time that ``share`` of all times do not exceed, 1 % too long at most."""
+        left = share * self.count
+        for bucket in sorted(self._buckets):
+            left -= self._buckets[bucket]
+            if left <= 0:
+                return min(math.exp(bucket * WIDTH), self.most)
+        return self.most
+
+
+class Tally:
+    """The counts of all connections of a ping."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.answered = 0
+        self.lost = 0  # lines without a right answer
+        self.wrong = 0  # answers
+        self.reconnected = 0
+        self.longest_gap = 0.0
+        self.times = Times()
+
+    @property
+    def outstanding(self) -> int:
+        """Lines that may still be answered."""
+        return self.sent - self.answered - self.lost
+
+    @property
+    def is_perfect(self) -> bool:
+        """Whether every line was answered, and nothing else was sent."""
+        return not self.lost and not self.wrong and self.answered == self.sent > 0
+
+    def add_answer(self, seconds: float) -> None:
+        self.answered += 1
+        self.times.add(seconds)
+
+    def add_gap(self, seconds: float) -> None:
+        """A time for which a connection waited for an answer."""
+        self.longest_gap = max(self.longest_gap, seconds)
+
+    def summary(self) -> str:
+        """One line of counts and, if there was an answer, one of times."""
+        counts = (
+            f"{self.sent} sent, {self.answered} answered, {self.lost} lost, {self.wrong} wrong,"
+            f" {self.reconnected} reconnected, longest gap {duration(self.longest_gap)}\n"
+        )
+        if not self.answered:
+            return counts
+        times = self.times
+        four = (times.least, times.mean, times.most, times.percentile(0.99))
+        return f"{counts}time min/avg/max/p99 = {'/'.join(map(milliseconds, four))} ms\n"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in milliseconds with about three significant digits, as ping(8) writes it."""
+    number = 1000 * seconds
+    digits = 3 - sum(number >= limit for limit in (1, 10, 100))
+    return f"{number:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: "0.210 ms", "1.02 s"."""
+    return f"{milliseconds(seconds)} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,0 +1,439 @@
+"""`tcpupper --ping` with a daemon that is reloaded, restarted and killed, and with servers that do
+not answer, or wrongly."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.daemon import Daemon
+from integration.processes import stopped
+from integration.service import Service
+from integration.tcpupper import (
+    CLIENT,
+    PIPE,
+    ROOT,
+    assert_still_running,
+    options_for,
+    run,
+    serving,
+    started,
+    upper_all,
+)
+from waiting import DEADLINE, until
+
+COUNTS = re.compile(
+    r"([0-9]+) sent, ([0-9]+) answered, ([0-9]+) lost, ([0-9]+) wrong, ([0-9]+) reconnected,"
+    r" longest gap ([0-9.]+ m?s)"
+)
+
+
+class Ping:
+    """A ping that runs, and what it has printed so far."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", output: Path) -> None:
+        self.process = process
+        self._output = output
+
+    @property
+    def text(self) -> str:
+        return self._output.read_text()
+
+    def shows(self, pattern: str) -> str:
+        """Wait for a line that matches."""
+        return until(lambda: re.search(f"^{pattern}$", self.text, re.M))[0]
+
+    def counts(self) -> list[int]:
+        """The counts so far, as SIGQUIT shows them."""
+        shown = len(COUNTS.findall(self.text))
+        self.process.send_signal(signal.SIGQUIT)
+        return until(lambda: counts(self.text, shown))
+
+    def go_on(self) -> None:
+        """Wait for the answers to many lines that are not yet sent."""
+        sent = self.counts()[0]
+        until(lambda: self.counts()[1] > sent + 40)
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """End it by a signal; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+
+def counts(text: str, which: int = 0) -> list[int]:
+    """Sent, answered, lost, wrong, reconnected; [] if they are not shown."""
+    found = COUNTS.findall(text)
+    return [int(number) for number in found[which][:5]] if len(found) > which else []
+
+
+@contextlib.contextmanager
+def pinging(output: Path, *arguments: str) -> Iterator[Ping]:
+    with output.open("wb") as file, started("--ping", *arguments, stdout=file.fileno()) as process:
+        until(lambda: output.read_bytes().startswith(b"PING "))  # from when on it takes signals
+        yield Ping(process, output)
+
+
+def place(address: str) -> list[str]:
+    host, _, port = address.rpartition(":")
+    return ["--host", host, "--port", port]
+
+
+# What is shown
+
+
+def test_each_answer_is_shown_and_the_run_summed_up() -> None:
+    with Daemon() as daemon:
+        address = daemon.addresses[0]
+        done = run("--ping", *place(address), "-c", "3", "-i", "0.01")
+    first, *lines, name, summary, times = done.stdout.decode().splitlines()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert first == f"PING {address}: a line every 0.01 s"
+    assert len(lines) == 3
+    for seq, line in enumerate(lines, 1):
+        assert re.fullmatch(rf"seq={seq} time=[0-9.]+ ms", line)
+    assert name == f"--- {address} ping statistics ---"
+    assert counts(summary) == [3, 3, 0, 0, 0]
+    assert re.fullmatch(r"time min/avg/max/p99 = ([0-9.]+/){3}[0-9.]+ ms", times)
+
+
+def test_quiet() -> None:
+    with serving(upper_all) as server:
+        done = run("--ping", *server, "-q", "-c", "2", "-i", "0.01")
+    first, name, summary, _ = done.stdout.decode().splitlines()
+    assert first.startswith("PING ")
+    assert name.startswith("---")
+    assert counts(summary) == [2, 2, 0, 0, 0]
+
+
+def test_every_connection_has_its_turns() -> None:
+    many = 300
+    with Daemon() as daemon:
+        arguments = ["--connections", str(many), "-c", "3", "-i", "0.1"]
+        done = run("--ping", *place(daemon.addresses[0]), *arguments)
+        assert daemon.counters()["accepted"] == many
+    shown = re.findall(r"^connection=([0-9]+) seq=([0-9]+) ", done.stdout.decode(), re.M)
+    expected = {(str(one + 1), seq) for one in range(many) for seq in "123"}
+    assert sorted(shown) == sorted(expected)
+    assert counts(done.stdout.decode()) == [3 * many, 3 * many, 0, 0, 0]
+    assert done.returncode == 0
+
+
+def test_verbose_shows_the_address() -> None:
+    with serving(upper_all) as server:
+        done = run("--ping", *server, "-v", "-c", "1")
+    address = f"127.0.0.1:{server[3]}"
+    pattern = rf"^connected to {address} from 127\.0\.0\.1:[0-9]+$"
+    assert re.search(pattern, done.stdout.decode(), re.M)
+
+
+def test_unix_socket(tmp_path: Path) -> None:
+    with Daemon(listen=[str(tmp_path / "socket")]):
+        done = run("--ping", "--unix", str(tmp_path / "socket"), "-v", "-c", "2", "-i", "0.01")
+    assert f"\nconnected to {tmp_path}/socket\n" in done.stdout.decode()
+    assert counts(done.stdout.decode()) == [2, 2, 0, 0, 0]
+
+
+def test_answers_in_pieces_are_right() -> None:
+    def answer_byte_by_byte(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while data := connection.recv(7):
+            for byte in data.upper():
+                connection.sendall(bytes([byte]))
+
+    with serving(answer_byte_by_byte) as server:
+        done = run("--ping", *server, "-c", "3", "-i", "0.01")
+    assert counts(done.stdout.decode()) == [3, 3, 0, 0, 0]
+
+
+# What a daemon promises
+
+
+def test_nothing_is_lost_by_a_reload(tmp_path: Path) -> None:
+    with Daemon() as daemon:
+        arguments = [*place(daemon.addresses[0]), "--connections", "20", "-i", "0.05"]
+        with pinging(tmp_path / "output", *arguments) as ping:
+            ping.go_on()
+            daemon.reload(max_connections=100)
+            ping.go_on()
+            assert ping.end() == 0
+    sent, answered, *rest = counts(ping.text, -1)
+    assert sent == answered > 20
+    assert rest == [0, 0, 0]
+
+
+def test_nothing_is_lost_by_a_restart(service: Service, tmp_path: Path) -> None:
+    arguments = [*place(service.address), "--connections", "20", "-i", "0.05"]
+    with service.daemon(), pinging(tmp_path / "output", *arguments) as ping:
+        ping.go_on()
+        for _ in range(2):
+            with service.daemon():
+                ping.go_on()
+        with service.daemon():
+            ping.go_on()
+            assert ping.end() == 0
+    sent, answered, *rest = counts(ping.text, -1)
+    assert sent == answered > 20
+    assert rest == [0, 0, 0]
+
+
+# Loss
+
+
+def test_killed_worker_costs_a_line_and_a_connection(tmp_path: Path) -> None:
+    with Daemon(workers=1) as daemon, contextlib.ExitStack() as stack:
+        arguments = [*place(daemon.addresses[0]), "-i", "0.02"]
+        ping = stack.enter_context(pinging(tmp_path / "output", *arguments))
+        ping.shows("seq=2 time=.* ms")
+        [worker] = daemon.workers()
+        with stopped(worker):
+            until(lambda: ping.counts()[0] > ping.counts()[1])
+            os.kill(worker, signal.SIGKILL)
+        ping.shows("seq=[0-9]+ lost: .+")
+        ping.shows("reconnected")
+        ping.go_on()
+        assert ping.end() == 1
+    sent, answered, lost, wrong, reconnected = counts(ping.text, -1)
+    assert (sent, wrong, reconnected) == (answered + lost, 0, 1)
+    assert ping.text.count(" lost: ") == lost > 0
+
+
+def test_connection_that_ends_between_two_lines_loses_none() -> None:
+    def answer_once(connection: socket.socket) -> None:
+        connection.sendall(connection.recv(1000).upper())
+
+    with serving(answer_once, answer_once) as server:
+        done = run("--ping", *server, "-c", "2", "-i", "0.2")
+    assert done.returncode == 0
+    told = re.sub(r"time=\S+", "time=T", done.stdout.decode()).splitlines()[1:5]
+    assert told[:2] == ["seq=1 time=T ms", "disconnected: the server closed the connection"]
+    assert told[2:] == ["reconnected", "seq=2 time=T ms"]
+    assert counts(done.stdout.decode()) == [2, 2, 0, 0, 1]
+
+
+def test_reset_connection() -> None:
+    def reset(connection: socket.socket) -> None:
+        connection.recv(1000)
+        linger_not = struct.pack("ii", 1, 0)  # close(2) then sends RST in place of FIN
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)
+
+    with serving(reset, upper_all) as server:
+        done = run("--ping", *server, "-c", "2", "-i", "0.2")
+    assert done.returncode == 1
+    assert (
+        "\nseq=1 lost: Connection reset by peer\nreconnected\nseq=2 time=" in done.stdout.decode()
+    )
+    assert counts(done.stdout.decode()) == [2, 1, 1, 0, 1]
+
+
+def test_echo_is_a_wrong_answer() -> None:
+    def echo(connection: socket.socket) -> None:
+        connection.sendall(connection.recv(1000))
+
+    with serving(echo, upper_all) as server:
+        done = run("--ping", *server, "-c", "2", "-i", "0.2")
+    assert done.returncode == 1
+    assert re.search(r"^seq=1 lost: wrong answer 'tcpupper .*'$", done.stdout.decode(), re.M)
+    assert counts(done.stdout.decode()) == [2, 1, 1, 1, 1]
+
+
+def test_second_answer_to_a_line_is_wrong() -> None:
+    def answer_twice(connection: socket.socket) -> None:
+        connection.sendall(2 * connection.recv(1000).upper())
+
+    with serving(answer_twice) as server:
+        done = run("--ping", *server, "-c", "1")
+    assert done.returncode == 1
+    assert "\ndisconnected: wrong answer 'TCPUPPER " in done.stdout.decode()
+    assert counts(done.stdout.decode()) == [1, 1, 0, 1, 0]
+
+
+def test_silent_server_is_given_up() -> None:
+    def stay_silent(connection: socket.socket) -> None:
+        while connection.recv(1000):
+            pass
+
+    with serving(stay_silent, upper_all) as server:
+        done = run("--ping", *server, "--timeout", "0.3", "-c", "2", "-i", "0.5")
+    assert done.returncode == 1
+    assert "\nseq=1 lost: no answer for 0.3 s\nreconnected\nseq=2 time=" in done.stdout.decode()
+    assert counts(done.stdout.decode()) == [2, 1, 1, 0, 1]
+
+
+def test_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        server = options_for(unused)
+    with pinging(tmp_path / "output", *server, "-i", "0.02") as ping:
+        ping.shows("seq=1 lost: cannot connect: Connection refused")
+        with Daemon(listen=[f"127.0.0.1:{server[3]}"]):
+            ping.shows("seq=[0-9]+ time=.* ms")
+            assert ping.end() == 1
+    sent, answered, lost, wrong, reconnected = counts(ping.text, -1)
+    assert (sent, wrong, reconnected) == (answered + lost, 0, 0)
+
+
+def test_unanswered_attempt_to_connect_is_given_up() -> None:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    with listener, contextlib.ExitStack() as waiting:
+        for _ in range(2):  # a queue of 0 holds one; the kernel ignores attempts beyond it
+            attempt = waiting.enter_context(socket.socket())
+            attempt.setblocking(False)
+            attempt.connect_ex(listener.getsockname())
+        done = run("--ping", *options_for(listener), "--timeout", "0.2", "-c", "1")
+    assert done.returncode == 1
+    assert "\nseq=1 lost: cannot connect: timed out\n" in done.stdout.decode()
+
+
+def test_every_address_of_a_name_is_tried() -> None:
+    with serving(upper_all) as server:
+        done = run("--ping", "--host", "localhost", *server[2:], "-c", "1")
+    assert counts(done.stdout.decode()) == [1, 1, 0, 0, 0]
+
+
+def test_unknown_name_is_an_error() -> None:
+    done = run("--ping", "--host", "name.invalid", "-c", "1")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"tcpupper: cannot connect to name.invalid:9999: ")
+
+
+def test_lines_that_the_server_does_not_read_are_sent_later(tmp_path: Path) -> None:
+    """So many that the kernel takes no more, and parts of lines stay."""
+    proceed = threading.Event()
+
+    def answer_when_told(connection: socket.socket) -> None:
+        assert proceed.wait(DEADLINE)
+        upper_all(connection)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        with (
+            serving(answer_when_told, listener=listener) as server,
+            pinging(tmp_path / "output", *server, "-c", "2000", "-i", "0.001") as ping,
+        ):
+            until(lambda: ping.counts()[0] > 1000)  # a queue of 208 KiB has room for some 280
+            proceed.set()
+            assert ping.process.wait(DEADLINE) == 0
+    assert counts(ping.text, -1) == [2000, 2000, 0, 0, 0]
+
+
+def test_answer_that_came_while_the_client_was_stopped_is_in_time(tmp_path: Path) -> None:
+    received, proceed, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def answer_when_told(connection: socket.socket) -> None:
+        line = connection.recv(1000)
+        received.set()
+        assert proceed.wait(DEADLINE)
+        connection.sendall(line.upper())
+        answered.set()
+        connection.recv(1000)
+
+    with (
+        serving(answer_when_told) as server,
+        pinging(tmp_path / "output", *server, "--timeout", "0.5", "-c", "1") as ping,
+    ):
+        assert received.wait(DEADLINE)
+        with stopped(ping.process.pid):
+            proceed.set()
+            assert answered.wait(DEADLINE)
+            assert_still_running(ping.process, 0.6)  # until its time has passed
+        assert ping.process.wait(DEADLINE) == 0
+    assert counts(ping.text) == [1, 1, 0, 0, 0]
+
+
+# Ending
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_with_a_summary(number: int, tmp_path: Path) -> None:
+    with serving(upper_all) as server, pinging(tmp_path / "output", *server, "-i", "0.01") as ping:
+        ping.shows("seq=3 time=.* ms")
+        assert ping.end(number) == 0
+    sent, answered, *rest = counts(ping.text)
+    assert sent == answered >= 3
+    assert rest == [0, 0, 0]
+
+
+def test_signal_ends_a_run_without_answers(tmp_path: Path) -> None:
+    def stay_silent(connection: socket.socket) -> None:
+        while connection.recv(1000):
+            pass
+
+    with serving(stay_silent) as server, pinging(tmp_path / "output", *server) as ping:
+        until(lambda: ping.counts()[0])
+        assert ping.end() == 1
+    assert "\nseq=1 lost: no answer before the end\n" in ping.text
+
+
+def test_deadline_ends_with_a_summary() -> None:
+    with serving(upper_all) as server:
+        done = run("--ping", *server, "-i", "0.01", "-w", "0.3")
+    sent, answered, *rest = counts(done.stdout.decode())
+    assert done.returncode == 0
+    assert sent == answered > 0
+    assert rest == [0, 0, 0]
+
+
+def test_closed_output_ends_quietly() -> None:
+    with serving(upper_all) as server, started("--ping", *server, "-i", "0.01") as process:
+        assert process.stdout
+        assert process.stdout.read(5) == b"PING "
+        process.stdout.close()
+        assert process.wait(DEADLINE) == -signal.SIGPIPE
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+def test_second_interrupt_ends_while_the_output_is_stuck() -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb") as full:
+        fill(full.fileno())
+        with started("--ping", stdout=full.fileno()) as process:
+            # Of SIGINT Python has a handler from the start; ours comes before that of SIGQUIT.
+            until(lambda: catches(process.pid, signal.SIGQUIT))
+            process.send_signal(signal.SIGINT)
+            until(lambda: not catches(process.pid, signal.SIGINT))
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE) == -signal.SIGINT
+
+
+def fill(pipe: int) -> None:
+    """Write to a pipe until it has no room for a byte; writers may still wait for room."""
+    own = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(own, bytes(size))
+    os.close(own)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal (proc_pid_status(5))."""
+    [mask] = re.findall("^SigCgt:\t([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_full_disk() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run("--ping", "-c", "1", stdout=full.fileno())
+    assert done.returncode == 1
+    assert done.stderr == b"tcpupper: cannot write standard output: No space left on device\n"
+
+
+def test_too_few_descriptors() -> None:
+    command = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *CLIENT, "--ping"]
+    done = subprocess.run(
+        [*command, "--connections", "64"], cwd=ROOT, stdout=PIPE, stderr=PIPE, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"64 connections need 96 descriptors, and the hard limit is 64;" in done.stderr
