@@ -123,6 +123,23 @@ def networks(value: Any) -> tuple[str, ...]:
     raise ValueError('must be a list of addresses and networks, for example ["192.0.2.0/24"]')
 
 
+#: What a greeting may contain beside text, in braces.
+PLACEHOLDERS = ("host", "instance", "worker", "client")
+
+#: The maximum number of characters of a greeting.
+GREETING_MAX = 200
+
+
+def greeting(value: Any) -> str:
+    """A line of text with placeholders."""
+    if isinstance(value, str) and len(value) <= GREETING_MAX and value.isprintable():
+        plain = re.sub(f"{{({'|'.join(PLACEHOLDERS)})}}", "", value)
+        if not set("{}") & set(plain):
+            return value
+    names = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    raise ValueError(f"must be a line of up to {GREETING_MAX} characters; it may contain {names}")
+
+
 DAY = 86400
 
 #: The maximum of TCP_KEEPIDLE, tcp(7), in seconds.
@@ -172,6 +189,14 @@ SETTINGS = (
         whole(1, 2**30),
         "BYTES",
         "answer a line that is longer than this in pieces",
+    ),
+    Setting(
+        "greeting",
+        "",
+        greeting,
+        "TEXT",
+        "line to send to each client that connects; {host}, {instance}, {worker} and {client} are"
+        " replaced",
     ),
     Setting(
         "max_connections",
@@ -254,6 +279,7 @@ class Config:
     framing: str
     lines_per_connection: int
     max_line: int
+    greeting: str
     max_connections: int
     max_connections_per_source: int
     idle_timeout: float

@@ -28,6 +28,12 @@ class Source:
         self.in_force = NO_FILE
         """The identity of the file that is in force."""
 
+    @property
+    def instance(self) -> str:
+        """The name of the configuration, by which units name an instance: that of the file."""
+        name = os.path.basename(self.path or "tcpupperd")
+        return name.removesuffix(".toml")
+
     def load(self) -> Config:
         """The configuration of the file and the options. Raises ConfigError if it is wrong."""
         self._read = identity(self.path)

@@ -225,6 +225,7 @@ class Supervisor:
             worker.run(
                 worker.WorkerContext(
                     config=self._config,
+                    instance=self._source.instance,
                     listeners=list(self._listeners),
                     listeners_outlive_us=self._listeners.passed,
                     channel=(self._store.channel.give, self._store.channel.take),

@@ -40,6 +40,7 @@ class WorkerContext(NamedTuple):
     """What a worker gets from its supervisor."""
 
     config: Config
+    instance: str  # the name of the configuration
     listeners: Sequence[Listener]
     listeners_outlive_us: bool  # another process has them too, and will serve their queues
     channel: tuple[socket.socket, socket.socket]  # for hand-over: the ends to give and to take
@@ -55,8 +56,11 @@ class Worker(UpperServer):
     """Serves until it is ordered to leave and its last connection has ended or was given away."""
 
     def __init__(self, context: WorkerContext) -> None:
+        self.instance = context.instance
         super().__init__(
-            listeners=context.listeners, config=context.config, counters=context.numbers
+            listeners=context.listeners,
+            config=context.config,
+            counters=context.numbers,
         )
         self._context = context
         limit, kept = descriptors.limit(), context.channel_outlives_us()

@@ -151,23 +151,30 @@ class Connection:
         return self._answer(self.socket.recv(RECEIVE_SIZE), now)
 
     def begin(
-        self, client_address: object, protocol: Protocol, received: bytes, now: float
+        self,
+        client_address: object,
+        protocol: Protocol,
+        opening: bytes,
+        received: bytes,
+        now: float,
     ) -> Next | None:
         """Serve a client that the protocol so far has introduced, by another protocol. Something
         may already have been received from it."""
         self.client_address = client_address
         self.protocol = protocol
-        return self._answer(received, now) if received else None
+        if received:
+            return self._answer(received, now, opening)
+        return self.open(opening, now) if opening else None
 
-    def _answer(self, data: bytes, now: float) -> Next | None:
-        """Answer what was received as the protocol says."""
+    def _answer(self, data: bytes, now: float, opening: bytes = b"") -> Next | None:
+        """Answer what was received as the protocol says, after an opening."""
         protocol, tally = self.protocol, self.tally
         before = protocol.lines
         if data:
             answer = protocol.receive(data)
         else:
             self.eof = True
-            if self._is_silent:
+            if not before and self._is_silent:
                 tally.add(PROBES)
             answer = protocol.receive_eof()
         self.last_activity = now
@@ -176,6 +183,8 @@ class Connection:
             self._time_line(protocol.lines - before)
         if tally.debug:
             log.debug("%s: received %d bytes, answering %d", self, len(data), len(answer))
+        if opening:
+            answer = opening + answer
         if answer and not self._send(answer):
             return Next.WATCH
         return self._finished(now) if protocol.finished else None
@@ -183,9 +192,9 @@ class Connection:
     def _finished(self, now: float) -> Next | None:
         return Next.INTRODUCE if self.protocol.introduces else self._end_our_side(now)
 
-    def open(self, now: float) -> Next | None:
-        """Send the protocol's opening to a client that has just connected."""
-        if not self._send(self.protocol.opening):
+    def open(self, opening: bytes, now: float) -> Next | None:
+        """Send something to a client that has just connected."""
+        if not self._send(opening):
             return Next.WATCH
         return self._end_our_side(now) if self.protocol.finished else None
 

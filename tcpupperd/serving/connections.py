@@ -139,7 +139,7 @@ class Connections:
         connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
-        if not connection.protocol.introduces:
+        if self._counts_sources and not connection.protocol.introduces:
             self._count_source(connection.client_address, 1)
         if self.limits.shortest < math.inf:
             connection.tick = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
@@ -149,11 +149,12 @@ class Connections:
         connection: Connection,
         client_address: object,
         protocol: Protocol,
+        opening: bytes,
         received: bytes,
     ) -> Next | None:
         """Serve a client that has been introduced: `Connection.begin`."""
         self._count_source(client_address, 1)
-        return connection.begin(client_address, protocol, received, self._poller.now)
+        return connection.begin(client_address, protocol, opening, received, self._poller.now)
 
     def remove(self, connection: Connection) -> None:
         """Stop serving a connection; its socket stays open."""
@@ -206,7 +207,7 @@ class Connections:
     def _forget(self, connection: Connection) -> None:
         del self._by_fd[connection.fd]
         self._deadlines.discard(connection.fd, connection.tick)
-        if not connection.protocol.introduces:
+        if self._counts_sources and not connection.protocol.introduces:
             self._count_source(connection.client_address, -1)
 
     def _count_source(self, client_address: object, change: int) -> None:

@@ -31,6 +31,7 @@ from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.connections import Connections, Hooks
 from tcpupperd.serving.counters import ERRORS, PROXY_UNTRUSTED, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
+from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.proxy import HeaderError, HeaderProtocol
@@ -50,6 +51,7 @@ class UpperServer(socketserver.BaseServer):
 
     request_queue_size = BACKLOG
     allow_reuse_address = True
+    instance = "tcpupperd"  # the name of the configuration, for `greeting`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -94,6 +96,7 @@ class UpperServer(socketserver.BaseServer):
         self._situation = Situation(self.config, self.is_leaving, self.report)
         self._services = {one: service_of(one.name) for one in listeners}
         self._service: Service = upper  # of the connection that is being accepted
+        self._greeting = Greeting.of(self.config, self.instance)
         self._refusals = RateLimitedLog(log)
         self._proxies = Networks(self.config.proxy_from)
         self._proxy_refusals = RateLimitedLog(log)
@@ -263,7 +266,10 @@ class UpperServer(socketserver.BaseServer):
                 if self.tally.debug:
                     log.debug("%s: connected through %s", written(source), connection)
                 upper_case = upper(self._situation)
-                return self.connections.begin(connection, source, upper_case, header.rest)
+                greeting = self._greeting.line(source) if self._greeting else b""
+                return self.connections.begin(
+                    connection, source, upper_case, greeting, header.rest
+                )
         connection.socket.shutdown(socket.SHUT_WR)
         return Next.CLOSE
 
@@ -299,8 +305,11 @@ class UpperServer(socketserver.BaseServer):
         self.connections.add(connection)
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
-        if connection.protocol.opening:
-            self.connections.attempt(Connection.open, connection)
+        opening = connection.protocol.opening
+        if self._greeting and self._service is upper:
+            opening = self._greeting.line(client_address)
+        if opening:
+            self.connections.attempt(lambda one, now: one.open(opening, now), connection)
 
     def new_connection(
         self, request: socket.socket, client_address: Any, service: Service

@@ -44,6 +44,7 @@ def worker() -> Iterator[Worker]:
     take.setblocking(False)
     context = WorkerContext(
         config=Config(),
+        instance="tcpupperd",
         listeners=[],
         listeners_outlive_us=False,
         channel=(give, take),

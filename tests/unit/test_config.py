@@ -34,6 +34,11 @@ def must_be(name: str) -> str:
         return 'must be a list of addresses, for example ["localhost:9999"]'
     if name == "proxy_from":
         return 'must be a list of addresses and networks, for example ["192.0.2.0/24"]'
+    if name == "greeting":
+        return (
+            "must be a line of up to 200 characters;"
+            " it may contain {host}, {instance}, {worker}, {client}"
+        )
     what = '"auto" or a whole number' if name == "workers" else "a whole number"
     return f"must be {what} from {WHOLE[name][0]} to {WHOLE[name][1]}"
 
@@ -51,6 +56,8 @@ GOOD = [
     ("listen", '["127.0.0.1:0", "[::1]:0", "9999", "/run/socket", "@name"]'),
     ("listen", '["upper=localhost:9999", "upper=/run/socket"]'),
     ("proxy_from", "[]"),
+    ("greeting", '"hello"'),
+    ("greeting", '"{host} {instance} {worker} {client} {client}"'),
     ("proxy_from", '["192.0.2.1", "10.0.0.0/8", "::1", "2001:db8::/32"]'),
 ]
 
@@ -78,6 +85,12 @@ BAD = [
     ("listen", '[["9999"]]', '[["9999"]]'),
     ("proxy_from", '"::1"', None),
     ("proxy_from", "[10]", None),
+    ("greeting", '"{user}"', None),
+    ("greeting", '"{"', None),
+    ("greeting", '"{host:5}"', None),
+    ("greeting", '"{{host}}"', None),
+    ("greeting", '"a\\nb"', None),
+    ("greeting", "true", None),
 ]
 
 
@@ -85,7 +98,7 @@ BAD = [
 
 
 def test_every_setting_is_tried_here() -> None:
-    assert {*WHOLE, *SECONDS, *WORDS, "listen", "proxy_from"} == set(NAMES)
+    assert {*WHOLE, *SECONDS, *WORDS, "listen", "proxy_from", "greeting"} == set(NAMES)
     assert {name for name, _ in GOOD} == {name for name, *_ in BAD} == set(NAMES)
 
 

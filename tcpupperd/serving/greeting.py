@@ -1,0 +1,30 @@
+"""The greeting: a line for each client that has just connected, which says who serves it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Self
+
+from tcpupperd.address import written
+from tcpupperd.config import Config
+
+
+class Greeting:
+    """A line with placeholders, which `config.greeting` has checked."""
+
+    def __init__(self, template: str, instance: str) -> None:
+        fixed = {"host": socket.gethostname(), "instance": instance, "worker": str(os.getpid())}
+        for name, value in fixed.items():
+            template = template.replace(f"{{{name}}}", value)
+        self._template = template
+
+    @classmethod
+    def of(cls, config: Config, instance: str) -> Self | None:
+        """The greeting of a configuration with the name `instance`, if it has one."""
+        return cls(config.greeting, instance) if config.greeting else None
+
+    def line(self, client_address: object) -> bytes:
+        """The line for a client."""
+        text = self._template.replace("{client}", written(client_address))
+        return os.fsencode(f"{text}\n")
