@@ -58,6 +58,9 @@ CLIENT = (
     Option("--deadline", "with --ping: end after this long", "seconds", ("60",)),
     Option("--quiet", "with --ping: print only the summary"),
     Option("--connections", "with --ping: so many at once", "count", ("1",)),
+    Option("--check", "check the server, as a monitoring plugin"),
+    Option("--warning", "with --check: a longer time is WARNING", "seconds", ("1",)),
+    Option("--critical", "with --check: a longer time is CRITICAL", "seconds", ("5",)),
 )
 
 

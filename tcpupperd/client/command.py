@@ -7,15 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from tcpupperd.client.endpoint import ends
-from tcpupperd.client.exchange import Exchange
 from tcpupperd.client.options import parse_arguments
+from tcpupperd.client.plugin import UNKNOWN, report
 from tcpupperd.errors import ExpectedError
 
 
 def exchange(options: argparse.Namespace) -> int:
-    # The connection would get the descriptor number of a closed standard stream.
-    if sys.stdout is None:
-        raise ExpectedError("standard output is closed")
+    from tcpupperd.client.exchange import Exchange
+
     if sys.stdin is None and not options.text:
         raise ExpectedError("standard input is closed, and there is no TEXT")
     text = os.fsencode(" ".join(options.text) + "\n") if options.text else None
@@ -28,9 +27,19 @@ def exchange(options: argparse.Namespace) -> int:
 
 
 def ping(options: argparse.Namespace) -> int:
-    from tcpupperd.client.ping import Ping  # only this use needs it
+    from tcpupperd.client.ping import Ping
 
     return 0 if Ping(options).run() else 1
+
+
+def check(options: argparse.Namespace) -> int:
+    from tcpupperd.client.check import check
+
+    return check(options)
+
+
+#: Each use of the client imports only what it needs.
+MODES = {"exchange": exchange, "ping": ping, "check": check}
 
 
 def end_as_filters_do() -> None:
@@ -46,10 +55,16 @@ def end_as_filters_do() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the client; return the exit status. (The parser itself exits with its own.)"""
-    end_as_filters_do()
     options = parse_arguments(argv)
+    if options.mode != "check":  # whose status says only what it has found out
+        end_as_filters_do()
     try:
-        return {"exchange": exchange, "ping": ping}[options.mode](options)
+        # The connection would get the descriptor number of a closed standard stream.
+        if sys.stdout is None:
+            raise ExpectedError("standard output is closed")
+        return MODES[options.mode](options)
+    except KeyboardInterrupt:  # only of a check
+        return report(UNKNOWN, "interrupted")
     except ExpectedError as error:
         print(f"tcpupper: {error}", file=sys.stderr)
-        return error.status
+        return UNKNOWN if options.mode == "check" else error.status

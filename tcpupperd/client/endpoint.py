@@ -48,7 +48,7 @@ class Endpoint:
             raise ExpectedError(f"cannot connect to {self.name}: {reason(error)}") from error
         return [(family, address) for family, _, _, _, address in found]
 
-    def connect(self, timeout: float) -> socket.socket:
+    def connect(self, timeout: float | None) -> socket.socket:
         """Connect to the first address that can be reached, with ``timeout`` seconds for each."""
         last: OSError | None = None
         for family, address in self.addresses():

@@ -1,8 +1,10 @@
-"""The command line of ``tcpupper``. An option may mean one thing with --ping, another without."""
+"""The command line of ``tcpupper``. An option may mean one thing with --ping, another
+with --check."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +12,7 @@ from collections.abc import Callable, Sequence
 from tcpupperd import __version__
 from tcpupperd.arguments import Parser
 from tcpupperd.client.endpoint import Endpoint
+from tcpupperd.client.plugin import PluginParser
 
 LONGEST_TIMEOUT = 86400.0  # a day; far below what poll(2) can count in milliseconds
 SHORTEST_INTERVAL = 0.001  # what epoll_wait(2) can count
@@ -66,58 +69,99 @@ def decimal(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The values, and the `mode`; exit with status 2, or 3 with --check, if they are wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     options_end = words.index("--") if "--" in words else len(words)
-    mode = "--ping" if "--ping" in words[:options_end] else ""
-    parser = Parser(
-        prog="tcpupper",
+    chosen = [mode for mode in MODES if f"--{mode}" in words[:options_end]]
+    mode = chosen[-1] if chosen else "exchange"
+    parser = (PluginParser if mode == "check" else Parser)(
+        prog=" ".join(["tcpupper", *(f"--{one}" for one in chosen[-1:])]),
         description=DESCRIPTIONS[mode],
         epilog="See tcpupper(1).",
     )
-    add_server_options(parser)
+    if len(chosen) > 1:
+        parser.error("--ping and --check are two uses: give one or the other")
+    parser.set_defaults(mode=mode)
     MODES[mode](parser)
     options = parser.parse(words)
-    if options.unix is not None and (options.host is not None or options.port is not None):
-        parser.error("--unix replaces --host and --port: give one or the other")
+    check_together(parser, options)
     options.endpoint = Endpoint(options.host or "localhost", options.port or 9999, options.unix)
     return options
 
 
-def add_server_options(parser: Parser) -> None:
-    """The options that any use of the client has."""
+def check_together(parser: Parser, options: argparse.Namespace) -> None:
+    """Check the options that depend on each other."""
+    if options.unix is not None and (options.host is not None or options.port is not None):
+        parser.error("--unix replaces --host and --port: give one or the other")
+    if options.mode != "exchange" and options.text:
+        wrong = options.text[0]
+        parser.error(f"unexpected argument: {wrong!r}; the server is given by --host {wrong}")
+    if options.mode == "check" and options.critical < options.warning < math.inf:
+        parser.error(
+            f"--warning {options.warning:g} would never count: --critical is {options.critical:g}"
+        )
+
+
+def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> None:
+    """The options that any use of the client has; ``timeout`` is what --timeout means. Plugins
+    have short options for some."""
     parser.add_argument(
+        *(["-V"] if short else []),
         "--version",
         action="version",
-        version=f"%(prog)s {__version__}",
+        version=f"tcpupper {__version__}",
         help="show the version and exit",
     )
     parser.add_argument(
-        "--host", type=host_name, help="name or address of the server (default: localhost)"
+        *(["-H"] if short else []),
+        "--host",
+        type=host_name,
+        help="name or address of the server (default: localhost)",
     )
-    parser.add_argument("--port", type=port_number, help="its TCP port (default: 9999)")
+    parser.add_argument(
+        *(["-p"] if short else []),
+        "--port",
+        type=port_number,
+        help="its TCP port (default: 9999)",
+    )
     parser.add_argument("--unix", metavar="PATH", help="its Unix socket, instead of host and port")
+    parser.add_argument(
+        *(["-t"] if short else []),
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help=f"{timeout} (default: 10)",
+    )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show the address of each connection"
     )
 
 
-def add_text_options(parser: Parser) -> None:
-    parser.set_defaults(mode="exchange")
-    add_timeout(parser, "give up if the server makes no progress for this long (default: 10)")
+def add_exchange_options(parser: Parser) -> None:
+    add_server_options(parser, "give up if the server makes no progress for this long")
+    for mode in ("ping", "check"):
+        parser.add_argument(
+            f"--{mode}",
+            action="store_true",
+            help=f"another use: see 'tcpupper --{mode} --help'",
+        )
     parser.add_argument(
         "text",
         nargs="*",
         metavar="TEXT",
         help="words to send as one line (default: standard input)",
     )
-    parser.add_argument(
-        "--ping", action="store_true", help="another use: see 'tcpupper --ping --help'"
-    )
+
+
+def add_mode(parser: Parser, option: str) -> None:
+    """The option that has chosen this use, and what people expect to give the server by."""
+    parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("text", nargs="*", help=argparse.SUPPRESS)
 
 
 def add_ping_options(parser: Parser) -> None:
-    parser.set_defaults(mode="ping")
-    parser.add_argument("--ping", action="store_true", help="what you see the options of")
+    add_mode(parser, "--ping")
     parser.add_argument(
         "-c", "--count", type=positive, help="end after so many lines on each connection"
     )
@@ -133,7 +177,7 @@ def add_ping_options(parser: Parser) -> None:
         "-w", "--deadline", type=seconds, metavar="SECONDS", help="end after this long"
     )
     parser.add_argument(
-        "-q", "--quiet", action="store_true", help="print nothing but the first line and summary"
+        "-q", "--quiet", action="store_true", help="print only the first line and the summary"
     )
     parser.add_argument(
         "--connections",
@@ -142,15 +186,30 @@ def add_ping_options(parser: Parser) -> None:
         metavar="COUNT",
         help="use so many connections at once (default: 1)",
     )
-    add_timeout(parser, "a line without an answer for this long is lost (default: 10)")
+    add_server_options(parser, "a line without an answer for this long is lost")
 
 
-def add_timeout(parser: Parser, meaning: str) -> None:
-    parser.add_argument("--timeout", type=seconds, default=10.0, metavar="SECONDS", help=meaning)
+def add_check_options(parser: Parser) -> None:
+    add_mode(parser, "--check")
+    for letter, state in (("-w", "warning"), ("-c", "critical")):
+        parser.add_argument(
+            letter,
+            f"--{state}",
+            type=seconds,
+            default=math.inf,
+            metavar="SECONDS",
+            help=f"an answer that takes longer is {state.upper()}",
+        )
+    add_server_options(parser, "no answer within this time is CRITICAL", short=True)
 
 
-MODES: dict[str, Callable[[Parser], None]] = {"": add_text_options, "--ping": add_ping_options}
+MODES: dict[str, Callable[[Parser], None]] = {
+    "exchange": add_exchange_options,
+    "ping": add_ping_options,
+    "check": add_check_options,
+}
 DESCRIPTIONS = {
-    "": "Send text to a tcpupperd server and print its upper-case answer.",
-    "--ping": "Send lines to a tcpupperd server at intervals, and see whether any is lost.",
+    "exchange": "Send text to a tcpupperd server and print its upper-case answer.",
+    "ping": "Send lines to a tcpupperd server at intervals, and see whether any is lost.",
+    "check": "Check a tcpupperd server, as a monitoring plugin.",
 }

@@ -1,0 +1,95 @@
+"""``tcpupper --check``: a monitoring plugin, by the Monitoring Plugins Development Guidelines."""
+
+import argparse
+import errno
+import math
+import os
+import socket
+import threading
+import time
+import traceback
+
+from tcpupperd.client.endpoint import ends, reason
+from tcpupperd.client.lines import Lines, WrongAnswerError
+from tcpupperd.client.plugin import CRITICAL, OK, UNKNOWN, WARNING, report
+from tcpupperd.errors import ExpectedError
+
+#: Errors of this machine, which say nothing about the server.
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+
+#: A status, what to say of it, and performance data if there is any.
+Verdict = tuple[int, str, str]
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check the server, print the line that is read, and return the status."""
+    return report(*in_time(options))
+
+
+def in_time(options: argparse.Namespace) -> Verdict:
+    """The verdict, within the timeout.
+
+    Only another thread can be left alone with a name lookup that does not end. Other plugins use
+    alarm(2), but Python handles no signal before getaddrinfo(3) has returned.
+    """
+    verdicts: list[Verdict] = []
+    thread = threading.Thread(target=lambda: verdicts.append(judge(options)), daemon=True)
+    thread.start()
+    thread.join(options.timeout)
+    late = f"no answer from {options.endpoint.name} for {options.timeout:g} s"
+    return verdicts[0] if verdicts else (CRITICAL, late, "")
+
+
+def judge(options: argparse.Namespace) -> Verdict:
+    start = time.monotonic()
+    try:
+        connection = ask(options)
+    except ExpectedError as error:
+        cause = error.__cause__
+        is_ours = isinstance(cause, OSError) and cause.errno in OURS
+        return UNKNOWN if is_ours else CRITICAL, str(error), ""
+    except Exception as error:  # a bug, which must not look like a state of the server
+        traceback.print_exc()
+        return UNKNOWN, f"{type(error).__name__}: {error}", ""
+    seconds = time.monotonic() - start
+    said = f"{options.endpoint.name} answered in {seconds:.6f} s"
+    more = f", connected {connection}" if options.verbose else ""
+    return rate(options, seconds), said + more, performance(options, seconds)
+
+
+def ask(options: argparse.Namespace) -> str:
+    """Ask until the server has given the right answer; ExpectedError if it does not. Returns the
+    ends of the connection."""
+    name = options.endpoint.name
+    try:
+        with options.endpoint.connect(timeout=None) as server:  # `in_time` bounds it
+            converse(server)
+            return ends(server)
+    except WrongAnswerError as error:
+        raise ExpectedError(f"wrong answer from {name}: {error}") from error
+    except OSError as error:
+        raise ExpectedError(f"lost the connection to {name}: {reason(error)}") from error
+
+
+def converse(server: socket.socket) -> None:
+    lines = Lines(f"tcpupper {os.urandom(6).hex()} check")
+    server.sendall(lines.ask(0.0))
+    while lines.pending:
+        data = server.recv(4096)
+        if not data:
+            raise ConnectionError("the server closed it without an answer")
+        list(lines.receive(data))
+
+
+def rate(options: argparse.Namespace, seconds: float) -> int:
+    """The status for a right answer that took so long."""
+    if seconds > options.critical:
+        return CRITICAL
+    return WARNING if seconds > options.warning else OK
+
+
+def performance(options: argparse.Namespace, seconds: float) -> str:
+    """The time, its thresholds and its range."""
+    thresholds = (options.warning, options.critical)
+    limits = ["" if math.isinf(limit) else f"{limit:g}" for limit in thresholds]
+    return f"time={seconds:.6f}s;{';'.join(limits)};0;{options.timeout:g}"
