@@ -1,0 +1,84 @@
+"""Records docs/session.svg, the terminal session in the README: run it as root for each release.
+
+Everything in the picture was typed in a Debian that was booted for it, with the package of this
+tree installed.
+"""
+
+import sys
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = ROOT / "docs/session.svg"
+RELEASE = "trixie"
+
+COMMANDS = (
+    "tcpupper hello",
+    "tcpupper --ping -c 8 -i 0.25 &",
+    "sudo systemctl restart tcpupperd; wait",
+    "systemctl show --value --property=StatusText tcpupperd",
+    "journalctl --unit=tcpupperd --output=cat | tail -n 4",
+    "systemd-analyze security tcpupperd | tail -n 1",
+)
+
+FONT_SIZE, LINE, MARGIN = 13, 18, 14
+COLUMN = 0.602 * FONT_SIZE  # of the usual fixed-width fonts
+COLUMNS = 92
+
+STYLE = f"""
+text {{ font: {FONT_SIZE}px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
+       fill: #c9d1d9; white-space: pre }}
+.typed {{ fill: #ffffff; font-weight: 600 }}
+.prompt {{ fill: #3fb950 }}
+"""
+
+
+def record() -> list[tuple[str, str]]:
+    """Each command with what it printed."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from documents import Step, results, script
+    from system.build import build_package
+    from system.conftest import install
+    from system.container import booted
+    from system.roots import Root
+
+    with TemporaryDirectory() as folder:
+        package = build_package(RELEASE, Path(folder))
+        with booted(Root(RELEASE, "booted"), package.parent) as machine:
+            install(machine, package)
+            session = [Step('sudo() { "$@"; }', None), *(Step(one, None) for one in COMMANDS)]
+            printed = machine.run("bash", stdin=script(session))
+    return list(zip(COMMANDS, (output for output, _ in results(printed)[1:]), strict=True))
+
+
+def draw(session: list[tuple[str, str]]) -> str:
+    """The session as SVG; long lines are folded as a terminal does."""
+    rows = []
+    for command, output in session:
+        rows.append(
+            f'<tspan class="prompt">$ </tspan><tspan class="typed">{escape(command)}</tspan>'
+        )
+        rows += [escape(part) for line in output.splitlines() for part in folded(line)]
+    height = 2 * MARGIN + LINE * len(rows)
+    width = round(2 * MARGIN + COLUMN * COLUMNS)
+    texts = (
+        f'<text x="{MARGIN}" y="{MARGIN + LINE * number + FONT_SIZE}">{row}</text>\n'
+        for number, row in enumerate(rows)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img">\n'
+        f"<title>A restart loses nothing</title>\n<style>{STYLE}</style>\n"
+        f'<rect width="{width}" height="{height}" rx="8" fill="#161b22"/>\n'
+        f"{''.join(texts)}</svg>\n"
+    )
+
+
+def folded(line: str) -> list[str]:
+    """A line in parts that fit."""
+    return [line[start : start + COLUMNS] for start in range(0, max(1, len(line)), COLUMNS)]
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(draw(record()))

@@ -1,0 +1,119 @@
+"""What the documents contain: blocks of code, commands with their output, links."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Between the outputs of two commands of a session.
+MARK = "\x01"
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the file that the reader is to write it to, and the text."""
+
+    language: str
+    file: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a document in Markdown."""
+    found = re.findall(r"^```(\S*) ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(*one) for one in found]
+
+
+class Step(NamedTuple):
+    """A command of a session, and what it prints; None where the document does not show it."""
+
+    command: str
+    output: str | None
+
+
+def steps(document: str) -> Iterator[Step]:
+    """What a reader does: write files, and run commands. Files are written without output."""
+    for block in blocks(document):
+        if block.file:
+            yield Step(_written(block), "")
+        elif block.language == "sh":
+            yield Step(f"set -e\n{block.text}set +e", None)  # each of the commands must succeed
+        elif block.language == "console":
+            yield from _typed(block.text)
+
+
+def _typed(text: str) -> Iterator[Step]:
+    """The commands of a session. What those in the background print may come last."""
+    parts = re.split(r"^[$#] ", text, flags=re.MULTILINE)[1:]
+    commands = [part.partition("\n") for part in parts]
+    background = any(command.endswith("&") for command, _, _ in commands)
+    for number, (command, _, output) in enumerate(commands, 1):
+        is_last = number == len(commands)
+        yield Step(f"{command} && wait" if background and is_last else command, output)
+
+
+def _written(block: Block) -> str:
+    return (
+        f"mkdir -p \"$(dirname {block.file})\" && cat >{block.file} <<'END OF FILE'\n"
+        f"{block.text}END OF FILE"
+    )
+
+
+def script(session: list[Step]) -> str:
+    """A script for bash that runs the commands as if typed, and prints MARK after each."""
+    lines = ["exec 2>&1"]
+    for step in session:
+        lines += [step.command, f"printf '{MARK}%d\\n' $?"]
+    return "\n".join(lines) + "\n"
+
+
+def results(printed: str) -> list[tuple[str, int]]:
+    """What each command of a script has printed, and its status."""
+    found = re.findall(rf"(.*?){MARK}(\d+)\n", printed + "\n", re.DOTALL)
+    return [(output, int(status)) for output, status in found]
+
+
+def check(session: list[Step], printed: str) -> None:
+    """Compare what a script has printed with the document, where "..." stands for anything."""
+    found = results(printed)
+    assert len(found) == len(session), printed
+    for step, (output, status) in zip(session, found, strict=True):
+        assert status == 0, f"{step.command}: {status}\n{output}"
+        if step.output is not None:
+            pattern = re.escape(step.output).replace(r"\.\.\.", ".*")
+            assert re.fullmatch(pattern, output, re.DOTALL), f"{step.command}:\n{output}"
+
+
+#: The documents whose commands tests/system/test_documents.py runs, with those of the README that
+#: other tests do not run, on a machine with the package installed.
+ON_INSTALLED = ("docs/hand-over.md", "docs/operating.md", "docs/reuse.md")
+
+#: Those with tests of their own: tests/system/test_readme.py and tests/system/test_tutorial.py.
+ELSEWHERE = ("README.md", "docs/tutorial.md")
+
+
+def documents() -> list[Path]:
+    """All documents in Markdown."""
+    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+
+
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+def prose(text: str) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings, as the forges make them."""
+    headings = re.findall(r"^#+ +(.*?) *$", prose(text), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+def links(text: str) -> list[str]:
+    """Where a document points to, figures included."""
+    return re.findall(r"\]\(([^)\s]+)\)", prose(text))

@@ -1,0 +1,115 @@
+"""Documents keep what they promise: links lead somewhere, and what they show is tried."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import documents
+from documents import ELSEWHERE, ON_INSTALLED, ROOT, Step, blocks, name_of
+from unit.test_lint import check, need_module
+
+ALL = documents.documents()
+LANGUAGES = {"", "console", "debcontrol", "ini", "make", "python", "sh", "text", "toml"}
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
+
+
+@pytest.mark.parametrize("document", ALL, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in documents.links(document.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path) if path else document
+        if "://" not in link:
+            assert target.exists(), link
+            assert not anchor or anchor in documents.anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("document", ALL, ids=name_of)
+def test_commands_are_those_that_a_test_runs(document: Path) -> None:
+    """Commands stand in blocks that say so, and their document is one that a test runs."""
+    languages = {block.language for block in blocks(document.read_text())}
+    assert languages <= LANGUAGES
+    if languages & {"console", "sh"}:
+        assert name_of(document) in (*ON_INSTALLED, *ELSEWHERE)
+
+
+def test_session_is_what_a_reader_types() -> None:
+    text = "```console\n$ true\n# echo a; echo b\na\n...\n$ cat x\n```\n\n```sh\nfalse\n```\n"
+    session = list(documents.steps("```text x\nline\n```\n\n" + text))
+    assert [step.output for step in session] == ["", "", "a\n...\n", "", None]
+    assert session[1:3] == [Step("true", ""), Step("echo a; echo b", "a\n...\n")]
+    assert session[4] == Step("set -e\nfalse\nset +e", None)
+
+
+def test_what_runs_in_the_background_is_waited_for() -> None:
+    session = list(documents.steps("```console\n$ sleep 1 &\n$ true\n```\n"))
+    assert [step.command for step in session] == ["sleep 1 &", "true && wait"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "command", "matches"),
+    [
+        ("a\nb\n", "echo a; echo b", True),
+        ("a\n...\n", "echo a; echo b; echo c", True),
+        ("a\n", "echo a; echo b", False),
+        ("a\n", "echo a; false", False),
+        ("", "sleep 0 &", True),
+        (None, "echo whatever", True),
+    ],
+)
+def test_output_is_compared(shown: str | None, command: str, matches: bool) -> None:
+    session = [Step(command, shown), Step("echo last", "last\n")]
+    text = documents.script(session)
+    printed = subprocess.run(
+        ["bash"], input=text, check=True, capture_output=True, text=True, timeout=30
+    ).stdout
+    if matches:
+        documents.check(session, printed)
+    else:
+        with pytest.raises(AssertionError):
+            documents.check(session, printed)
+
+
+# The tutorial
+
+
+def test_reader_is_told_where_each_file_goes() -> None:
+    for before, file in re.findall(r"([^\n]+(?:\n[^\n]+)*)\n\n```\S+ (\S+)\n", TUTORIAL):
+        assert f"`{file}`" in before
+
+
+def test_programs_are_clean(tmp_path: Path) -> None:
+    need_module("mypy")
+    need_module("ruff")
+    files: dict[str, str] = {}
+    for block in blocks(TUTORIAL):
+        if block.language == "python":
+            files[block.file] = block.text
+            for name, text in files.items():
+                (tmp_path / name).write_text(text)
+            config = f"--config={ROOT / 'pyproject.toml'}"
+            check(sys.executable, "-m", "ruff", "check", config, "--config=src=['.']", tmp_path)
+            check(sys.executable, "-m", "ruff", "format", config, "--diff", tmp_path)
+            config = f"--config-file={ROOT / 'pyproject.toml'}"
+            check(sys.executable, "-m", "mypy", config, *tmp_path.glob("*.py"))
+    assert list(files) == ["server.py", "counter.py"]
+
+
+# The parts for other daemons
+
+
+def test_parts_are_there_and_documented() -> None:
+    table = (ROOT / "docs/reuse.md").read_text().partition("| of `tcpupperd.host`")[2]
+    names = re.findall(r"`(\w+)\.(\w+)(?:\(([^)]*)\))?`", table.partition("\n\n")[0])
+    assert len(names) > 10
+    for module, name, parameters in names:
+        part = getattr(importlib.import_module(f"tcpupperd.host.{module}"), name)
+        if callable(part):
+            assert part.__doc__, name
+        if parameters and not isinstance(part, type):
+            told = [one.partition("=")[0].strip() for one in parameters.split(",")]
+            code = part.__code__
+            assert list(code.co_varnames[: len(told)]) == told, name
