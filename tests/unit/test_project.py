@@ -35,7 +35,8 @@ def in_debian(name: str) -> str:
 
 def test_every_address_is_the_projects_or_of_a_known_other() -> None:
     for path in documents():
-        for address in re.findall(r"https?://[^\s\"'<>)]+", path.read_text()):
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "a name, no address")
+        for address in re.findall(r"https?://[^\s\"'<>)]+", text):
             parts = urlsplit(address)
             assert parts.scheme == "https", path
             assert address.startswith(ADDRESS) or parts.hostname in OTHERS, path
