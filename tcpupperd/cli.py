@@ -17,7 +17,8 @@ from tcpupperd import __version__, config
 from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config, ConfigError, Setting
 from tcpupperd.errors import ExpectedError
-from tcpupperd.host import background, journal
+from tcpupperd.events import Event
+from tcpupperd.host import background, messages
 from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
     background.open_standard_streams()
     arguments = parse(argv)
-    journal.set_up("info", os.environ, as_command=arguments.check)
+    dropped = Event.MESSAGES_DROPPED.fields()
+    messages.set_up("info", os.environ, as_command=arguments.check, dropped=dropped)
     try:
         if arguments.check:
             check(arguments)
@@ -99,7 +101,7 @@ def configure(source: Source, listeners: Listeners) -> Config:
     except (ConfigError, ListenError) as error:
         settings = source.fall_back(error)
         listeners.bind(settings.listen)
-    journal.set_level(settings.log_level)
+    messages.set_level(settings.log_level)
     return settings
 
 
@@ -108,7 +110,7 @@ def run_in_background(
 ) -> None:
     """Detach from the terminal and serve; report to the launcher whether the start succeeded."""
     stage.detach(preserve)
-    journal.to_syslog()
+    messages.to_syslog()
     try:
         supervisor.run(started=stage.ready)
     except StartError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from tcpupperd import config
 from tcpupperd.config import Config, ConfigError
 from tcpupperd.errors import ExpectedError
+from tcpupperd.events import Event
 from tcpupperd.processes.store import Store
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,11 @@ class Source:
         """Log that the last configuration that worked is in use."""
         for line in str(error).splitlines():
             log.error("%s", line)
-        log.error("running with the last good configuration; correct %s and reload", self.path)
+        log.error(
+            "running with the last good configuration; correct %s and reload",
+            self.path,
+            extra=Event.FALLEN_BACK.fields(),
+        )
         self.trouble = f"{self.path} is wrong, running with the last good configuration"
 
     def keep(self, good: Config) -> None:

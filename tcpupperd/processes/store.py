@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.host import channel
+from tcpupperd.host.memfd import SEALS, sealed
 from tcpupperd.host.notify import Notifier
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,6 @@ CONFIGURATION, WITNESS = "last-configuration", "witness"
 
 #: The names of our descriptors in the store.
 NAMES = channel.NAMES | {CONFIGURATION, WITNESS}
-
-#: With these seals, nobody can change a memfd any more, not even we: fcntl(2).
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Store:
@@ -116,15 +114,6 @@ class Witness:
         fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
         fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
-
-
-def sealed(content: bytes) -> int:
-    """Return a memfd that can be read but not changed."""
-    fd = os.memfd_create("tcpupperd-configuration", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    return fd
 
 
 def read_sealed(fd: int) -> str:

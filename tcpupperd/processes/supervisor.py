@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from tcpupperd.config import WORKERS_MAX, Config, ConfigError
 from tcpupperd.errors import ExpectedError
-from tcpupperd.host import descriptors, journal
+from tcpupperd.events import Event, Extra, fields
+from tcpupperd.host import descriptors, messages
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import signals, worker
@@ -196,7 +197,8 @@ class Supervisor:
             pid, control = self._fork(slot)
         except OSError as error:
             self._scoreboard.release(slot)
-            self._cannot_start(f"a worker cannot be started: {error.strerror}")
+            extra = Event.WORKER_REPLACED.fields(ERRNO=error.errno)
+            self._cannot_start(f"a worker cannot be started: {error.strerror}", extra)
         else:
             self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
 
@@ -258,41 +260,48 @@ class Supervisor:
         dead.let_go()
         self._scoreboard.release(dead.slot)
         if retired:
-            log.debug("worker %d has left", dead.pid)
+            log.debug("worker %d has left", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
             return
         if not dead.killed:
             self._count(WORKERS_EXITED if status >= 0 else WORKERS_SIGNALLED)
+        extra = Event.WORKER_REPLACED.fields(TCPUPPERD_WORKER=dead.pid)
         how = f"worker {dead.pid} {signals.describe(status)}"
         if dead.generation == self._generation and not accepted:
-            self._cannot_start(f"{how} before it could accept connections")
+            self._cannot_start(f"{how} before it could accept connections", extra)
         elif served:
             self._early_deaths, self._retry_at = 0, 0.0
-            log.warning("%s; %s ended with it, replacing it", how, counted(lost, "connection"))
+            ended = counted(lost, "connection")
+            log.warning("%s; %s ended with it, replacing it", how, ended, extra=extra)
         else:
-            self._try_later(f"{how} before it served anybody")
+            self._try_later(f"{how} before it served anybody", extra)
 
-    def _cannot_start(self, why: str) -> None:
+    def _cannot_start(self, why: str, extra: Extra) -> None:
         """Handle a worker of the current configuration that died before accepting."""
         if self._before_reload:
             self._abandon_reload(why)
         elif not self._ready:
             raise StartError(why)
         else:
-            self._try_later(why)
+            self._try_later(why, extra)
 
-    def _try_later(self, why: str) -> None:
+    def _try_later(self, why: str, extra: Extra) -> None:
         """Schedule another attempt, with growing delays; only the first is logged as a warning."""
         delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
         self._retry_at = monotonic() + delay
         level = logging.DEBUG if self._early_deaths else logging.WARNING
-        log.log(level, "%s; trying again, ever more slowly", why)
+        log.log(level, "%s; trying again, ever more slowly", why, extra=extra)
         self._early_deaths = min(self._early_deaths + 1, 30)
         self._tell_status()
 
     def _kill(self, workers: Iterable[WorkerProcess]) -> None:
         for one in workers:
             served = counted(one.slot.numbers[OPEN], "connection")
-            log.warning("killing worker %d, %s", one.pid, served)
+            log.warning(
+                "killing worker %d, %s",
+                one.pid,
+                served,
+                extra=Event.DRAIN_CUT_SHORT.fields(TCPUPPERD_WORKER=one.pid),
+            )
             self._count(WORKERS_LATE)
             one.kill()
 
@@ -310,7 +319,7 @@ class Supervisor:
         self._before_reload = self._config, self._generation
         self._config = config
         self._generation += 1
-        journal.set_level(config.log_level)
+        messages.set_level(config.log_level)
 
     def _abandon_reload(self, why: str) -> None:
         """Go back to the previous configuration and its workers."""
@@ -326,11 +335,12 @@ class Supervisor:
         self._source.complain(why)
         self._trouble = self._source.trouble
         self._listeners.bind(self._config.listen)
-        journal.set_level(self._config.log_level)
+        messages.set_level(self._config.log_level)
 
     def _reload_failed(self, why: str) -> None:
         for line in why.splitlines():
-            log.error("reload failed, going on as before: %s", line)
+            extra = Event.RELOAD_REFUSED.fields()
+            log.error("reload failed, going on as before: %s", line, extra=extra)
         self._trouble = self._source.trouble or "the last reload failed, see the log"
         self._reload_ended(RELOADS_FAILED)
         self._listeners.keep(self._config.listen)
@@ -348,11 +358,13 @@ class Supervisor:
             self._tell_status()  # a worker may have been replaced
             return
         dropped = self._listeners.keep(self._config.listen)
+        event = Event.RELOADED if self._ready else Event.READY
         log.info(
             "%s: %s, listening on %s",
-            "reloaded" if self._ready else "ready",
+            event.name.lower(),
             counted(self._config.worker_count, "worker"),
             self._listeners,
+            extra=event.fields(),
         )
         passed, kept = self._listeners.passed, self._store.keeps
         for level, text in conflicts(self._config, passed=passed, kept=kept):
@@ -456,7 +468,11 @@ class Supervisor:
         for one in self._workers.values():
             # By the time at which we looked, for we too may be stopped in between.
             if min(one.silent_for(now), now - self._awake_since) > interval:
-                log.error("worker %d shows no sign of life, killing it", one.pid)
+                log.error(
+                    "worker %d shows no sign of life, killing it",
+                    one.pid,
+                    extra=Event.WORKER_HUNG.fields(TCPUPPERD_WORKER=one.pid),
+                )
                 self._count(WORKERS_HUNG)
                 one.kill()
 

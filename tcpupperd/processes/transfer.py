@@ -16,6 +16,7 @@ import select
 import socket
 import sys
 
+from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
@@ -43,6 +44,9 @@ STEP_BACK = 0.001
 #: share: it hangs, or cannot start.
 STALL_TIME = 2.0
 
+#: Seconds without another message after which a worker logs how many connections it took over.
+QUIET_TIME = 1.0
+
 
 #: Of a connection whose state cannot be read: it is only to be ended.
 GONE = State(finished=True)
@@ -59,6 +63,7 @@ class Giver:
         self._scoreboard = scoreboard
         self._capacity = capacity
         self._size = 0  # connections per message
+        self._given = 0
         self._wait = False
         self.look_at = math.inf  # when `go_on` must be called, even without an event
 
@@ -98,6 +103,9 @@ class Giver:
                 self._cannot_give(error)
                 return
             self._let_go(batch)
+        if self._given:
+            given = counted(self._given, "connection")
+            log.info("handed over %s", given, extra=Event.HANDOVER_GIVEN.fields())
 
     def _packed(self, connection: Connection) -> handover.Connection:
         state = connection.state(self._server.poller.now)
@@ -112,6 +120,7 @@ class Giver:
                 log.debug("%s: given after %s", connection, lines)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(GIVEN, len(batch))
+        self._given += len(batch)
 
     def _cannot_give(self, error: OSError) -> None:
         full = isinstance(error, BlockingIOError)
@@ -151,16 +160,22 @@ class Taker:
         self._polled = False
         self._stopped = False
         self._away_until = 0.0  # until then, the channel is left to others
+        self._taken = 0  # connections, since this was last logged
+        self._tell_at = math.inf
         self.look_at = math.inf  # when `update_interest` must be called, even without an event
 
     def update_interest(self) -> None:
-        """Call this in each loop iteration: starts or stops polling the channel.
+        """Call this in each loop iteration: starts or stops polling the channel, and logs what
+        was taken over.
 
         A message wakes all workers. With EPOLLEXCLUSIVE it would wake one, and if that worker
         stepped back, no other would know of the message.
         """
-        away = self._server.poller.now < self._away_until
-        self.look_at = self._away_until if away else math.inf
+        now = self._server.poller.now
+        if now >= self._tell_at:
+            self._tell()
+        away = now < self._away_until
+        self.look_at = min(self._away_until if away else math.inf, self._tell_at)
         wanted = self.has_room and not self._stopped and not away
         if wanted != self._polled:
             self._polled = wanted
@@ -171,6 +186,7 @@ class Taker:
 
     def stop(self) -> None:
         """Leave the channel to others for good."""
+        self._tell()
         self._stopped = True
         self._away_until = 0.0
         self.update_interest()
@@ -185,6 +201,7 @@ class Taker:
         with contextlib.suppress(BlockingIOError):
             while self.has_room:
                 self._take()
+        self._tell()
 
     def _readable(self) -> None:
         server, size = self._server, peek(self._end)
@@ -204,7 +221,8 @@ class Taker:
             connections = handover.take(self._end)
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
-            log.error("ending %s taken over: %s", ended, error)
+            extra = Event.HANDOVER_DAMAGED.fields()
+            log.error("ending %s taken over: %s", ended, error, extra=extra)
             self._server.tally.add(DAMAGED, len(error.sockets))
             connections = [handover.Connection(one, "", GONE) for one in error.sockets]
         except EOFError:  # not the end, because this process has the giving end, too
@@ -214,6 +232,14 @@ class Taker:
             self._take_over(connection)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(TAKEN, len(connections))
+        self._taken += len(connections)
+        self._tell_at = self._server.poller.now + QUIET_TIME
+
+    def _tell(self) -> None:
+        if self._taken:
+            taken = counted(self._taken, "connection")
+            log.info("took over %s", taken, extra=Event.HANDOVER_TAKEN.fields())
+        self._taken, self._tell_at = 0, math.inf
 
     def _without_strange(
         self, connections: list[handover.Connection]
@@ -224,7 +250,12 @@ class Taker:
         if not names:
             return connections
         ended = counted(len(names), "connection")
-        log.error("ending %s taken over: there is no service %s", ended, ascii(names[0]))
+        log.error(
+            "ending %s taken over: there is no service %s",
+            ended,
+            ascii(names[0]),
+            extra=Event.HANDOVER_DAMAGED.fields(),
+        )
         self._server.tally.add(DAMAGED, len(names))
         return [
             one._replace(state=GONE) if one.state.service in names else one for one in connections

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
 
-from tcpupperd.host.journal import RateLimitedLog
+from tcpupperd.events import Event
+from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.serving.counters import ACCEPTED, SHORTAGES, Tally
 from tcpupperd.serving.poller import Poller
@@ -150,13 +151,13 @@ class Acceptor:
             log.debug("a connection failed before it was accepted: %s", error)
             return
         self._pause()
-        self._complain(os.strerror(error.errno))
+        self._complain(os.strerror(error.errno), ERRNO=error.errno)
 
     def _pause(self) -> None:
         self._paused_until = self._poller.now + SHORTAGE_PAUSE
         self._open_at_pause = len(self._connections)
 
-    def _complain(self, why: str) -> None:
+    def _complain(self, why: str, **fields: object) -> None:
         """Count a shortage and log it, early but at a limited rate."""
         if not self._short:
             self._short = True
@@ -168,13 +169,14 @@ class Acceptor:
                 "cannot accept: %s; %s open, new ones wait in the kernel's queue",
                 why,
                 counted(len(self._connections), "connection"),
+                extra=Event.ACCEPTING_PAUSED.fields(**fields),
             )
 
     def _queue_seen_empty(self) -> None:
         self._short = False
         if self._complained:
             self._complained = False
-            log.warning("accepting again")
+            log.warning("accepting again", extra=Event.ACCEPTING_RESUMED.fields())
 
 
 def no_limit() -> float:

@@ -6,13 +6,18 @@ answered, and each connection ends once its answers are sent, at the latest afte
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import partial
 
+from tcpupperd.events import Event
 from tcpupperd.host.sockets import in_handshake, stop_new_connections
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
 from tcpupperd.serving.connections import Connections
+from tcpupperd.words import counted
+
+log = logging.getLogger(__name__)
 
 #: Seconds allowed for handshakes in progress. They take a round trip, unless a segment is lost: it
 #: is sent again after a second, and once more two seconds later.
@@ -109,5 +114,11 @@ class Drain:
     def _give_up(self) -> None:
         """Close what could not be drained in time."""
         self._give_up_at = math.inf
+        if cut := sum(bool(one.unsent) for one in self._connections):
+            log.warning(
+                "drain_timeout is over, ending %s with unsent answers",
+                counted(cut, "connection"),
+                extra=Event.DRAIN_CUT_SHORT.fields(),
+            )
         for connection in self._connections:
             self._connections.attempt(Connection.abandon, connection)

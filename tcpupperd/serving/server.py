@@ -23,8 +23,9 @@ from typing import Any
 
 from tcpupperd.address import Networks, plain_host, written
 from tcpupperd.config import Config
+from tcpupperd.events import Event
 from tcpupperd.host.descriptors import Sharing
-from tcpupperd.host.journal import RateLimitedLog
+from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits, Next
@@ -291,7 +292,13 @@ class UpperServer(socketserver.BaseServer):
         if self.connections.has_room_for(client_address):
             return True
         host = plain_host(client_address[0])
-        self._refusals.warn("%s has max_connections_per_source open, refused another", host)
+        self._refusals.warn(
+            "%s has max_connections_per_source open, refused another",
+            host,
+            extra=Event.SOURCE_REFUSED.fields(
+                TCPUPPERD_CLIENT=host, TCPUPPERD_PORT=client_address[1]
+            ),
+        )
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:

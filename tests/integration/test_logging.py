@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from entries import Entries
 from integration.daemon import ROOT, Daemon
 from integration.processes import stopped
+from tcpupperd.events import Event
 from waiting import DEADLINE, until
 
 PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
@@ -27,7 +29,14 @@ with socket.socket(socket.AF_UNIX) as journal:
     os.dup2(journal.fileno(), 2)
 status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
-os.execvp(sys.argv[2], sys.argv[2:])
+os.environ["PYTHONPATH"] = sys.argv[2]
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+#: Has the daemon find the journal of the test.
+REDIRECT = """
+from tcpupperd.host import journal
+journal.SOCKET = {socket!r}
 """
 
 #: Gives the daemon a bug.
@@ -43,10 +52,16 @@ LineProtocol.receive = receive_or_fail
 
 
 class Journal:
-    """Reads what comes from those who log to it."""
+    """Reads what comes from those who log to it: lines, for its socket for entries is gone until
+    somebody binds it."""
 
-    def __init__(self, path: str) -> None:
-        self.wrapper = (sys.executable, "-c", LOG_TO_JOURNAL, path)
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "socket"
+        self.customize = directory / "sitecustomize.py"  # runs before the daemon
+        self.customize.write_text(REDIRECT.format(socket=str(self.socket)))
+        path = str(directory / "stdout")
+        found = f"{directory}:{ROOT}"
+        self.wrapper = (sys.executable, "-c", LOG_TO_JOURNAL, path, found)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen()
@@ -64,7 +79,7 @@ class Journal:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    with contextlib.closing(Journal(str(tmp_path / "journal"))) as journal:
+    with contextlib.closing(Journal(tmp_path)) as journal:
         yield journal
 
 
@@ -174,10 +189,10 @@ def test_failure_to_start_is_critical_in_the_journal(journal: Journal) -> None:
     assert priority_of(".*max_line = 0: must be a whole number", journal.read_to_end()) == 2
 
 
-def test_each_line_of_a_traceback_has_its_priority(journal: Journal, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BUG)
-    wrapper = ("env", f"PYTHONPATH={tmp_path}:{ROOT}", *journal.wrapper)
-    with Daemon(wrapper=wrapper, workers=1) as daemon:
+def test_each_line_of_a_traceback_has_its_priority(journal: Journal) -> None:
+    with journal.customize.open("a") as file:
+        file.write(BUG)
+    with Daemon(wrapper=journal.wrapper, workers=1) as daemon:
         unlucky, other = daemon.connect(), daemon.connect()
         assert other.ask(b"one") == b"ONE"
         unlucky.send(b"bug\n")
@@ -189,6 +204,70 @@ def test_each_line_of_a_traceback_has_its_priority(journal: Journal, tmp_path: P
     end = lines.index("<3>RuntimeError: a bug", bug)
     assert re.match(r"<3>bug in serving .*127\.0\.0\.1.*, closing the connection", lines[bug - 1])
     assert all(line.startswith("<3>") for line in lines[bug:end])
+
+
+def test_journal_gets_entries(journal: Journal) -> None:
+    with journal.customize.open("a") as file:
+        file.write(BUG)
+    with Entries(journal.socket) as entries:
+        with Daemon(wrapper=journal.wrapper, max_connections_per_source=1, workers=1) as daemon:
+            client = daemon.connect()
+            assert client.ask(b"hello") == b"HELLO"
+            refused = daemon.connect()
+            port = refused.port
+            refused.wait_for_end()
+            client.send(b"bug\n")
+            client.wait_for_end()
+            killed = daemon.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            daemon.wait_for_workers(1, without=killed)
+            daemon.configure("wrong = 1\n")
+            daemon.send_signal(signal.SIGHUP)
+            daemon.manager.wait("STATUS=.*failed.*")
+        found = entries.read()
+    assert journal.read_to_end() == []
+    of = {entry["MESSAGE_ID"]: entry for entry in found if "MESSAGE_ID" in entry}
+    assert of[Event.READY.message_id]["PRIORITY"] == "6"
+    assert of[Event.SOURCE_REFUSED.message_id]["TCPUPPERD_CLIENT"] == "127.0.0.1"
+    assert of[Event.SOURCE_REFUSED.message_id]["TCPUPPERD_PORT"] == str(port)
+    assert of[Event.WORKER_REPLACED.message_id]["TCPUPPERD_WORKER"] == str(killed)
+    assert of[Event.RELOAD_REFUSED.message_id]["PRIORITY"] == "3"
+    (bug,) = (entry for entry in found if "Traceback" in entry["MESSAGE"])
+    assert bug["MESSAGE"].endswith("RuntimeError: a bug")
+    assert bug["TID"] == str(killed)
+
+
+def test_failure_to_start_is_an_entry_and_a_line(journal: Journal) -> None:
+    """The journal may look for the unit of an entry's sender when that has exited."""
+    with Entries(journal.socket) as entries:
+        Daemon(wrapper=journal.wrapper, max_line=0).run()
+        (entry,) = entries.read()
+    assert entry["PRIORITY"] == "2"
+    assert journal.read_to_end() == ["<2>" + entry["MESSAGE"]]
+
+
+def test_serves_while_the_journal_does_not_read(journal: Journal) -> None:
+    with Entries(journal.socket) as entries:
+        with Daemon(wrapper=journal.wrapper, log_level="debug", workers=1) as daemon:
+            client = daemon.connect()
+            for _ in range(1000):
+                assert client.ask(b"hello") == b"HELLO"
+            before = len(entries.read())
+            assert client.ask(b"hello") == b"HELLO"
+            told, after, *_ = entries.read()
+        assert told["MESSAGE_ID"] == Event.MESSAGES_DROPPED.message_id
+        dropped, _, words = told["MESSAGE"].partition(" ")
+        assert words == "messages dropped"
+        assert 0 < 1000 - before < int(dropped) <= 1000
+        assert "received 6 bytes" in after["MESSAGE"]
+
+
+def test_check_tells_the_journal_lines(journal: Journal) -> None:
+    """It is soon gone."""
+    with Entries(journal.socket) as entries:
+        Daemon("--check", wrapper=journal.wrapper, max_line=0).run()
+        assert entries.read() == []
+    assert priority_of(".*max_line = 0: must be a whole number", journal.read_to_end()) == 2
 
 
 def priority_of(message: str, lines: list[str]) -> int:

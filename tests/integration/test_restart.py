@@ -20,8 +20,9 @@ from integration.processes import is_running, stopped
 from integration.service import Service
 from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.host.channel import GIVE_END, TAKE_END
+from tcpupperd.host.memfd import sealed
 from tcpupperd.processes.handover import VERSION, Connection, give
-from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed, sealed
+from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed
 from waiting import until
 
 MANY = 2000

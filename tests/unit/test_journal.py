@@ -1,39 +1,34 @@
-"""Log messages: their form, and that they never hold up the daemon."""
+"""Entries of the journal: their form, and that they never hold up the daemon."""
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
-import socket
-import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from entries import Entries, decode
+from tcpupperd.events import Event, fields
 from tcpupperd.host import journal
-from tcpupperd.host.journal import LINE_MAX, StreamHandler, is_journal
+from tcpupperd.host.journal import Journal, encode
+from tcpupperd.host.memfd import SEALS, sealed
+from tcpupperd.host.messages import JournalHandler
+from unit.test_messages import Pipe, emit_all, failure, message
+
+#: More than any socket takes in a datagram.
+HUGE = "x" * (16 << 20)
 
 
-class Pipe:
-    """A pipe with a handler that writes to it."""
-
-    def __init__(self, *, prefixed: bool) -> None:
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        self.handler = StreamHandler(self.writer, prefixed=prefixed)
-
-    def read(self) -> list[str]:
-        """The lines written since the last time."""
-        found = b""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.reader, 65536):
-                found += data
-        assert not found or found.endswith(b"\n")
-        return found.decode().splitlines()
-
-    def close(self) -> None:
-        for fd in (self.reader, self.writer):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+@pytest.fixture
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entries]:
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "socket"))
+    with Entries(tmp_path / "socket") as entries:
+        yield entries
 
 
 @pytest.fixture
@@ -43,171 +38,203 @@ def pipe() -> Iterator[Pipe]:
     pipe.close()
 
 
-def message(text: object, *values: object, level: int = logging.INFO) -> logging.LogRecord:
-    return logging.LogRecord("tcpupperd", level, __file__, 1, text, values, None)
+@pytest.fixture
+def handler(pipe: Pipe) -> Iterator[JournalHandler]:
+    with contextlib.closing(JournalHandler(pipe.handler)) as handler:
+        handler.about_dropped = Event.MESSAGES_DROPPED.fields()
+        yield handler
 
 
-def failure() -> logging.LogRecord:
-    """A record with a traceback."""
-    try:
-        raise ValueError("first line\nsecond line")
-    except ValueError as error:
-        found = (ValueError, error, error.__traceback__)
-        return logging.LogRecord("tcpupperd", logging.ERROR, __file__, 1, "bug", (), found)
+@pytest.fixture
+def sender() -> Iterator[Journal]:
+    with contextlib.closing(Journal()) as sender:
+        yield sender
 
 
-def emit_all(handler: StreamHandler, *records: logging.LogRecord) -> None:
-    """Emit within a time that only a write that waits can exceed."""
+# The protocol
 
-    def emit() -> None:
-        for record in records:
-            handler.emit(record)
-
-    thread = threading.Thread(target=emit, daemon=True)  # where it hangs, the run must not
-    thread.start()
-    thread.join(10)
-    assert not thread.is_alive(), "a log message waits"
+NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,63}", fullmatch=True)
 
 
-# Form
+def test_entry_is_a_line_for_each_field() -> None:
+    assert encode({"MESSAGE": "hello", "PRIORITY": 6}) == b"MESSAGE=hello\nPRIORITY=6\n"
 
 
-@pytest.mark.parametrize(
-    ("level", "prefix"),
-    [
-        (logging.DEBUG, "<7>"),
-        (logging.INFO, "<6>"),
-        (logging.WARNING, "<4>"),
-        (logging.ERROR, "<3>"),
-        (logging.CRITICAL, "<2>"),
-        (15, "<6>"),
-    ],
-)
-def test_journal_gets_the_priority(pipe: Pipe, level: int, prefix: str) -> None:
-    pipe.handler.emit(message("hello %s", "world", level=level))
-    assert pipe.read() == [f"{prefix}hello world"]
+def test_value_with_a_newline_has_its_length_before_it() -> None:
+    assert encode({"MESSAGE": "a\nb"}) == b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n"
 
 
-def test_every_line_of_a_traceback_has_the_priority(pipe: Pipe) -> None:
-    pipe.handler.emit(failure())
-    lines = pipe.read()
-    assert lines[:2] == ["<3>bug", "<3>Traceback (most recent call last):"]
-    assert lines[-2:] == ["<3>ValueError: first line", "<3>second line"]
-    assert all(line.startswith("<3>") for line in lines)
+def test_what_is_not_utf8_is_escaped() -> None:
+    assert encode({"MESSAGE": "caf\udce9 é"}) == "MESSAGE=caf\\udce9 é\n".encode()
 
 
-@pytest.mark.parametrize("separator", ["\n", "\r\n", "\r", "\x0b", "\x1c", "\u2028"])
-def test_no_line_can_be_forged(pipe: Pipe, separator: str) -> None:
-    pipe.handler.emit(message("name %s", f"x{separator}<0>forged"))
-    assert pipe.read() == ["<6>name x", "<6><0>forged"]
+@given(st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]))))
+def test_no_value_can_forge_a_field(values: dict[str, str]) -> None:
+    assert list(decode(encode(values))) == list(values.items())
 
 
-def test_terminal_gets_time_and_level() -> None:
-    pipe = Pipe(prefixed=False)
-    pipe.handler.emit(message("hello", level=logging.WARNING))
-    (line,) = pipe.read()
-    assert line.endswith(" WARNING hello")
-    assert not line.startswith("<")
-    pipe.close()
+def test_entry_that_is_too_large_for_a_datagram_is_sent_as_a_file(
+    entries: Entries, sender: Journal
+) -> None:
+    sender.send({"MESSAGE": HUGE, "PRIORITY": 6})
+    assert entries.read() == [{"MESSAGE": HUGE, "PRIORITY": "6"}]
+    assert entries.files == 1
 
 
-def test_what_is_not_utf8_is_escaped(pipe: Pipe) -> None:
-    pipe.handler.emit(message("caf\udce9 grüße"))
-    assert pipe.read() == ["<6>caf\\udce9 grüße"]
+def test_nobody_can_change_a_sealed_file() -> None:
+    """The journal accepts no other."""
+    with open(sealed(b"content"), "r+b", 0) as file:
+        assert fcntl.fcntl(file, fcntl.F_GET_SEALS) == SEALS
+        assert os.pread(file.fileno(), 100, 0) == b"content"
+        with pytest.raises(PermissionError):
+            file.write(b"x")
 
 
-def test_long_line_is_cut_to_what_a_pipe_takes_at_once(pipe: Pipe) -> None:
-    pipe.handler.emit(message("x" * 10000))
-    assert pipe.read() == ["<6>" + "x" * (LINE_MAX - 4)]
+@pytest.mark.parametrize("text", ["short", HUGE])
+def test_full_socket_raises_at_once(entries: Entries, sender: Journal, text: str) -> None:
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(100_000):
+            sender.send({"MESSAGE": "hello"})
+    with pytest.raises(BlockingIOError):
+        sender.send({"MESSAGE": text})
+    entries.read()
+    sender.send({"MESSAGE": text})
+    assert entries.read() == [{"MESSAGE": text}]
 
 
-def test_message_that_cannot_be_formatted_is_still_told(pipe: Pipe) -> None:
-    pipe.handler.emit(message("%d lines", "many"))
-    assert pipe.read() == ["<6>bug: a message that cannot be formatted: '%d lines' ('many',)"]
+def test_journal_that_starts_later_gets_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sender: Journal
+) -> None:
+    path = tmp_path / "socket"
+    monkeypatch.setattr(journal, "SOCKET", str(path))
+    for text in ("first", "second"):
+        with pytest.raises(FileNotFoundError):
+            sender.send({"MESSAGE": "lost"})
+        with Entries(path) as entries:
+            sender.send({"MESSAGE": text})
+            assert entries.read() == [{"MESSAGE": text}]
 
 
-# Whether it is the journal
+# The fields of a message
 
 
-def test_journal_is_known_by_device_and_inode() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        status = os.fstat(one.fileno())
-        environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        assert is_journal(one.fileno(), environ)
-        # The variable is inherited, and the stream may lead elsewhere by now.
-        assert not is_journal(other.fileno(), environ)
-        assert not is_journal(one.fileno(), {})
-        assert not is_journal(one.fileno(), {"JOURNAL_STREAM": "nonsense"})
-    assert not is_journal(one.fileno(), environ)
+def test_message_has_the_fields_of_the_journal(entries: Entries, handler: JournalHandler) -> None:
+    record = message("hello %s", "world", level=logging.WARNING)
+    handler.emit(record)
+    (entry,) = entries.read()
+    assert entry == {
+        "MESSAGE": "hello world",
+        "PRIORITY": "4",
+        "SYSLOG_FACILITY": "3",
+        "SYSLOG_IDENTIFIER": "tcpupperd",
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": "1",
+        "CODE_FUNC": "None",
+        "TID": str(os.getpid()),
+    }
+
+
+def test_message_has_the_fields_that_it_was_given(
+    entries: Entries, handler: JournalHandler
+) -> None:
+    record = message("hello")
+    vars(record).update(Event.READY.fields(TCPUPPERD_WORKER=17))
+    handler.emit(record)
+    (entry,) = entries.read()
+    assert entry["MESSAGE_ID"] == Event.READY.message_id
+    assert entry["DOCUMENTATION"] == "man:tcpupperd(8)"
+    assert entry["TCPUPPERD_WORKER"] == "17"
+
+
+def test_message_of_an_error_has_its_number(entries: Entries, handler: JournalHandler) -> None:
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    handler.emit(message("cannot accept %s: %s", "it", error))
+    raised = failure()
+    raised.exc_info = (OSError, error, None)
+    handler.emit(raised)
+    handler.emit(message("fine: %s", OSError("without a number")))
+    assert [entry.get("ERRNO") for entry in entries.read()] == ["24", "24", None]
+
+
+def test_traceback_is_one_entry(entries: Entries, handler: JournalHandler) -> None:
+    handler.emit(failure())
+    (entry,) = entries.read()
+    assert entry["MESSAGE"].startswith("bug\nTraceback (most recent call last):\n")
+    assert entry["MESSAGE"].endswith("ValueError: first line\nsecond line")
+    assert entry["PRIORITY"] == "3"
+
+
+def test_message_that_cannot_be_formatted_is_still_told(
+    entries: Entries, handler: JournalHandler
+) -> None:
+    handler.emit(message("%d lines", "many"))
+    (entry,) = entries.read()
+    assert "a message that cannot be formatted: '%d lines' ('many',)" in entry["MESSAGE"]
+
+
+def test_fields_of_a_call_reach_the_record(entries: Entries, handler: JournalHandler) -> None:
+    log = logging.getLogger("tcpupperd.test_journal")
+    log.propagate = False
+    log.addHandler(handler)
+    log.warning("hello", extra=fields(TCPUPPERD_CLIENT="192.0.2.1"))
+    log.removeHandler(handler)
+    (entry,) = entries.read()
+    assert entry["TCPUPPERD_CLIENT"] == "192.0.2.1"
+    assert entry["CODE_FILE"] == __file__
+    assert entry["CODE_FUNC"] == "test_fields_of_a_call_reach_the_record"
+    assert int(entry["CODE_LINE"]) > 100
 
 
 # Never in the way
 
 
-def test_full_pipe_drops_messages_and_tells_how_many(pipe: Pipe) -> None:
-    emit_all(pipe.handler, *(message("%05d " + "x" * 100, number) for number in range(1000)))
-    written = pipe.read()
-    assert 0 < len(written) < 1000
-    assert [line[3:8] for line in written] == [f"{number:05}" for number in range(len(written))]
-    emit_all(pipe.handler, message("again"), message("and again"))
-    told = f"<4>{1000 - len(written)} messages dropped"
-    assert pipe.read() == [told, "<6>again", "<6>and again"]
+def test_full_journal_drops_messages_and_tells_how_many(
+    entries: Entries, handler: JournalHandler
+) -> None:
+    emit_all(handler, *(message("%d", number) for number in range(10_000)))
+    read = entries.read()
+    assert [entry["MESSAGE"] for entry in read] == [str(number) for number in range(len(read))]
+    assert 0 < len(read) < 10_000
+    emit_all(handler, message("again"), message("and again"))
+    told, *others = entries.read()
+    assert told["MESSAGE"] == f"{10_000 - len(read)} messages dropped"
+    assert told["MESSAGE_ID"] == Event.MESSAGES_DROPPED.message_id
+    assert told["PRIORITY"] == "4"
+    assert [entry["MESSAGE"] for entry in others] == ["again", "and again"]
 
 
-def test_full_socket_drops_messages_and_tells_how_many() -> None:
-    reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        handler = StreamHandler(writer.fileno(), prefixed=True)
-        emit_all(handler, *(message("x" * 4000) for _ in range(1000)))
-        written = read_all(reader).count(b"\n")
-        assert 0 < written < 1000
-        emit_all(handler, message("again"))
-        assert read_all(reader) == b"<4>%d messages dropped\n<6>again\n" % (1000 - written)
+def test_without_the_journals_socket_messages_are_lines(
+    entries: Entries, handler: JournalHandler, pipe: Pipe
+) -> None:
+    entries.path.rename(entries.path.with_suffix(".gone"))
+    emit_all(handler, message("hello", level=logging.WARNING))
+    assert pipe.read() == ["<4>hello"]
+    entries.path.with_suffix(".gone").rename(entries.path)
+    emit_all(handler, message("back"))
+    assert [entry["MESSAGE"] for entry in entries.read()] == ["back"]
+    assert pipe.read() == []
 
 
-def read_all(reader: socket.socket) -> bytes:
-    found = b""
-    with contextlib.suppress(BlockingIOError):
-        while data := reader.recv(1 << 20):
-            found += data
-    return found
-
-
-def test_the_reader_may_be_gone(pipe: Pipe) -> None:
-    os.close(pipe.reader)
-    pipe.reader = -1
-    emit_all(pipe.handler, message("lost"), failure())
-    assert pipe.handler._dropped == 2
-
-
-def test_the_descriptor_may_be_closed(pipe: Pipe) -> None:
-    os.close(pipe.writer)
-    emit_all(pipe.handler, message("lost"), failure())
-    assert pipe.handler._dropped == 2
-
-
-def test_there_may_be_no_descriptor_from_the_start() -> None:
-    pipe = Pipe(prefixed=True)
+def test_without_anywhere_to_write_messages_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: JournalHandler, pipe: Pipe
+) -> None:
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
     pipe.close()
-    emit_all(StreamHandler(pipe.writer, prefixed=True), message("lost"))
+    emit_all(handler, message("lost"), failure())
+    assert handler._dropped == 2
 
 
-def test_the_disk_may_be_full() -> None:
-    with open("/dev/full", "w") as full:
-        handler = StreamHandler(full.fileno(), prefixed=False)
-        emit_all(handler, message("lost"), failure())
-        assert handler._dropped == 2
+def test_fatal_message_also_goes_to_standard_error(
+    entries: Entries, handler: JournalHandler, pipe: Pipe
+) -> None:
+    emit_all(handler, message("the end", level=logging.CRITICAL))
+    assert pipe.read() == ["<2>the end"]
+    assert [entry["MESSAGE"] for entry in entries.read()] == ["the end"]
 
 
-def test_level_can_be_changed() -> None:
-    root = logging.getLogger()
-    before = root.level
-    try:
-        journal.set_level("debug")
-        assert root.level == logging.DEBUG
-        journal.set_level("error")
-        assert not root.isEnabledFor(logging.WARNING)
-    finally:
-        root.setLevel(before)
+def test_fatal_message_is_not_told_twice_without_a_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: JournalHandler, pipe: Pipe
+) -> None:
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
+    emit_all(handler, message("the end", level=logging.CRITICAL))
+    assert pipe.read() == ["<2>the end"]

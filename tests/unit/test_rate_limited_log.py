@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tcpupperd.host.journal import RateLimitedLog
+from tcpupperd.host.messages import RateLimitedLog
 
 
 def test_first_is_logged_and_more_are_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpupperd.host.journal import SyslogHandler
+from tcpupperd.host.messages import SyslogHandler
 
 
 def message(text: str, level: int = logging.INFO) -> logging.LogRecord:

@@ -1,0 +1,63 @@
+"""A journal as far as the daemon sees it: it receives entries in the native protocol."""
+
+import array
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+#: An entry: the value of each field.
+Entry = dict[str, str]
+
+
+def decode(data: bytes) -> Iterator[tuple[str, str]]:
+    """The fields of an entry, read by the documented protocol."""
+    while data:
+        line, _, data = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack_from("<Q", data)
+            value, end, data = data[8 : 8 + size], data[8 + size : 9 + size], data[9 + size :]
+            assert end == b"\n"
+            assert len(value) == size
+        yield name.decode(), value.decode()
+
+
+class Entries:
+    """A socket at a path that receives entries; nobody reads it until asked to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = 0  # how many entries came in one
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close()
+        self.path.unlink()
+
+    def read(self) -> list[Entry]:
+        """The entries since the last time."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                pairs = list(decode(self._receive()))
+                assert len(dict(pairs)) == len(pairs), pairs  # no field twice
+                found.append(dict(pairs))
+        return found
+
+    def _receive(self) -> bytes:
+        data, ancillary, _, _ = self._socket.recvmsg(1 << 20, socket.CMSG_SPACE(4))
+        for *_, rights in ancillary:
+            assert not data
+            self.files += 1
+            with open(array.array("i", rights)[0], "rb") as file:
+                file.seek(0)
+                data = file.read()
+        return data

@@ -1,0 +1,154 @@
+"""The journal: the fields of entries, and the events, which journalctl -x explains."""
+
+import json
+import subprocess
+from contextlib import ExitStack
+
+from system.container import Container
+from system.service import (
+    CONFIGURATION,
+    SERVICE,
+    Conversation,
+    answer,
+    drop_in,
+    main_pid,
+    workers,
+)
+from system.test_service import STALLED
+from tcpupperd.events import Event
+from waiting import until
+
+JOURNALD = ("systemd-journald.service", "systemd-journald.socket")
+
+#: Puts messages of another program into the channel of a process: once for each of its sockets of
+#: that kind, for they look the same from outside.
+DAMAGE = """
+import ctypes, os, socket, sys
+pid = int(sys.argv[1])
+pidfd = os.pidfd_open(pid)
+for name in os.listdir(f"/proc/{pid}/fd"):
+    if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+        continue
+    SYS_pidfd_getfd = 438
+    one = socket.socket(fileno=ctypes.CDLL(None).syscall(SYS_pidfd_getfd, pidfd, int(name), 0))
+    if one.type == socket.SOCK_SEQPACKET:
+        ours, theirs = socket.socketpair()
+        socket.send_fds(one, [b"of another program"], [theirs.fileno()])
+"""
+
+
+def entries(machine: Container, *words: str) -> list[dict[str, str]]:
+    """The service's entries that match."""
+    found = machine.journal("--output=json", f"--unit={SERVICE}", *words)
+    return [json.loads(line) for line in found.splitlines()]
+
+
+def told(machine: Container, event: Event) -> list[dict[str, str]]:
+    """The entries that tell of an event."""
+    return entries(machine, f"MESSAGE_ID={event.message_id}")
+
+
+def test_events_are_explained(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nWatchdogSec=4\n")
+    restart_with(machine, "workers = 1\n")
+    hand_over(machine)
+    damage_a_hand_over(machine)
+    refuse_a_configuration(machine)
+    lose_workers(machine)
+    refuse_clients(machine)
+    cut_answers(machine)
+    for event in set(Event) - {Event.MESSAGES_DROPPED}:
+        explained = machine.journal("--catalog", f"MESSAGE_ID={event.message_id}")
+        assert f" Subject: {event.title}\n" in explained, event
+
+
+def restart_with(machine: Container, configuration: str) -> None:
+    machine.write(CONFIGURATION, configuration)
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def hand_over(machine: Container) -> None:
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        (old,) = workers(machine)
+        machine.run("systemctl", "restart", SERVICE)
+        assert conversation.ask("two") == "TWO"
+        (given,) = until(lambda: told(machine, Event.HANDOVER_GIVEN))
+        (taken,) = until(lambda: told(machine, Event.HANDOVER_TAKEN))
+        assert (given["_PID"], given["MESSAGE"]) == (str(old), "handed over 1 connection")
+        assert taken["MESSAGE"] == "took over 1 connection"
+        machine.run("systemctl", "reload", SERVICE)
+        until(lambda: told(machine, Event.RELOADED))
+
+
+def damage_a_hand_over(machine: Container) -> None:
+    machine.run("python3", "-c", DAMAGE, str(main_pid(machine)))
+    until(lambda: told(machine, Event.HANDOVER_DAMAGED))
+    assert answer(machine, "still here\n") == "STILL HERE"
+
+
+def refuse_a_configuration(machine: Container) -> None:
+    machine.write(CONFIGURATION, "wrong = 1\n")
+    machine.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", SERVICE)
+    until(lambda: told(machine, Event.RELOAD_REFUSED))
+    machine.run("systemctl", "restart", SERVICE)
+    until(lambda: told(machine, Event.FALLEN_BACK))
+
+
+def lose_workers(machine: Container) -> None:
+    restart_with(machine, "workers = 1\n")
+    assert answer(machine, "served\n") == "SERVED"
+    (killed,) = workers(machine)
+    machine.run("kill", "-KILL", str(killed))
+    (replaced,) = until(lambda: told(machine, Event.WORKER_REPLACED))
+    assert replaced["TCPUPPERD_WORKER"] == str(killed)
+    (hangs,) = until(lambda: workers(machine) - {killed})
+    machine.run("kill", "-STOP", str(hangs))
+    (hung,) = until(lambda: told(machine, Event.WORKER_HUNG))
+    assert hung["TCPUPPERD_WORKER"] == str(hangs)
+
+
+def refuse_clients(machine: Container) -> None:
+    restart_with(machine, "workers = 1\nmax_connections = 2\n")
+    with ExitStack() as stack:
+        for _ in range(2):
+            assert stack.enter_context(Conversation(machine)).ask("one") == "ONE"
+        until(lambda: told(machine, Event.ACCEPTING_PAUSED))
+    assert answer(machine, "room again\n") == "ROOM AGAIN"
+    until(lambda: told(machine, Event.ACCEPTING_RESUMED))
+    restart_with(machine, "workers = 1\nmax_connections_per_source = 1\n")
+    with Conversation(machine) as one, Conversation(machine) as other:
+        assert one.ask("one") == "ONE" or other.ask("other") == "OTHER"
+        (refused,) = until(lambda: told(machine, Event.SOURCE_REFUSED))
+        assert refused["TCPUPPERD_CLIENT"] in ("127.0.0.1", "::1")
+
+
+def cut_answers(machine: Container) -> None:
+    restart_with(machine, "drain_timeout = 1\n")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with machine.popen("python3", "-c", STALLED, **pipes) as client:
+        assert client.stdout
+        assert client.stdout.readline() == "stalled\n"
+        machine.run("systemctl", "stop", SERVICE)
+        client.kill()
+    until(lambda: told(machine, Event.DRAIN_CUT_SHORT))
+
+
+def test_entries_arrive_after_a_restart_of_the_journal(machine: Container) -> None:
+    machine.run("systemctl", "restart", JOURNALD[0])
+    machine.run("systemctl", "reload", SERVICE)
+    (entry,) = until(lambda: told(machine, Event.RELOADED))
+    assert entry["_TRANSPORT"] == "journal"
+    assert entry["PRIORITY"] == "6"
+    assert entry["CODE_FILE"].endswith("/tcpupperd/processes/supervisor.py")
+
+
+def test_messages_are_lines_after_a_restart_of_the_journals_sockets(machine: Container) -> None:
+    """The sandbox still has the old socket. The stream is systemd's own, and lasts; the next
+    process gets both."""
+    machine.run("systemctl", "restart", *JOURNALD)
+    machine.run("systemctl", "reload", SERVICE)
+    (entry,) = until(lambda: [one for one in entries(machine) if "reloaded" in one["MESSAGE"]])
+    assert (entry["_TRANSPORT"], entry["PRIORITY"]) == ("stdout", "6")
+    machine.run("systemctl", "restart", SERVICE)
+    until(lambda: told(machine, Event.READY)[-1]["_PID"] == str(main_pid(machine)))

@@ -1,0 +1,87 @@
+"""The events, the catalog and the manual say the same."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tcpupperd.events import MANUAL, Event
+from tools import need
+
+ROOT = Path(__file__).parents[2]
+CATALOG = ROOT / "data/catalog/tcpupperd.catalog"
+MAN_PAGE = (ROOT / "data/man/tcpupperd.8").read_text().partition(".Sh JOURNAL\n")[2]
+
+
+def catalog() -> dict[str, tuple[dict[str, str], str]]:
+    """For each identifier the headers and the text."""
+    found = {}
+    for part in re.split(r"^-- ", CATALOG.read_text(), flags=re.MULTILINE)[1:]:
+        head, _, text = part.partition("\n\n")
+        message_id, *lines = head.splitlines()
+        found[message_id] = (dict(line.split(": ", 1) for line in lines), text)
+    return found
+
+
+def used_fields() -> set[str]:
+    """Our fields that the code sets."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "tcpupperd").rglob("*.py"))
+    keywords = (
+        node.arg for tree in trees for node in ast.walk(tree) if isinstance(node, ast.keyword)
+    )
+    return {name for name in keywords if name and name.startswith("TCPUPPERD_")}
+
+
+def test_every_event_has_an_identifier_of_its_own() -> None:
+    identifiers = [event.message_id for event in Event]
+    assert len(set(identifiers)) == len(identifiers)
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in identifiers)
+
+
+def test_catalog_explains_every_event_and_no_other() -> None:
+    found = {message_id: headers["Subject"] for message_id, (headers, _) in catalog().items()}
+    assert found == {event.message_id: event.title for event in Event}
+
+
+def test_catalog_names_only_pages_and_fields_that_exist() -> None:
+    for headers, text in catalog().values():
+        page, section = re.fullmatch(r"man:([\w.]+)\((\d)\)", headers["Documentation"]).groups()  # type: ignore[union-attr]
+        assert (ROOT / f"data/man/{page}.{section}").exists()
+        assert set(re.findall("@(.*?)@", text)) <= used_fields()
+    assert MANUAL == "man:tcpupperd(8)"
+
+
+def test_manual_lists_every_event_and_no_other() -> None:
+    found = re.findall(r"^\.It (.*)\n\.Li ([0-9a-f]{32})$", MAN_PAGE, re.MULTILINE)
+    assert found == [(event.title, event.message_id) for event in Event]
+
+
+def test_manual_lists_every_field_and_no_other() -> None:
+    assert set(re.findall(r"TCPUPPERD_\w+", MAN_PAGE)) == used_fields()
+
+
+@pytest.mark.parametrize("event", Event)
+def test_every_event_is_logged_somewhere(event: Event) -> None:
+    uses = [
+        path
+        for path in (ROOT / "tcpupperd").rglob("*.py")
+        if f"Event.{event.name}" in path.read_text()
+    ]
+    assert uses
+
+
+def test_journalctl_reads_the_catalog(tmp_path: Path) -> None:
+    need("journalctl")
+    folder = tmp_path / "usr/lib/systemd/catalog"
+    folder.mkdir(parents=True)
+    (folder / CATALOG.name).write_text(CATALOG.read_text())
+    journalctl = ("journalctl", f"--root={tmp_path}")
+    subprocess.run([*journalctl, "--update-catalog"], check=True)
+    listed = subprocess.run(
+        [*journalctl, "--list-catalog"], check=True, capture_output=True, text=True
+    )
+    assert sorted(listed.stdout.splitlines()) == sorted(
+        f"{event.message_id} tcpupperd: {event.title}" for event in Event
+    )
