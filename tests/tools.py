@@ -7,6 +7,8 @@ import pytest
 #: Debian's packages of them.
 PACKAGES = {
     "cc": "gcc libc6-dev",
+    "clang": "clang",
+    "gcc": "gcc libc6-dev",
     "ip": "iproute2",
     "mandoc": "mandoc",
     "promtool": "prometheus",

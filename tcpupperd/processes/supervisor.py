@@ -40,6 +40,7 @@ from tcpupperd.processes.scoreboard import (
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
 from tcpupperd.processes.worker_process import WorkerProcess
+from tcpupperd.serving import turn
 from tcpupperd.serving.counters import OPEN
 from tcpupperd.words import counted
 
@@ -360,9 +361,10 @@ class Supervisor:
         dropped = self._listeners.keep(self._config.listen)
         event = Event.RELOADED if self._ready else Event.READY
         log.info(
-            "%s: %s, listening on %s",
+            "%s: %s, %s, listening on %s",
             event.name.lower(),
             counted(self._config.worker_count, "worker"),
+            turn.implementation,
             self._listeners,
             extra=event.fields(),
         )

@@ -19,6 +19,7 @@ class AgentProtocol:
     held = b""
     lines = 0
     mid_line = False
+    whole_lines = False
     finished = True  # once the opening is sent
 
     def __init__(self, *, leaving: bool) -> None:

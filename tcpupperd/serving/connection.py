@@ -24,12 +24,9 @@ from tcpupperd.serving.counters import (
     Tally,
 )
 from tcpupperd.serving.protocol import Protocol
+from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, SENT, turn
 
 log = logging.getLogger(__name__)
-
-#: The maximum number of bytes received from one connection in a loop iteration, so that a client
-#: that sends without pause cannot keep the others waiting.
-RECEIVE_SIZE = 65536
 
 #: Seconds that a client has to end its side after the server has ended its own.
 LINGER_TIME = 2.0
@@ -148,7 +145,21 @@ class Connection:
         """Send what is left, or else receive once and answer at once."""
         if self.unsent:
             return self._flush(now)
-        return self._answer(self.socket.recv(RECEIVE_SIZE), now)
+        protocol, tally = self.protocol, self.tally
+        if tally.debug or not protocol.whole_lines or protocol.mid_line:
+            return self._answer(self.socket.recv(RECEIVE_SIZE), now)
+        counts = tally.counts
+        before = counts[ANSWERED]
+        outcome = turn(self.fd, counts)
+        protocol.lines += counts[ANSWERED] - before
+        self.last_activity = now
+        if outcome is None:
+            return None
+        answered, data = outcome
+        if not answered:
+            return self._answer(data, now)
+        self.unsent = memoryview(data)
+        return Next.WATCH
 
     def begin(
         self,
@@ -178,7 +189,7 @@ class Connection:
                 tally.add(PROBES)
             answer = protocol.receive_eof()
         self.last_activity = now
-        tally.lines += protocol.lines - before
+        tally.counts[ANSWERED] += protocol.lines - before
         if protocol.mid_line or self.line_began:
             self._time_line(protocol.lines - before)
         if tally.debug:
@@ -311,7 +322,7 @@ class Connection:
             sent = self.socket.send(answer)
         except BlockingIOError:
             sent = 0
-        self.tally.bytes += sent
+        self.tally.counts[SENT] += sent
         if sent == len(answer):
             return True
         # Copy the rest: a view would keep the whole answer in memory until the client reads.
@@ -322,7 +333,7 @@ class Connection:
         """Send more of what is left; once nothing is left, receive again."""
         sent = self.socket.send(self.unsent)
         self.last_activity = now
-        self.tally.bytes += sent
+        self.tally.counts[SENT] += sent
         self.unsent = self.unsent[sent:]
         if self.unsent:
             return None

@@ -42,6 +42,10 @@ class Protocol(typing.Protocol):
     def held(self) -> bytes:
         """What is kept of it."""
 
+    @property
+    def whole_lines(self) -> bool:
+        """Whether `turn` may answer whole lines, as long as no line is unfinished."""
+
     def receive(self, data: bytes) -> bytes:
         """The answer to `data`."""
 
@@ -63,7 +67,7 @@ class LineProtocol:
     held. After `lines_per_connection` lines, unless this is 0, further input is ignored.
     """
 
-    __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line")
+    __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line", "whole_lines")
 
     service = "upper"
     opening = b""
@@ -72,6 +76,8 @@ class LineProtocol:
     def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
         self._max_line = max_line
         self._limit = lines_per_connection
+        # A subclass may answer them in another way.
+        self.whole_lines = type(self) is LineProtocol and not lines_per_connection
         self._held: bytes | bytearray = b""  # the answer to the unfinished line so far
         self.lines = 0  # answered so far
         self.mid_line = False  # a line has begun, and its newline is still missing
@@ -108,6 +114,7 @@ class LineProtocol:
         """Answer nothing more; an unfinished line is dropped."""
         self._held = b""
         self.mid_line = False
+        self.whole_lines = False
         self.finished = True
 
     @property
@@ -162,6 +169,7 @@ class ChunkProtocol:
     introduces = False
     held = b""
     mid_line = False
+    whole_lines = False
 
     def __init__(self, lines_per_connection: int = 0) -> None:
         self._limit = lines_per_connection

@@ -75,6 +75,7 @@ class HeaderProtocol:
 
     service = "proxy"
     opening = b""
+    whole_lines = False
     introduces = True
 
     def __init__(self) -> None:

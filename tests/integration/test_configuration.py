@@ -12,6 +12,7 @@ import pytest
 from integration.daemon import COMMAND, ROOT, Daemon
 from tcpupperd import __version__
 from tcpupperd.config import SETTINGS
+from tcpupperd.serving import turn
 from waiting import DEADLINE, until
 
 
@@ -29,7 +30,8 @@ def run(*options: str) -> tuple[int, str, str]:
 
 
 def test_version() -> None:
-    assert run("--version") == (0, f"tcpupperd {__version__}\n", "")
+    said = f"tcpupperd {__version__}, {turn.implementation}\n"
+    assert run("--version") == (0, said, "")
 
 
 def test_help_names_every_option() -> None:

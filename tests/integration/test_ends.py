@@ -12,13 +12,13 @@ from integration.embedding import (
     small_listener,
 )
 from tcpupperd.config import Config
-from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.counters import (
     LINES,
     PROBES,
     RESET,
 )
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.turn import RECEIVE_SIZE
 from waiting import until
 
 

@@ -22,9 +22,9 @@ from tcpupperd.processes import handover
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
-from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.counters import RESET, TAKEN, Tally
 from tcpupperd.serving.poller import Poller
+from tcpupperd.serving.turn import RECEIVE_SIZE
 from tools import need
 from waiting import DEADLINE
 

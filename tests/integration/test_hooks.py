@@ -18,6 +18,7 @@ from tcpupperd.serving.counters import (
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.serving.services import Service
+from tcpupperd.serving.turn import ANSWERED
 from waiting import DEADLINE
 
 
@@ -124,7 +125,7 @@ def test_shutdown_request_loses_no_answer() -> None:
     class Once(UpperServer):
         def service_actions(self) -> None:
             super().service_actions()
-            for connection in self.connections if self.tally.lines else ():
+            for connection in self.connections if self.tally.counts[ANSWERED] else ():
                 self.shutdown_request(connection.socket)
 
     with serving(Once(ANY_PORT)) as server, connected(server) as client:

@@ -16,6 +16,7 @@ from entries import Entries
 from integration.daemon import ROOT, Daemon
 from integration.processes import stopped
 from tcpupperd.events import Event
+from tcpupperd.serving import turn
 from waiting import DEADLINE, until
 
 PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
@@ -41,13 +42,13 @@ journal.SOCKET = {socket!r}
 
 #: Gives the daemon a bug.
 BUG = """
-from tcpupperd.serving.protocol import LineProtocol
-receive = LineProtocol.receive
-def receive_or_fail(self, data):
-    if b"bug" in data:
-        raise RuntimeError("a bug")
-    return receive(self, data)
-LineProtocol.receive = receive_or_fail
+from tcpupperd.serving import services
+class FailingProtocol(services.LineProtocol):
+    def receive(self, data):
+        if b"bug" in data:
+            raise RuntimeError("a bug")
+        return super().receive(data)
+services.LineProtocol = FailingProtocol
 """
 
 
@@ -121,7 +122,8 @@ def test_connections_are_not_logged_otherwise() -> None:
         until(lambda: daemon.counters()["open"] == 0)
         daemon.stop()
         messages = [line.split(" ", 3)[3] for line in daemon.log.splitlines()]
-        assert messages[0].startswith("ready: 2 workers, listening on 127.0.0.1:")
+        ready = f"ready: 2 workers, {turn.implementation}, listening on 127.0.0.1:"
+        assert messages[0].startswith(ready)
         assert all(message.startswith("counters: ") for message in messages[1:-1])
         assert messages[-1] == "stopping, ending 0 connections"
 

@@ -17,7 +17,7 @@ from integration.embedding import (
     small_listener,
 )
 from tcpupperd.config import Config
-from tcpupperd.serving.connection import RECEIVE_SIZE, Connection
+from tcpupperd.serving.connection import Connection
 from tcpupperd.serving.counters import (
     IDLE_TIMEOUT,
     LINE_TIMEOUT,
@@ -26,6 +26,7 @@ from tcpupperd.serving.counters import (
 )
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.turn import RECEIVE_SIZE
 from waiting import DEADLINE, until
 
 #: Seconds by which a timeout may come late: a tick of a quarter, and a busy machine.

@@ -26,6 +26,7 @@ from tcpupperd.serving.counters import (
     ACCEPTED,
 )
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.turn import ANSWERED
 from waiting import DEADLINE
 
 
@@ -99,7 +100,7 @@ def test_shutdown_comes_from_inside() -> None:
     class Last(UpperServer):
         def service_actions(self) -> None:
             super().service_actions()
-            if self.tally.lines:
+            if self.tally.counts[ANSWERED]:
                 self.shutdown()
 
     with Last(ANY_PORT) as server:

@@ -9,11 +9,11 @@ import pytest
 
 from integration.client import Client
 from integration.embedding import CountingServer, connected, serving, small_listener
-from tcpupperd.serving.connection import RECEIVE_SIZE
 from tcpupperd.serving.counters import (
     RESET,
 )
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.serving.turn import RECEIVE_SIZE
 from waiting import until
 
 

@@ -20,6 +20,7 @@ from tcpupperd.serving.counters import (
     STATE,
     Tally,
 )
+from tcpupperd.serving.turn import ANSWERED
 
 
 def test_new_slot_has_a_number_for_each_field_and_only_the_time_is_set() -> None:
@@ -71,7 +72,7 @@ def test_worker_goes_on_counting_where_the_one_before_it_stopped() -> None:
     second = board.claim()
     assert (second.connections, second.numbers[EARLIER_LINES]) == (0, 9)
     tally = Tally(second.numbers)
-    tally.lines += 1
+    tally.counts[ANSWERED] += 1
     tally.add(ACCEPTED)
     tally.publish(1)
     assert (second.connections, board.totals()["lines"], board.totals()["accepted"]) == (1, 10, 6)
