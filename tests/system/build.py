@@ -45,7 +45,7 @@ def _build(release: str, folder: Path, profile: str, *options: str) -> Path:
     environment = f"DEB_BUILD_PROFILES={profile} DEB_BUILD_OPTIONS={profile}"
     build = " ".join(("dpkg-buildpackage --build=binary --no-sign", *options))
     run_offline(release, folder, f"cd /mnt/tcpupperd && {environment} {build}")
-    return next(folder.glob("*.deb"))
+    return next(folder.glob("tcpupperd_*.deb"))
 
 
 def run_offline(release: str, folder: Path, script: str) -> str:

@@ -18,7 +18,7 @@ PROMISES = "--ignore-restrictions=isolation-container,breaks-testbed"
 LATE = "/opt/late.py"
 READY_IS_TOLD_LATE = """
 import runpy, sys, time
-sys.path.insert(0, "/usr/share/tcpupperd")
+sys.path.insert(0, "/usr/lib/tcpupperd")
 from tcpupperd.host.notify import Notifier
 
 tell = Notifier.ready

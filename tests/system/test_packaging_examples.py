@@ -38,7 +38,7 @@ def test_instance_is_upgraded_and_removed_with_the_package(machine: Container) -
     until(lambda: is_active(machine, INSTANCE_SERVICE))
     pid = machine.show(INSTANCE_SERVICE, "MainPID")
     socket = machine.show(INSTANCE_SOCKET, "InvocationID")
-    machine.run("sh", "-c", "dpkg --install /mnt/*.deb")
+    machine.run("sh", "-c", "dpkg --install /mnt/tcpupperd_*.deb")
     assert machine.run("tcpupper", "--port=7777", "again") == "AGAIN"
     assert machine.show(INSTANCE_SERVICE, "MainPID") not in ("0", pid)
     assert machine.show(INSTANCE_SOCKET, "InvocationID") == socket

@@ -14,7 +14,7 @@ from system.test_package import LINTIAN, UNWANTED_CHECKS
 from tcpupperd import __version__
 
 BUILD_SOURCE = "cd /mnt/tcpupperd && dpkg-buildpackage --build=source --no-sign"
-BUILD = "dpkg-source --extract /mnt/*.dsc tree && cd tree && dpkg-buildpackage -A --no-sign"
+BUILD = "dpkg-source --extract /mnt/*.dsc tree && cd tree && dpkg-buildpackage -b --no-sign"
 # Another path, time, time zone, language, umask, home and number of CPUs. Both run the unit tests,
 # as everybody does who builds the package, and what these leave must not be in it.
 VARIED = (
@@ -24,7 +24,7 @@ VARIED = (
     f" faketime --exclude-monotonic '+400 days' sh -ec '{BUILD}'"
 )
 PLAIN = f"export LC_ALL=C TZ=UTC; mkdir /mnt/one; cd /mnt/one; {BUILD}"
-CONTENTS = "dpkg-deb --contents /mnt/one/*.deb | awk '{ print $6 }'"
+CONTENTS = "dpkg-deb --contents /mnt/one/tcpupperd_*.deb | awk '{ print $6 }'"
 SORT = (
     "cp --recursive --dereference /mnt/tcpupperd/debian /tmp && cd /tmp"
     " && wrap-and-sort --wrap-always --short-indent --trailing-comma"
@@ -60,7 +60,9 @@ def source(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_builds_are_reproducible_and_clean(release: str, source: Path) -> None:
     run_offline(release, source, PLAIN)
     run_offline(release, source, VARIED)
-    (plain, varied) = (next(source.glob(f"{path}/*.deb")) for path in ("one", "a/path/*/*/*"))
+    (plain, varied) = (
+        next(source.glob(f"{path}/tcpupperd_*.deb")) for path in ("one", "a/path/*/*/*")
+    )
     assert digest(plain) == digest(varied), f"diffoscope {plain} {varied} tells the difference"
     suppressed = f"{UNWANTED_CHECKS.get(release, '')} --suppress-tags={IMPOSSIBLE[release]}"
     assert run_offline(release, source, f"{LINTIAN} /mnt/one/*.changes{suppressed}").strip() == ""

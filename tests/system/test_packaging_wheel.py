@@ -10,13 +10,19 @@ from system.test_readme import GET_MAKE, clone, newcomer, registry_access
 
 __all__ = ["clone"]
 
+TURN = "from tcpupperd.serving import turn; print(turn.implementation)"
+
 SCRIPT = f"""
 {GET_MAKE}
 make wheel
 python3 -m venv /tmp/installed
 /tmp/installed/bin/pip install --quiet dist/wheel/*.whl
+python3 -m venv /tmp/plain
+CC=/nonexistent /tmp/plain/bin/pip install --quiet dist/wheel/*.tar.gz
 cd /tmp
 installed/bin/tcpupperd --check
+installed/bin/python -c {TURN!r}
+plain/bin/python -c {TURN!r}
 installed/bin/tcpupper --version
 ls installed/share/man/man8/tcpupperd.8
 mkdir sdist && tar --extract --file /mnt/dist/wheel/*.tar.gz --directory sdist
@@ -29,8 +35,13 @@ cd sdist/tcpupperd-*
 def test_wheel_and_sdist(release: str, clone: Path) -> None:
     output = newcomer(release, clone, SCRIPT, *registry_access())
     assert "tcpupperd: the configuration is good" in output
+    said = re.findall("^with(?:out)? its C module$", output, re.MULTILINE)
+    assert said == ["with its C module", "without its C module"]
     assert re.search(r"^\d+ passed", output, re.MULTILINE)
     (wheel,) = (clone / "dist/wheel").glob("*.whl")
-    allowed = r"tcpupperd/[\w/]+\.(py|typed)|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
+    assert re.search(r"-cp311-abi3-manylinux[\w.]+\.whl$", wheel.name)
+    allowed = (
+        r"tcpupperd/[\w/]+\.(py|typed|abi3\.so)|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
+    )
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in names if not re.fullmatch(allowed, name)] == []

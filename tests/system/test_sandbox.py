@@ -1,5 +1,6 @@
 """The units: what the service cannot do, and where it still works."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_no_mount_is_writable(machine: Container) -> None:
     assert {"/", "/usr/lib"} <= {path for path, _ in mounts}
     writable = {path for path, options in mounts if "ro" not in options.split(",")}
     assert writable - WRITABLE.keys() == set()
+
+
+@pytest.mark.parametrize("release", EVERYWHERE, indirect=True)
+def test_c_module_is_in_use(machine: Container) -> None:
+    """In the sandbox, where only some places may be mapped to be executed."""
+    maps = machine.run("cat", f"/proc/{main_pid(machine)}/maps")
+    mapped = re.findall(r" (r.x)p .* /usr/lib/tcpupperd/.*/_turn\.abi3\.so$", maps, re.MULTILINE)
+    assert mapped == ["r-x"]
+    assert ", with its C module" in machine.run("journalctl", f"--unit={SERVICE}")
 
 
 @pytest.mark.parametrize("release", EVERYWHERE, indirect=True)

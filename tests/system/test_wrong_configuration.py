@@ -7,7 +7,7 @@ from system.test_handover import at_work, complaints, kill, pause, reload, resta
 from waiting import until
 
 CONNECTIONS = 500
-MODULE = "/usr/share/tcpupperd/tcpupperd/cli.py"
+MODULE = "/usr/lib/tcpupperd/tcpupperd/cli.py"
 
 
 def test_wrong_file_ends_no_connection(machine: Container, program: str) -> None:
@@ -43,7 +43,7 @@ def is_told(machine: Container) -> bool:
 
 def reinstall(machine: Container) -> None:
     before = main_pid(machine)
-    package = machine.run("sh", "-c", "echo /mnt/*.deb")
+    package = machine.run("sh", "-c", "echo /mnt/tcpupperd_*.deb")
     machine.run("apt-get", "install", "--yes", "--reinstall", package)
     assert main_pid(machine) != before
 
