@@ -1,10 +1,10 @@
-"""Build, measure, and write the tables and the figure."""
+"""Build, measure, and write the tables, the figure and the figures for programs."""
 
 import argparse
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -34,9 +34,12 @@ def main() -> int:
     parts += [report.summary(results, servers)]
     parts += [report.details(results, servers, work) for work in RATES]
     parts += [report.latencies(results, servers), *once(servers, options.short)]
-    write(
-        BUILD if options.short else HERE / "results", parts, figure.draw(ratios(results, servers))
-    )
+    files = {
+        "results.md": "# Measured\n\n" + "\n".join(parts),
+        "results.svg": figure.draw(ratios(results, servers)),
+        "results.json": results.as_json(),
+    }
+    write(BUILD if options.short else HERE / "results", files)
     print("\n" + "\n".join(parts), *results.failures, sep="\n")
     return 1 if results.failures else 0
 
@@ -105,10 +108,10 @@ def ratios(results: Rounds, servers: Sequence[Server]) -> figure.Panels:
     return panels
 
 
-def write(directory: Path, parts: Sequence[str], svg: str) -> None:
+def write(directory: Path, files: Mapping[str, str]) -> None:
     directory.mkdir(exist_ok=True)
-    (directory / "results.md").write_text("# Measured\n\n" + "\n".join(parts))
-    (directory / "results.svg").write_text(svg)
+    for name, text in files.items():
+        (directory / name).write_text(text)
 
 
 sys.exit(main())

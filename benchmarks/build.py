@@ -5,6 +5,7 @@ Everything goes below ``build/benchmarks/``. Peers that cannot be built are name
 
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -23,6 +24,7 @@ def build_all() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     _compile(HERE / "load.c", BUILD / "load")
     _compile(PEERS / "epoll.c", BUILD / "epoll")
+    _compile_c_module()
     if shutil.which("go"):
         _run("go", "build", "-o", BUILD / "goroutines", PEERS / "goroutines.go")
     try:
@@ -33,6 +35,16 @@ def build_all() -> None:
 
 def _compile(source: Path, program: Path) -> None:
     _run("gcc", "-O3", "-Wall", "-Wextra", "-Werror", "-o", program, source)
+
+
+def _compile_c_module() -> None:
+    """In the tree, which the daemon is measured from. One binary serves Python 3.11 and later."""
+    source = TREE / "tcpupperd/serving/_turn.c"
+    include = sysconfig.get_path("include")
+    target = source.with_suffix(".abi3.so")
+    _run(
+        "gcc", "-O3", "-Wall", "-Wextra", "-shared", "-fPIC", f"-I{include}", "-o", target, source
+    )
 
 
 def _install_packages() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 DAEMON, LIMIT = "tcpupperd", "C epoll"
+OURS = (DAEMON, f"{DAEMON} without its C module")
 
-NAME_WIDTH, FIGURE_WIDTH = 170, 740
+NAME_WIDTH, FIGURE_WIDTH = 210, 780
 RATIO_WIDTH = 260  # of 1.00: one length in all panels
 TICK = 0.25
 BAR_HEIGHT, STEP = 14, 20
@@ -106,7 +107,7 @@ def _axis(ticks: int, top: int, bottom: int) -> str:
 
 
 def _bar(name: str, ratios: Ratios, note: str, ticks: int, y: int) -> str:
-    kind = "ours" if name == DAEMON else "peer"
+    kind = "ours" if name in OURS else "peer"
     baseline = y + BAR_HEIGHT - 3
     width = max(ratios.median * RATIO_WIDTH, 1)
     label = f"{ratios}, {note}" if note else f"{ratios}"

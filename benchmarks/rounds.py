@@ -1,8 +1,10 @@
 """Runs the same works on all servers in rounds, so that a ratio compares the same moment."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from statistics import median
 
 from benchmarks.load import Outcome, Work, measure
@@ -44,6 +46,14 @@ class Rounds:
             f"{outcome.cpu_us:10.3f} us CPU each, p99 {outcome.p99_us:,.0f} us",
             flush=True,
         )
+
+    def as_json(self) -> str:
+        """All outcomes, for programs: a list for each server and work, in the order of rounds."""
+        rows = [
+            {"server": server.name, "work": work.title, "rounds": [asdict(r) for r in of.values()]}
+            for (server, work), of in self.outcomes.items()
+        ]
+        return json.dumps(rows, indent=1) + "\n"
 
     def median(self, server: Server, work: Work, figure: str) -> float:
         values: list[float] = [

@@ -12,12 +12,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from benchmarks.build import BUILD, PEERS, PYTHON, TREE, VENV_PYTHON
+from tcpupperd.serving.turn import SWITCH
 
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU, LOAD_CPU = CPUS[0], CPUS[-1]
 
 # Without settings like PYTHONDONTWRITEBYTECODE, which would make each start compile again.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith("PYTHON") and name != SWITCH
+}
 
 START_SECONDS = 10
 STOP_SECONDS = 15
@@ -55,12 +60,17 @@ def _python_peer(script: str, *arguments: str, python: Path = PYTHON) -> tuple[s
 
 
 DAEMON = Server("tcpupperd", tcpupperd("--workers", "1"))
+WITHOUT_C = Server(
+    "tcpupperd without its C module",
+    ("/usr/bin/env", f"{SWITCH}=1", *tcpupperd("--workers", "1")),
+)
 LIMIT = Server("C epoll", (str(BUILD / "epoll"), "{port}"))
 STANDARD = Server("socketserver threads", _python_peer("threads.py"))
 
 SERVERS = (
     LIMIT,
     DAEMON,
+    WITHOUT_C,
     Server("uvloop Protocol", _python_peer("asyncio_protocol.py", "uvloop", python=VENV_PYTHON)),
     Server("Go net", (str(BUILD / "goroutines"), "{port}")),
     Server("asyncio Protocol", _python_peer("asyncio_protocol.py")),
