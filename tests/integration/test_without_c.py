@@ -21,6 +21,7 @@ FILES = (
     "handover_stop",
     "faults",
     "oracle",
+    "proxy",
     "ends",
     "closing",
     "hooks",
