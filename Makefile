@@ -84,6 +84,7 @@ package-checks: $(VENV)/ready ## piuparts and other checks of Debian packages, a
 
 # For Python's package index: the wheel, and the sdist with everything that its tests need. The
 # index accepts a wheel with a C module only if its name says on which systems the module runs.
+# It needs a C compiler and the headers of the Python in use.
 wheel: export TCPUPPERD_REQUIRE_C = 1
 wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 wheel: $(VENV)/ready ## files for Python's package index

@@ -198,10 +198,7 @@ class Connection:
             answer = opening + answer
         if answer and not self._send(answer):
             return Next.WATCH
-        return self._finished(now) if protocol.finished else None
-
-    def _finished(self, now: float) -> Next | None:
-        return Next.INTRODUCE if self.protocol.introduces else self._end_our_side(now)
+        return self._end_our_side(now) if protocol.finished else None
 
     def open(self, opening: bytes, now: float) -> Next | None:
         """Send something to a client that has just connected."""
@@ -212,7 +209,7 @@ class Connection:
     def end(self, now: float) -> Next | None:
         """Stop answering: flush, end our side and wait a little for the client to end its side."""
         self.protocol.finish()
-        return None if self.unsent else self._finished(now)
+        return None if self.unsent else self._end_our_side(now)
 
     def drain(self, now: float, *, newcomer_time: float) -> Next | None:
         """Handle a connection of a server that stops: answer what has arrived; if nothing has, end
@@ -345,12 +342,14 @@ class Connection:
 
     def _end_our_side(self, now: float) -> Next | None:
         """Call this when all answers are sent: closes the connection if the client's side has
-        ended too.
+        ended too. A client that was introduced is served by another protocol instead.
 
         Otherwise, it ends our side and lets the client read everything up to our end of file.
         Closing with unread input would make the kernel reset the connection and discard answers in
         flight.
         """
+        if self.protocol.introduces:
+            return Next.INTRODUCE
         if self.eof:
             return Next.CLOSE
         if self.lingers_until:

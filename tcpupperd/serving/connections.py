@@ -153,7 +153,8 @@ class Connections:
         received: bytes,
     ) -> Next | None:
         """Serve a client that has been introduced: `Connection.begin`."""
-        self._count_source(client_address, 1)
+        if self._counts_sources:
+            self._count_source(client_address, 1)
         return connection.begin(client_address, protocol, opening, received, self._poller.now)
 
     def remove(self, connection: Connection) -> None:
@@ -211,7 +212,7 @@ class Connections:
             self._count_source(connection.client_address, -1)
 
     def _count_source(self, client_address: object, change: int) -> None:
-        source = source_of(client_address) if self._counts_sources else ""
+        source = source_of(client_address)
         if source:
             self._sources[source] += change
             if not self._sources[source]:

@@ -46,6 +46,7 @@ class HttpProtocol:
 
     service = "metrics"
     opening = b""
+    whole_lines = False
     introduces = False
 
     def __init__(self, pages: Mapping[bytes, Callable[[], Page]]) -> None:

@@ -226,7 +226,8 @@ class UpperServer(socketserver.BaseServer):
         """Serve a new connection, or end it if `verify_request` refuses it."""
         self._service = self._services[listener] if listener else upper
         try:
-            if self._is_welcome(request, client_address):
+            is_welcome = self._is_trusted if self._service is proxy else self._is_verified
+            if is_welcome(request, client_address):
                 self.process_request(request, client_address)
             else:
                 self._refuse(request)
@@ -238,11 +239,9 @@ class UpperServer(socketserver.BaseServer):
             self.handle_error(request, client_address)
             self.shutdown_request(request)
 
-    def _is_welcome(self, request: socket.socket, client_address: Any) -> bool:
-        """Whether to serve a new connection. If it is that of a proxy, whether the client is to be
-        served is decided later, by `_introduce`."""
-        if self._service is not proxy:
-            return self._is_verified(request, client_address)
+    def _is_trusted(self, request: socket.socket, client_address: Any) -> bool:
+        """Whether a proxy may introduce clients. Whether such a client is to be served is decided
+        later, by `_introduce`."""
         if client_address in self._proxies:
             return True
         self._refuse_proxy(PROXY_UNTRUSTED, client_address, "the address is not in proxy_from")

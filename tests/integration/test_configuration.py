@@ -135,7 +135,7 @@ def test_wrong_command_line(options: list[str], why: str) -> None:
     [
         (b"workers = 2\nmax_line = 0\n", ":2", "max_line = 0: must be a whole number from 1 to"),
         (b"max_lines = 3", ":1", "max_lines: no such setting; did you mean max_line?"),
-        (b"zzz = 3", ":1", "zzz: no such setting; there are listen, workers, "),
+        (b"zzz = 3", ":1", "zzz: no such setting; there are listen, "),
         (b"[server]\nmax_line = 3", ":1", "server: no such setting"),
         (b"\nframing = line\n", ":2", "is not TOML"),
         (b'workers = "many"', ":1", 'workers = "many": must be "auto" or a whole number'),

@@ -1,4 +1,4 @@
-"""The wheel and the sdist, built by make wheel and used on a Debian with nothing but Python."""
+"""The wheel and the sdist, built by make wheel and used on a Debian with Python and a compiler."""
 
 import re
 import zipfile
@@ -14,6 +14,7 @@ TURN = "from tcpupperd.serving import turn; print(turn.implementation)"
 
 SCRIPT = f"""
 {GET_MAKE}
+apt-get -qq install --yes --no-install-recommends gcc libc6-dev python3-dev >/dev/null
 make wheel
 python3 -m venv /tmp/installed
 /tmp/installed/bin/pip install --quiet dist/wheel/*.whl
