@@ -12,7 +12,8 @@ from tools import need
 
 ROOT = Path(__file__).parents[2]
 CATALOG = ROOT / "data/catalog/tcpupperd.catalog"
-MAN_PAGE = (ROOT / "data/man/tcpupperd.8").read_text().partition(".Sh JOURNAL\n")[2]
+MAN_PAGE = (ROOT / "data/man/tcpupperd.8").read_text()
+JOURNAL = MAN_PAGE.partition(".Sh JOURNAL\n")[2].partition("\n.Sh ")[0]
 
 
 def catalog() -> dict[str, tuple[dict[str, str], str]]:
@@ -54,12 +55,12 @@ def test_catalog_names_only_pages_and_fields_that_exist() -> None:
 
 
 def test_manual_lists_every_event_and_no_other() -> None:
-    found = re.findall(r"^\.It (.*)\n\.Li ([0-9a-f]{32})$", MAN_PAGE, re.MULTILINE)
+    found = re.findall(r"^\.It (.*)\n\.Li ([0-9a-f]{32})$", JOURNAL, re.MULTILINE)
     assert found == [(event.title, event.message_id) for event in Event]
 
 
 def test_manual_lists_every_field_and_no_other() -> None:
-    assert set(re.findall(r"TCPUPPERD_\w+", MAN_PAGE)) == used_fields()
+    assert set(re.findall(r"TCPUPPERD_\w+", JOURNAL)) == used_fields()
 
 
 @pytest.mark.parametrize("event", Event)
