@@ -9,13 +9,18 @@ PACKAGES = {
     "cc": "gcc libc6-dev",
     "clang": "clang",
     "gcc": "gcc libc6-dev",
+    "haproxy": "haproxy",
     "ip": "iproute2",
     "mandoc": "mandoc",
+    "nginx": "nginx libnginx-mod-stream",
+    "openssl": "openssl",
     "promtool": "prometheus",
     "ss": "iproute2",
     "strace": "strace",
+    "stunnel4": "stunnel4",
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
+    "unshare": "util-linux",
 }
 
 #: Those that a test of this run was skipped for want of.

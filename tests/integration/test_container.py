@@ -1,0 +1,124 @@
+"""What the recipe of a container image starts: the service as process 1, without an init.
+
+No engine is needed: the instructions of the Containerfile are followed here, in namespaces of our
+own, and by its user if we are root.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from integration.processes import cannot, children, stopped
+from tools import need
+from waiting import DEADLINE, until
+
+ROOT = Path(__file__).parents[2]
+RECIPE = (ROOT / "examples/container/Containerfile").read_text()
+AS_ROOT = os.geteuid() == 0
+
+
+class Container(NamedTuple):
+    """Where the image's entry point runs."""
+
+    folder: Path  # WORKDIR
+    outer: subprocess.Popen[bytes]  # ends with the status of process 1
+    pid: int  # of process 1, as seen here
+
+    def enter(self, *words: str) -> list[str]:
+        """The command that runs another one inside, as an engine's "exec" does."""
+        namespaces = ("--net", "--pid") if AS_ROOT else ("--user", "--net", "--pid")
+        return ["nsenter", f"--target={self.pid}", *namespaces, *words]
+
+    def is_healthy(self) -> bool:
+        """Whether the health check succeeds."""
+        command = self.enter(*json.loads(instruction("HEALTHCHECK CMD")))
+        outcome = subprocess.run(
+            command, cwd=self.folder, check=False, timeout=DEADLINE, capture_output=True
+        )
+        return outcome.returncode == 0
+
+
+def test_process_1_serves_reaps_orphans_and_stops() -> None:
+    with running() as container:
+        until(container.is_healthy)
+        if AS_ROOT:
+            uid = int(instruction("USER").partition(":")[0])
+            assert os.stat(f"/proc/{container.pid}").st_uid == uid
+        orphan = subprocess.check_output(
+            container.enter("sh", "-c", "sleep 600 >/dev/null & echo $!"), timeout=DEADLINE
+        )
+        [outside] = until(lambda: with_number(container.pid, int(orphan)))
+        os.kill(outside, signal.SIGKILL)
+        until(lambda: outside not in children(container.pid))
+        os.kill(container.pid, getattr(signal, instruction("STOPSIGNAL")))
+        assert container.outer.wait(DEADLINE) == 0
+
+
+def test_health_check_asks_the_service() -> None:
+    with running() as container:
+        until(container.is_healthy)
+        with stopped(*children(container.pid)):
+            assert not container.is_healthy()
+
+
+def instruction(name: str) -> str:
+    """What follows the name of an instruction."""
+    [found] = re.findall(rf"^{name} (.+)", RECIPE, re.MULTILINE)
+    return str(found)
+
+
+@contextmanager
+def running() -> Iterator[Container]:
+    """Start the entry point, in a copy of what the recipe copies."""
+    with tempfile.TemporaryDirectory() as root:
+        source, target = instruction("COPY").split()
+        shutil.copytree(ROOT / source, f"{root}{target}")
+        subprocess.run(["chmod", "--recursive", "a+rX", root], check=True)
+        folder = Path(f"{root}{instruction('WORKDIR')}")
+        with subprocess.Popen(command(), cwd=folder, stderr=subprocess.PIPE) as outer:
+            try:
+                yield Container(folder, outer, first_process(outer))
+            finally:
+                outer.kill()
+
+
+def command() -> list[str]:
+    user, _, group = instruction("USER").partition(":")
+    ids = f"setpriv --reuid={user} --regid={group} --clear-groups -- " if AS_ROOT else ""
+    script = f'ip link set lo up && exec {ids}"$@"'
+    return [
+        *(need("unshare"), "--net", "--pid", "--fork", "--kill-child"),
+        *(() if AS_ROOT else ("--user", "--map-root-user")),
+        *("sh", "-c", script, "sh"),
+        *json.loads(instruction("ENTRYPOINT")),
+        *json.loads(instruction("CMD")),
+    ]
+
+
+def first_process(outer: subprocess.Popen[bytes]) -> int:
+    """Process 1 inside, once it serves."""
+    assert outer.stderr
+    for line in outer.stderr:
+        if b" ready: " in line:
+            [pid] = children(outer.pid)
+            return pid
+        if b"Operation not permitted" in line:
+            cannot("this system lets only root make namespaces")
+    raise AssertionError(f"ended with status {outer.wait()}")
+
+
+def with_number(parent: int, number: int) -> list[int]:
+    """The child that has a number inside."""
+    return [
+        pid
+        for pid in children(parent)
+        if re.search(rf"^NSpid:.*\t{number}$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    ]

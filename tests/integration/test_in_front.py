@@ -1,0 +1,164 @@
+"""The examples of what stands in front of the service, run as they are on addresses of our own."""
+
+import contextlib
+import random
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from integration.daemon import Daemon
+from tools import need
+from waiting import DEADLINE, until
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+#: The ports of the examples: the balancer's, and its servers'.
+LINES, TLS, UPPER, PROXY, AGENT = 9999, 9993, 9999, 9997, 9996
+
+
+@pytest.fixture
+def host() -> str:
+    """An address of this host that nobody else uses."""
+    return ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))])
+
+
+@pytest.fixture
+def servers() -> Iterator[dict[str, str]]:
+    """Three servers at addresses of this host, by those that the examples have."""
+    network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+    addresses = {f"192.0.2.{number}": f"{network}.{number}" for number in (11, 12, 13)}
+    with contextlib.ExitStack() as daemons:
+        for number, address in enumerate(addresses.values()):
+            listen = [f"{address}:{UPPER}", f"agent={address}:{AGENT}"]
+            greeting = f"server {number}"
+            daemons.enter_context(Daemon(listen=listen, greeting=greeting, workers=1))
+        yield addresses
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for "localhost" and its key, in one file."""
+    file = tmp_path / "tcpupperd.pem"
+    key = tmp_path / "key.pem"
+    options = ("-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2")
+    command = (need("openssl"), "req", "-x509", *options, "-keyout", str(key), "-out", str(file))
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    file.write_text(file.read_text() + key.read_text())
+    return file
+
+
+def test_haproxy_serves_from_all_servers_with_and_without_tls(
+    tmp_path: Path, host: str, servers: dict[str, str], certificate: Path
+) -> None:
+    changes = {
+        **servers,
+        "bind :": f"bind {host}:",
+        "/run/haproxy": str(tmp_path),
+        "/etc/haproxy/tcpupperd.pem": str(certificate),
+        # They need root.
+        "    user haproxy\n    group haproxy\n": "",
+    }
+    files = [changed(tmp_path, f"haproxy/{name}", changes) for name in ("haproxy.cfg", "tls.cfg")]
+    options = [word for file in files for word in ("-f", str(file))]
+    with running(need("haproxy"), *options):
+        lines = [ask(host, LINES) for _ in range(6)]
+        assert {greeting for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
+        lines.append(ask(host, TLS, certificate))
+        assert {answer for _, answer in lines} == {"HELLO"}
+
+
+def test_nginx_serves_from_all_servers(tmp_path: Path, host: str, servers: dict[str, str]) -> None:
+    nginx = need("nginx")
+    changes = {
+        **servers,
+        "listen 9999": f"listen {host}:9999",
+        "/run": str(tmp_path),
+        "/var/log/nginx": str(tmp_path),
+        "user www-data;": "",
+    }
+    file = changed(tmp_path, "nginx/nginx.conf", changes)
+    with running(nginx, "-c", str(file), "-e", "stderr", "-g", "daemon off;"):
+        lines = [ask(host, LINES) for _ in range(6)]
+        assert {greeting for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
+        assert {answer for _, answer in lines} == {"HELLO"}
+
+
+def test_stunnel_tells_who_the_client_is(tmp_path: Path, host: str, certificate: Path) -> None:
+    stunnel = need("stunnel4")
+    changes = {
+        "accept = ": f"accept = {host}:",
+        "127.0.0.1:": f"{host}:",
+        "/etc/stunnel/tcpupperd.pem": str(certificate),
+        "\n[tcpupperd]": "foreground = yes\npid =\n[tcpupperd]",
+    }
+    file = changed(tmp_path, "stunnel/tcpupperd.conf", changes)
+    listen, trusted = [f"proxy={host}:{PROXY}"], ["127.0.0.0/8"]
+    with (
+        Daemon(listen=listen, proxy_from=trusted, greeting="{client}"),
+        running(stunnel, str(file)),
+        connected(host, TLS, certificate) as client,
+    ):
+        port = client.getsockname()[1]
+        assert exchange(client) == (f"127.0.0.1:{port}", "HELLO")
+
+
+def changed(folder: Path, name: str, changes: dict[str, str]) -> Path:
+    """An example with some of its text changed, and no address of its own left."""
+    text = (EXAMPLES / name).read_text()
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    assert "192.0.2." not in text
+    file = folder / Path(name).name
+    file.write_text(text)
+    return file
+
+
+@contextmanager
+def running(*command: str) -> Iterator[None]:
+    """A program that runs until the end."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            yield
+            assert process.poll() is None
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(DEADLINE)
+            finally:
+                process.kill()
+
+
+@contextmanager
+def connected(host: str, port: int, certificate: Path | None = None) -> Iterator[socket.socket]:
+    """A client of what has only just started."""
+
+    def connect() -> socket.socket | None:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection((host, port), DEADLINE)
+        return None
+
+    with until(connect) as plain:
+        if certificate:
+            context = ssl.create_default_context(cafile=certificate)
+            with context.wrap_socket(plain, server_hostname="localhost") as one:
+                yield one
+        else:
+            yield plain
+
+
+def ask(host: str, port: int, certificate: Path | None = None) -> tuple[str, str]:
+    """The greeting and the answer that a client gets."""
+    with connected(host, port, certificate) as client:
+        return exchange(client)
+
+
+def exchange(client: socket.socket) -> tuple[str, str]:
+    client.sendall(b"hello\n")
+    with client.makefile() as answers:
+        return answers.readline().rstrip("\n"), answers.readline().rstrip("\n")
