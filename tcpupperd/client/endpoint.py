@@ -16,14 +16,28 @@ if TYPE_CHECKING:
     SocketAddress: TypeAlias = str | bytes | tuple[object, ...]
 
 
+#: Of ip(7), not in Python's module before 3.12.
+IP_BIND_ADDRESS_NO_PORT = 24
+
+
 class Endpoint:
     """A server, as the command line tells of it."""
 
-    def __init__(self, host: str, port: int, unix: str | None = None) -> None:
-        """``unix`` is the path of a Unix socket, instead of a host and a port."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        unix: str | None = None,
+        family: int = socket.AF_UNSPEC,
+        source: tuple[object, ...] | None = None,
+    ) -> None:
+        """``unix`` is the path of a Unix socket, instead of a host and a port. Only addresses of
+        ``family`` are used, and connections come from the address ``source``, which has it."""
         self.host = host
         self.port = port
         self.unix = unix
+        self.family = family
+        self.source = source
 
     @property
     def name(self) -> str:
@@ -41,7 +55,7 @@ class Endpoint:
             path = "\0" + self.unix[1:] if self.unix.startswith("@") else self.unix
             return [(socket.AF_UNIX, path)]
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(self.host, self.port, self.family, socket.SOCK_STREAM)
         except UnicodeError as error:
             raise ExpectedError(f"cannot connect to '{self.host}': not a host name") from error
         except OSError as error:
@@ -55,6 +69,7 @@ class Endpoint:
             server = socket.socket(family)
             try:
                 server.settimeout(timeout)
+                self._bind(server)
                 server.connect(address)
                 return server
             except OSError as error:
@@ -63,20 +78,32 @@ class Endpoint:
         assert last
         raise ExpectedError(f"cannot connect to {self.name}: {reason(last)}") from last
 
+    def begin(self, family: int, address: SocketAddress) -> socket.socket:
+        """Begin to connect to an address; the socket is writable when it is done."""
+        server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            if family != socket.AF_UNIX:
+                server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._bind(server)
+            # If the queue of a Unix socket is full, it is EAGAIN, which is final.
+            if (number := server.connect_ex(address)) not in (0, errno.EINPROGRESS):
+                raise OSError(number, os.strerror(number))
+        except OSError:
+            server.close()
+            raise
+        return server
 
-def begin(family: int, address: SocketAddress) -> socket.socket:
-    """Begin to connect to an address; the socket is writable when it is done."""
-    server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if family != socket.AF_UNIX:
-            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # If the queue of a Unix socket is full, it is EAGAIN, which is final.
-        if (number := server.connect_ex(address)) not in (0, errno.EINPROGRESS):
-            raise OSError(number, os.strerror(number))
-    except OSError:
-        server.close()
-        raise
-    return server
+    def _bind(self, server: socket.socket) -> None:
+        if self.source is None:
+            return
+        # The kernel then chooses the port when it connects, so that connections to different
+        # servers can have the same.
+        server.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        try:
+            server.bind(self.source)
+        except OSError as error:
+            address = f"cannot use {self.source[0]} as our address"
+            raise OSError(error.errno, f"{address}: {reason(error)}") from error
 
 
 def ends(connection: socket.socket) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,20 @@ def port_number(text: str) -> int:
     if not 1 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port number from 1 to 65535")
     return port
+
+
+def own_address(text: str) -> tuple[int, tuple[object, ...]]:
+    """The value of --bind: the family, and what `socket.bind` takes."""
+    bare = text[1:-1] if re.fullmatch(r"\[.*\]", text) else text
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    try:
+        socket.inet_pton(family, bare.partition("%")[0])  # getaddrinfo(3) accepts 127.1
+        [found] = socket.getaddrinfo(
+            bare, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except OSError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
+    return family, found[4]
 
 
 def positive(text: str) -> int:
@@ -85,14 +100,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     MODES[mode](parser)
     options = parser.parse(words)
     check_together(parser, options)
-    options.endpoint = Endpoint(options.host or "localhost", options.port or 9999, options.unix)
+    options.endpoint = endpoint(options)
     return options
+
+
+def endpoint(options: argparse.Namespace) -> Endpoint:
+    family, source = options.bind or (options.family, None)
+    return Endpoint(
+        options.host or "localhost", options.port or 9999, options.unix, family, source
+    )
 
 
 def check_together(parser: Parser, options: argparse.Namespace) -> None:
     """Check the options that depend on each other."""
     if options.unix is not None and (options.host is not None or options.port is not None):
         parser.error("--unix replaces --host and --port: give one or the other")
+    if options.unix is not None and (options.family or options.bind):
+        parser.error("-4, -6 and --bind are about IP addresses, which --unix has none of")
+    if options.bind and options.family not in (socket.AF_UNSPEC, options.bind[0]):
+        parser.error("-4 or -6 contradicts the address of --bind")
     if options.mode != "exchange" and options.text:
         wrong = options.text[0]
         parser.error(f"unexpected argument: {wrong!r}; the server is given by --host {wrong}")
@@ -125,6 +151,21 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
         help="its TCP port (default: 9999)",
     )
     parser.add_argument("--unix", metavar="PATH", help="its Unix socket, instead of host and port")
+    families = parser.add_mutually_exclusive_group()
+    for option, family in (("-4", socket.AF_INET), ("-6", socket.AF_INET6)):
+        families.add_argument(
+            option,
+            dest="family",
+            action="store_const",
+            const=family,
+            default=socket.AF_UNSPEC,
+            help=f"use only IPv{option[1]} addresses",
+        )
+    # As before there was -4, a number such as -5 is TEXT.
+    parser._has_negative_number_optionals.clear()
+    parser.add_argument(
+        "--bind", type=own_address, metavar="ADDRESS", help="connect from this address of ours"
+    )
     parser.add_argument(
         *(["-t"] if short else []),
         "--timeout",

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from tcpupperd.client.endpoint import begin, ends, reason
+from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.lines import Lines, WrongAnswerError
 from tcpupperd.client.poller import Poller
 from tcpupperd.client.tally import Tally, milliseconds
@@ -110,7 +110,7 @@ class Probe:
     def connect(self) -> None:
         addresses = self.options.addresses
         try:
-            self.socket = begin(*addresses[self.attempts % len(addresses)])
+            self.socket = self.options.endpoint.begin(*addresses[self.attempts % len(addresses)])
         except OSError as error:
             self.fail(reason(error))
         else:

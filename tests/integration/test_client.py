@@ -145,6 +145,47 @@ def test_verbose_shows_the_address_on_standard_error() -> None:
     assert re.fullmatch(pattern, done.stderr.decode())
 
 
+@pytest.mark.parametrize(("option", "host"), [("-4", "127.0.0.1"), ("-6", "::1")])
+@pytest.mark.parametrize("use", [["hello"], ["--ping", "-c", "1"], ["--check"]])
+def test_family(option: str, host: str, use: list[str]) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family)
+    with serving(upper_all, listener=listener) as server:
+        done = run("-v", option, *server, *use)
+    address = f"[{host}]:{server[3]}" if ":" in host else f"{host}:{server[3]}"
+    assert f"connected to {address} from " in (done.stdout + done.stderr).decode()
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("option", "host"), [("-4", "::1"), ("-6", "127.0.0.1")])
+def test_other_family_is_not_tried(option: str, host: str) -> None:
+    done = run(option, "--host", host, "hello")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"tcpupper: cannot connect to ")
+    assert b"Connection refused" not in done.stderr
+
+
+@pytest.mark.parametrize("use", [["hello"], ["--ping", "-c", "1"], ["--check"]])
+def test_connection_comes_from_the_address_given(use: list[str]) -> None:
+    peers = []
+
+    def note_peer(connection: socket.socket) -> None:
+        peers.append(connection.getpeername()[0])
+        upper_all(connection)
+
+    with serving(note_peer) as server:
+        assert run("--bind", "127.0.0.2", *server, *use).returncode == 0
+    assert peers == ["127.0.0.2"]
+
+
+@pytest.mark.parametrize(("use", "status"), [("hello", 1), ("--check", 3)])
+def test_address_that_is_not_ours(use: str, status: int) -> None:
+    done = run("--bind", "192.0.2.9", "--host", "127.0.0.1", use)
+    complaint = "127.0.0.1:9999: cannot use 192.0.2.9 as our address: Cannot assign requested"
+    assert f"cannot connect to {complaint} address\n" in (done.stdout + done.stderr).decode()
+    assert done.returncode == status
+
+
 def test_refused_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         server = options_for(unused)

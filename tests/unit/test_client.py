@@ -1,5 +1,6 @@
 """The client's command line, and what it calls the server."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,17 @@ def test_text_may_stand_before_or_after_options(arguments: list[str]) -> None:
     assert (options.port, options.text) == (7, ["a", "b"])
 
 
+def test_number_is_text_unless_it_is_an_option() -> None:
+    options = parse_arguments(["-5", "-4"])
+    assert (options.text, options.endpoint.family) == (["-5"], socket.AF_INET)
+
+
+@pytest.mark.parametrize("text", ["::1", "[::1]"])
+def test_address_to_connect_from_decides_on_the_family(text: str) -> None:
+    endpoint = parse_arguments(["--bind", text]).endpoint
+    assert (endpoint.family, endpoint.source) == (socket.AF_INET6, ("::1", 0, 0, 0))
+
+
 def test_text_after_two_dashes_may_look_like_an_option() -> None:
     assert parse_arguments(["--", "--port", "7"]).text == ["--port", "7"]
 
@@ -64,6 +76,12 @@ def test_text_after_two_dashes_may_look_like_an_option() -> None:
         (["--hos", "x"], "--hos: no such option; did you mean --host?"),
         (["--hots=x", "hello"], "--hots: no such option; did you mean --host?"),
         (["-x"], "-x: no such option"),
+        (["-4", "-6"], "argument -6: not allowed with argument -4"),
+        (["--bind", "127.1"], "argument --bind: '127.1' is not an IP address"),
+        (["--bind", "example.org"], "argument --bind: 'example.org' is not an IP address"),
+        (["--bind", "fe80::1%nowhere"], "argument --bind: 'fe80::1%nowhere' is not an IP address"),
+        (["-6", "--bind", "127.0.0.1"], "-4 or -6 contradicts the address of --bind"),
+        (["--unix", "/run/x", "-4"], "-4, -6 and --bind are about IP addresses, which --unix"),
     ],
 )
 def test_usage_errors_end_with_status_2(
