@@ -100,6 +100,7 @@ def test_forges_run_every_python() -> None:
 
 
 def test_make_tells_what_it_makes() -> None:
+    need("make")
     text = (ROOT / "Makefile").read_text()
     [phony] = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)
     told = re.findall(r"^  make (\S+)", run("make", "help")[1], re.MULTILINE)
