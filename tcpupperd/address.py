@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 #: The length limit of a Unix socket's path, in bytes: sun_path of unix(7), less the NUL.
@@ -98,13 +99,15 @@ class Networks:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._networks = [parse_network(text) for text in texts]
+        self._has = lru_cache(self._look_up)  # the same few connect again and again
 
     def __contains__(self, client_address: Any) -> bool:
         """Whether a client's address is in one of them. Local clients always are: the permissions
         of a Unix socket decide who can connect to it."""
-        if not isinstance(client_address, tuple):
-            return True
-        packed = _packed(client_address[0].partition("%")[0])
+        return not isinstance(client_address, tuple) or self._has(client_address[0])
+
+    def _look_up(self, host: str) -> bool:
+        packed = _packed(host.partition("%")[0])
         return any(
             len(network) == len(packed) and _first_bits(packed, prefix) == network
             for network, prefix in self._networks

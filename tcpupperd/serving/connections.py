@@ -185,6 +185,8 @@ class Connections:
         match following:
             case Next.CLOSE:
                 self.close(connection)
+            case Next.INTRODUCE:
+                self.attempt(self._hooks.introduce, connection)
             case Next.CUT:
                 self.cut(connection)
             case Next.WATCH:
@@ -192,8 +194,6 @@ class Connections:
                 self._schedule(connection)
             case Next.SCHEDULE:
                 self._schedule(connection)
-            case Next.INTRODUCE:
-                self.attempt(self._hooks.introduce, connection)
 
     def _failed(self, connection: Connection, error: Exception) -> None:
         if isinstance(error, OSError):

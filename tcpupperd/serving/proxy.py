@@ -39,9 +39,9 @@ _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 #: The beginning of a header of version 2.
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
-#: Signature; version and command, four bits each; address family and transport protocol, four bits
-#: each; the length of the rest.
-_HEAD = struct.Struct("!12sBBH")
+#: Signature; version, command, address family and transport protocol in four bits each; the length
+#: of the rest.
+_HEAD = struct.Struct("!12sHH")
 _LOCAL, _PROXY = 0, 1  # commands
 _FAMILY_MAX, _TRANSPORT_MAX = 3, 2  # AF_UNIX, DGRAM
 
@@ -71,22 +71,26 @@ class HeaderProtocol:
     """Receives the header and answers nothing. It is finished when `introduction` says who the
     client is, or why it is refused; `rest` is what was received after the header."""
 
-    __slots__ = ("_data", "finished", "introduction", "lines")
+    __slots__ = ("_data", "finished", "introduction")
 
     service = "proxy"
     opening = b""
     whole_lines = False
     introduces = True
+    lines = 0
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._data: bytes | bytearray = b""
         self.introduction: Header | HeaderError | None = None
         self.finished = False
-        self.lines = 0
 
     def receive(self, data: bytes) -> bytes:
         """Nothing."""
-        self._data += data
+        if self._data:  # one bytearray grows in place
+            self._data = bytearray(self._data) if isinstance(self._data, bytes) else self._data
+            self._data += data
+        else:
+            self._data = data
         try:
             self.introduction = parse(self._data)
         except HeaderError as error:
@@ -125,7 +129,7 @@ class HeaderProtocol:
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; there is nothing to answer."""
-        self._data += held
+        self._data = held
         return b""
 
 
@@ -185,8 +189,9 @@ def _source_in(fields: list[str]) -> tuple[str, int] | None:
         raise _invalid(f"{family!r} is none of TCP4, TCP6 and UNKNOWN")
     if len(fields) != 6:
         raise _invalid(f"there are {len(fields)} fields, not 6, with single spaces between them")
-    host, _ = [_host(family, text) for text in fields[2:4]]
-    port, _ = [_port(text) for text in fields[4:]]
+    _, _, source, destination, source_port, destination_port = fields
+    host, _ = _host(family, source), _host(family, destination)
+    port, _ = _port(source_port), _port(destination_port)
     return host, port
 
 
@@ -209,63 +214,56 @@ def _port(text: str) -> int:
 
 
 class _Layout(NamedTuple):
-    """How two addresses are written."""
+    """How two addresses, with their ports if they have any, are written."""
 
     family: int
-    address_size: int
-    size: int  # of both, with their ports if they have any
+    addresses: struct.Struct
 
 
-#: By family and transport protocol: those of streams. "The receiver should ignore address
-#: information" of any other, and what follows it is unknown.
+#: Of version 2, command PROXY, by all four numbers: those of streams. "The receiver should ignore
+#: address information" of any other, and what follows it is unknown.
 _LAYOUTS = {
-    0x11: _Layout(socket.AF_INET, 4, 12),
-    0x21: _Layout(socket.AF_INET6, 16, 36),
-    0x31: _Layout(socket.AF_UNIX, 108, 216),
+    0x2111: _Layout(socket.AF_INET, struct.Struct("!4s4sHH")),
+    0x2121: _Layout(socket.AF_INET6, struct.Struct("!16s16sHH")),
+    0x2131: _Layout(socket.AF_UNIX, struct.Struct("!108s108s")),
 }
 
 
 def _parse_binary(data: bytes | bytearray) -> Header | None:
     if len(data) < _HEAD.size:
         return None
-    _, version_command, kind, length = _HEAD.unpack_from(data)
-    layout = _layout(version_command, kind)
-    if layout and length < layout.size:
-        raise _invalid(f"its length is {length}, but the addresses have {layout.size} bytes")
+    _, kind, length = _HEAD.unpack_from(data)
     size = _HEAD.size + length
+    layout = _LAYOUTS.get(kind)
+    if not layout:
+        _check_kind(kind)
+        return Header(size, None) if len(data) >= size else None
+    family, addresses = layout
+    if length < addresses.size:
+        raise _invalid(f"its length is {length}, but the addresses have {addresses.size} bytes")
     if len(data) < size:
         return None
-    if not layout:
-        return Header(size, None)
-    header = bytes(data[:size])
-    _check_extensions(header, _HEAD.size + layout.size)
-    return Header(size, _source_of(header, layout))
+    if length > addresses.size:
+        _check_extensions(bytes(data[:size]), _HEAD.size + addresses.size)
+    if family == socket.AF_UNIX:
+        return Header(size, "")
+    host, _, port, _ = addresses.unpack_from(data, _HEAD.size)
+    return Header(size, (socket.inet_ntop(family, host), port))
 
 
-def _layout(version_command: int, kind: int) -> _Layout | None:
-    """The layout of the addresses, or None if they are to be ignored."""
-    version, command = divmod(version_command, 16)
+def _check_kind(kind: int) -> None:
+    """Raise HeaderError unless it is a kind of header whose addresses are to be ignored."""
+    version, command, family, transport = (kind >> shift & 15 for shift in (12, 8, 4, 0))
     if version != 2:
         raise _invalid(f"its version is {version}, not 2")
     if command == _LOCAL:  # "must [...] discard the protocol block including the family"
-        return None
+        return
     if command != _PROXY:
         raise _invalid(f"its command is {command}, neither 0 (LOCAL) nor 1 (PROXY)")
-    family, transport = divmod(kind, 16)
     if family > _FAMILY_MAX:
         raise _invalid(f"its address family is {family}, above {_FAMILY_MAX} (AF_UNIX)")
     if transport > _TRANSPORT_MAX:
         raise _invalid(f"its transport protocol is {transport}, above {_TRANSPORT_MAX} (DGRAM)")
-    return _LAYOUTS.get(kind)
-
-
-def _source_of(header: bytes, layout: _Layout) -> tuple[str, int] | str:
-    if layout.family == socket.AF_UNIX:
-        return ""
-    end = _HEAD.size + layout.address_size
-    ports = end + layout.address_size
-    host = socket.inet_ntop(layout.family, header[_HEAD.size : end])
-    return host, int.from_bytes(header[ports : ports + 2], "big")
 
 
 def _check_extensions(header: bytes, start: int) -> None:

@@ -16,6 +16,7 @@ from tcpupperd.config import Config, ConfigError, read_file
 from tcpupperd.host.channel import HandoverError
 from tcpupperd.processes import handover
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
+from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol, parse
 
 
 def protocol(data: bytes) -> None:
@@ -53,6 +54,38 @@ def split(data: bytes) -> list[bytes]:
     lines = [line + b"\n" for line in data.split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return lines if lines[-1] else lines[:-1]
+
+
+def proxy_header(data: bytes) -> None:
+    """A byte that says where to split the rest, a header of the PROXY protocol: the outcome does
+    not depend on that, and never changes once it is known."""
+    at, whole = data[0], data[1:]
+    outcome, half = introduction(whole), introduction(whole[:at])
+    assert half in (None, outcome)
+    in_pieces = HeaderProtocol()
+    for piece in filter(None, (whole[:at], whole[at:])):
+        if not in_pieces.finished:
+            assert in_pieces.receive(piece) == b""
+    if isinstance(outcome, str):
+        assert str(in_pieces.introduction) == outcome
+        assert outcome.isprintable()
+    else:
+        assert in_pieces.introduction == outcome
+    if outcome is None:
+        assert in_pieces.held == whole
+    elif isinstance(outcome, Header) and isinstance(outcome.source, tuple):
+        host, port = outcome.source
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        assert socket.inet_ntop(family, socket.inet_pton(family, host)) == host
+        assert 0 <= port <= 65535
+
+
+def introduction(data: bytes) -> Header | str | None:
+    """The header, or the reason why it is none."""
+    try:
+        return parse(data)
+    except HeaderError as error:
+        return str(error)
 
 
 def configuration(data: bytes) -> None:
@@ -141,6 +174,7 @@ def send_message(
 #: Each with the least number of bytes that it makes sense of.
 TARGETS: dict[str, tuple[Callable[[bytes], None], int]] = {
     "protocol": (protocol, 2),
+    "proxy_header": (proxy_header, 1),
     "configuration": (configuration, 0),
     "command_line": (command_line, 0),
     "address": (address, 0),
