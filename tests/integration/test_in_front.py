@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from haproxy import HAProxy
 from integration.daemon import Daemon
 from tools import need
 from waiting import DEADLINE, until
@@ -28,17 +30,24 @@ def host() -> str:
     return ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))])
 
 
+class Servers(NamedTuple):
+    """Three servers."""
+
+    daemons: list[Daemon]
+    addresses: dict[str, str]  # those of the examples, and what is instead of them
+
+
 @pytest.fixture
-def servers() -> Iterator[dict[str, str]]:
-    """Three servers at addresses of this host, by those that the examples have."""
+def servers() -> Iterator[Servers]:
     network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
     addresses = {f"192.0.2.{number}": f"{network}.{number}" for number in (11, 12, 13)}
-    with contextlib.ExitStack() as daemons:
+    with contextlib.ExitStack() as stack:
+        daemons = []
         for number, address in enumerate(addresses.values()):
             listen = [f"{address}:{UPPER}", f"agent={address}:{AGENT}"]
-            greeting = f"server {number}"
-            daemons.enter_context(Daemon(listen=listen, greeting=greeting, workers=1))
-        yield addresses
+            daemon = Daemon(listen=listen, greeting=f"server {number}", workers=1)
+            daemons.append(stack.enter_context(daemon))
+        yield Servers(daemons, addresses)
 
 
 @pytest.fixture
@@ -53,30 +62,50 @@ def certificate(tmp_path: Path) -> Path:
     return file
 
 
-def test_haproxy_serves_from_all_servers_with_and_without_tls(
-    tmp_path: Path, host: str, servers: dict[str, str], certificate: Path
-) -> None:
+@contextmanager
+def haproxy(folder: Path, host: str, servers: Servers, certificate: Path) -> Iterator[HAProxy]:
+    """HAProxy with both of its examples, at an address of this host."""
     changes = {
-        **servers,
+        **servers.addresses,
         "bind :": f"bind {host}:",
-        "/run/haproxy": str(tmp_path),
+        "/run/haproxy": str(folder),
         "/etc/haproxy/tcpupperd.pem": str(certificate),
         # They need root.
         "    user haproxy\n    group haproxy\n": "",
     }
-    files = [changed(tmp_path, f"haproxy/{name}", changes) for name in ("haproxy.cfg", "tls.cfg")]
+    files = [changed(folder, f"haproxy/{name}", changes) for name in ("haproxy.cfg", "tls.cfg")]
     options = [word for file in files for word in ("-f", str(file))]
     with running(need("haproxy"), *options):
+        yield HAProxy(folder / "admin.sock")
+
+
+def test_haproxy_serves_from_all_servers_with_and_without_tls(
+    tmp_path: Path, host: str, servers: Servers, certificate: Path
+) -> None:
+    with haproxy(tmp_path, host, servers, certificate):
         lines = [ask(host, LINES) for _ in range(6)]
         assert {greeting for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
         lines.append(ask(host, TLS, certificate))
         assert {answer for _, answer in lines} == {"HELLO"}
 
 
-def test_nginx_serves_from_all_servers(tmp_path: Path, host: str, servers: dict[str, str]) -> None:
+def test_agent_leaves_alone_what_an_administrator_has_set(
+    tmp_path: Path, host: str, servers: Servers, certificate: Path
+) -> None:
+    with haproxy(tmp_path, host, servers, certificate) as balancer:
+        until(balancer.sees_all)
+        balancer.tell("set server tcpupperd/one state drain")
+        balancer.wait_until_missed("one")
+        asked = servers.daemons[0].counters()["accepted"]
+        # By a check each second, and the question to the agent twice a second.
+        until(lambda: servers.daemons[0].counters()["accepted"] >= asked + 5)
+        assert "DRAIN" in balancer.status("one")
+
+
+def test_nginx_serves_from_all_servers(tmp_path: Path, host: str, servers: Servers) -> None:
     nginx = need("nginx")
     changes = {
-        **servers,
+        **servers.addresses,
         "listen 9999": f"listen {host}:9999",
         "/run": str(tmp_path),
         "/var/log/nginx": str(tmp_path),

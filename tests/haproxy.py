@@ -1,0 +1,53 @@
+"""What HAProxy tells on its Unix socket (management guide, "Unix Socket commands")."""
+
+import csv
+import socket
+from pathlib import Path
+
+from waiting import until
+
+
+class HAProxy:
+    """A running HAProxy with the servers of a backend in `examples/haproxy/haproxy.cfg`."""
+
+    SERVERS = ("one", "two", "three")
+
+    def __init__(self, path: Path) -> None:
+        """`path` is that of its "stats socket"."""
+        self._path = path
+
+    def sees(self, server: str) -> bool:
+        """Whether new clients go to a server, whose agent has been asked."""
+        row = self._row(server)
+        return row.get("status") == "UP" and row["weight"] != "0" and row["agent_status"] != ""
+
+    def sees_all(self) -> bool:
+        """The same of all servers."""
+        return all(self.sees(name) for name in self.SERVERS)
+
+    def wait_until_missed(self, server: str) -> None:
+        """Wait until no new clients go to a server."""
+        until(lambda: not self.sees(server))
+
+    def status(self, server: str) -> str:
+        """The state of a server, as the page of statistics shows it."""
+        return self._row(server)["status"]
+
+    def connections(self, server: str) -> int:
+        """How many connections to a server are open."""
+        return int(self._row(server)["scur"])
+
+    def tell(self, command: str) -> str:
+        """Give a command as an administrator; what it prints, "" if nobody listens yet."""
+        with socket.socket(socket.AF_UNIX) as one:
+            try:
+                one.connect(str(self._path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return ""
+            one.sendall(f"{command}\n".encode())
+            with one.makefile() as answer:
+                return answer.read()
+
+    def _row(self, server: str) -> dict[str, str]:
+        rows = csv.DictReader(self.tell("show stat").removeprefix("# ").splitlines())
+        return {row["svname"]: row for row in rows}.get(server, {})
