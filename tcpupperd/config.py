@@ -50,8 +50,15 @@ class Setting(NamedTuple):
         return isinstance(self.default, tuple)
 
     @property
+    def is_switch(self) -> bool:
+        """Whether the setting is true or false."""
+        return isinstance(self.default, bool)
+
+    @property
     def default_text(self) -> str:
         """The default in readable form."""
+        if self.is_switch:
+            return as_toml(self.default)
         return " ".join(self.default) if self.is_list else f"{self.default:{self._format}}"
 
     @property
@@ -90,6 +97,13 @@ def one_of(*choices: str) -> Callable[[Any], str]:
         raise ValueError("must be one of " + ", ".join(f'"{choice}"' for choice in choices))
 
     return check
+
+
+def switch(value: Any) -> bool:
+    """True or false."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError("must be true or false")
 
 
 WORKERS_MAX = 1024
@@ -264,6 +278,13 @@ SETTINGS = (
         "LEVEL",
         "least severe messages to log; debug includes each connection",
     ),
+    Setting(
+        "log_connections",
+        False,
+        switch,
+        "BOOLEAN",
+        "true: log why each connection has ended, with how much was received and sent",
+    ),
 )
 
 
@@ -289,6 +310,7 @@ class Config:
     shutdown_delay: float
     drain_timeout: float
     log_level: str
+    log_connections: bool
 
     def __init__(self, **given: Any) -> None:
         values = {setting.name: setting.default for setting in SETTINGS}
@@ -382,6 +404,8 @@ def as_toml(value: Any) -> str:
         return f"[{', '.join(map(as_toml, value))}]"
     if isinstance(value, str):
         return f'"{"".join(map(_escaped, value))}"'
+    if isinstance(value, bool):
+        return str(value).lower()
     return repr(value).removesuffix(".0")
 
 
@@ -395,6 +419,8 @@ def from_text(setting: Setting, text: str) -> Any:
     """Parse and check the value of a command line option. Raises ValueError."""
     if setting.is_list:
         return setting.check([text])
+    if setting.is_switch and text in ("true", "false"):
+        return text == "true"
     if re.fullmatch(r"[+-]?[0-9]{1,20}", text):
         return setting.check(int(text))
     if re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", text):

@@ -33,6 +33,7 @@ class Event(Enum):
     HANDOVER_TAKEN = "393370c2858648e5a01c7bac4ddde2c0", "Connections have been taken over"
     HANDOVER_DAMAGED = "d93945a65d0342328c3902700a45ffd1", "Connections could not be taken over"
     DRAIN_CUT_SHORT = "57ead5d234e141ce94ecf3c789dac12a", "Answers were cut off at a stop"
+    CONNECTION_ENDED = "07796715a8184140b65176a61ab6f305", "A connection has ended"
     MESSAGES_DROPPED = "da3c47757c7443d3b8633670a2642dd9", "Log messages are missing"
 
     def __init__(self, message_id: str, title: str) -> None:

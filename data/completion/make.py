@@ -71,6 +71,8 @@ def of_setting(setting: Setting) -> Option:
     """The option of a setting. If its check comes from `one_of`, the choices are offered; for
     others, the default shows what a value looks like."""
     words = getclosurevars(setting.check).nonlocals.get("choices", (setting.default_text,))
+    if setting.is_switch:
+        words = ("true", "false")
     takes = setting.metavar.lower()
     return Option(setting.option, setting.help, takes, words, setting.is_list)
 

@@ -27,8 +27,8 @@ FORMAT = channel.Format(b"tcpupperd", VERSION, earlier=(1,))
 #: The record of a connection: address family of the socket, port of the client, flags, lines
 #: answered, seconds since the last activity, since an unfinished line began, and until lingering
 #: ends; the lengths of the client's host, the unfinished line, the unsent answer and the name of
-#: the service, which follow.
-_RECORD = struct.Struct("!HHBQdddHIIB")
+#: the service, which follow; seconds since the client connected.
+_RECORD = struct.Struct("!HHBQdddHIIBd")
 _RECORDS = {1: struct.Struct("!HHBQdddHII"), 2: _RECORD}
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
 _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
@@ -93,7 +93,7 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     sizes = len(name), len(state.held), len(state.unsent), len(service)
     times = state.idle_for, state.line_open_for, state.lingers_for or 0.0
     head = (connection.socket.family, port, flags, min(state.lines, _LINES_MAX))
-    file.write(_RECORD.pack(*head, *times, *sizes))
+    file.write(_RECORD.pack(*head, *times, *sizes, state.open_for))
     file.writelines((name, state.held, state.unsent, service))
 
 
@@ -121,15 +121,16 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
     if len(head) < form.size:
         raise ValueError("the state is cut short")
     family, port, flags, lines, *rest = form.unpack(head)
-    times, (name_size, held_size, unsent_size, *service_size) = rest[:3], rest[3:]
+    times, (name_size, held_size, unsent_size, *later) = rest[:3], rest[3:]
+    service_size, open_for = later or (0, 0.0)
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
         raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them is wrong")
-    if not all(abs(time) < _TIME_MAX for time in times):
+    if not all(abs(time) < _TIME_MAX for time in (*times, open_for)):
         raise ValueError("a time is out of range")
     if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
         raise ValueError(f"{sizes}: one of them is too long")
-    left -= form.size + name_size + held_size + unsent_size + sum(service_size)
+    left -= form.size + name_size + held_size + unsent_size + service_size
     if left < 0:
         raise ValueError("the state is cut short")
     address = _address(file.read(name_size), port)
@@ -143,7 +144,8 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
         idle_for=times[0],
         line_open_for=times[1],
         lingers_for=times[2] if flags & _LINGERS else None,
-        service=file.read(service_size[0]).decode() if service_size else "upper",
+        service=file.read(service_size).decode() if later else "upper",
+        open_for=open_for,
     )
     return (family, address, state), left
 

@@ -273,6 +273,8 @@ class Taker:
             return
         if server.tally.debug:
             log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
+        if state is GONE:
+            connection.reason = "damaged"
         server.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 

@@ -90,6 +90,7 @@ class State(NamedTuple):
     line_open_for: float = 0.0
     lingers_for: float | None = None
     service: str = "upper"
+    open_for: float = 0.0
 
 
 class Connection:
@@ -105,6 +106,7 @@ class Connection:
 
     # Ten thousand idle connections should cost little: no __dict__ for each.
     __slots__ = (
+        "began",
         "client_address",
         "eof",
         "fd",
@@ -113,6 +115,7 @@ class Connection:
         "line_began",
         "lingers_until",
         "protocol",
+        "reason",
         "socket",
         "tally",
         "tick",
@@ -140,6 +143,8 @@ class Connection:
         self.line_began = 0.0  # when the first byte of an unfinished line arrived, or 0
         self.lingers_until = 0.0  # set once our side has ended, but not the client's
         self.tick = 0  # when its deadline is checked
+        self.began = 0.0  # when the client connected; set when added
+        self.reason = ""  # why it ends, unless the client or the protocol has ended it
 
     def handle(self, now: float) -> Next | None:
         """Send what is left, or else receive once and answer at once."""
@@ -220,13 +225,19 @@ class Connection:
         try:
             return self.handle(now)
         except BlockingIOError:
-            return None if self._is_new(now, newcomer_time) else self.end(now)
+            return None if self._is_new(now, newcomer_time) else self.stop(now)
+
+    def stop(self, now: float) -> Next | None:
+        """End it because the server stops."""
+        self.reason = self.reason or "service stopped"
+        return self.end(now)
 
     def abandon(self, now: float) -> Next:
         """End it at once. If unsent answers are lost, a reset tells the client."""
         if not self.unsent:
             return Next.CLOSE
         self.tally.add(CUT)
+        self.reason = "drain timeout"
         return Next.CUT
 
     def expire(self, now: float) -> Next | None:
@@ -237,14 +248,23 @@ class Connection:
         if reason is Reason.LINGER:
             return self._linger_on(now)
         self.tally.add(reason.value)
-        log.debug("%s: %s", self, FIELDS[reason.value])
+        self.reason = FIELDS[reason.value].replace("_", " ")
+        log.debug("%s: %s", self, self.reason)
         return Next.CUT if reason is Reason.WRITE else self.end(now)
 
     def fail(self, error: OSError) -> None:
         """Count and log that the client, or the path to it, is gone."""
         was_probe = self._is_silent and isinstance(error, ConnectionError)
         self.tally.add(PROBES if was_probe else RESET)
+        self.reason = self.reason or str(error.strerror).lower()
         log.debug("%s: %s", self, error)
+
+    @property
+    def why(self) -> str:
+        """Why it ends, in words."""
+        if self.reason:
+            return self.reason
+        return "client closed" if self.eof and not self.lingers_until else "finished"
 
     def deadline(self) -> tuple[float, Reason]:
         """When to end this connection, and why."""
@@ -279,6 +299,7 @@ class Connection:
             line_open_for=now - self.line_began if protocol.mid_line else 0.0,
             lingers_for=self.lingers_until - now if self.lingers_until else None,
             service=protocol.service,
+            open_for=now - self.began,
         )
 
     def resume(self, state: State, now: float) -> Next | None:
@@ -289,6 +310,7 @@ class Connection:
             protocol.finish()
         self.unsent = state.unsent + answer
         self.eof = state.eof
+        self.began = now - state.open_for
         self.last_activity = now - state.idle_for
         self.line_began = now - state.line_open_for if protocol.mid_line else 0.0
         if state.lingers_for is not None:

@@ -42,6 +42,9 @@ class Hooks(NamedTuple):
     """Called with the socket and the address of a connection that raised an unexpected exception,
     while this exception is handled."""
 
+    ended: Callable[[Connection, float], object] | None = None
+    """Called with a connection and the time when it has ended, while its socket is still open."""
+
 
 class Connections:
     """The connections, by descriptor.
@@ -136,7 +139,7 @@ class Connections:
         fd = connection.fd
         if fd in self._by_fd:  # somebody else has closed the old connection's socket
             self._forget(self._by_fd[fd])
-        connection.last_activity = self._poller.now
+        connection.began = connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
         if self._counts_sources and not connection.protocol.introduces:
@@ -168,6 +171,8 @@ class Connections:
             if Sharing.possible:
                 self._poller.unwatch(connection.fd)
             self._forget(connection)
+            if self._hooks.ended:
+                self._hooks.ended(connection, self._poller.now)
             try:
                 self._hooks.hang_up(connection.socket)
             except Exception:
@@ -200,6 +205,7 @@ class Connections:
             connection.fail(error)
             self.close(connection)
             return
+        connection.reason = "bug"
         try:
             self._hooks.on_bug(connection.socket, connection.client_address)
         finally:

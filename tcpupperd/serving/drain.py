@@ -98,7 +98,7 @@ class Drain:
         iteration; end it if it is time."""
         has_had_turn = connection.unsent or connection.last_activity == now
         if connection in self._connections and not has_had_turn:
-            self._connections.attempt(self._answer if turns > 0 else Connection.end, connection)
+            self._connections.attempt(self._answer if turns > 0 else Connection.stop, connection)
         if connection not in self._connections or connection.protocol.finished:
             del self._turns_left[connection]
         elif connection.last_activity == now:

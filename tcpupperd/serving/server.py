@@ -29,6 +29,7 @@ from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits, Next
+from tcpupperd.serving.connection_log import ConnectionLog
 from tcpupperd.serving.connections import Connections, Hooks
 from tcpupperd.serving.counters import ERRORS, PROXY_UNTRUSTED, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
@@ -81,12 +82,11 @@ class UpperServer(socketserver.BaseServer):
         super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
-        self.connections = Connections(
-            self.poller,
-            Limits.of(self.config),
-            self.tally,
-            Hooks(self._introduce, self.shutdown_request, self.handle_error),
-        )
+        self._ended = ConnectionLog(self.config.worker_count)
+        hooks = Hooks(self._introduce, self.shutdown_request, self.handle_error)
+        if self.config.log_connections and log.isEnabledFor(logging.INFO):
+            hooks = hooks._replace(ended=self._ended.ended)
+        self.connections = Connections(self.poller, Limits.of(self.config), self.tally, hooks)
         self.acceptor = Acceptor(
             self.poller, listeners, self.connections, self.welcome, self.tally
         )
@@ -121,6 +121,7 @@ class UpperServer(socketserver.BaseServer):
             while not self._stop_requested and self.more_can_come():
                 self.turn(self.poll_timeout())
         finally:
+            self._ended.tell()
             self._serving_thread = None
             self._stop_requested = False
             self._stopped.set()
@@ -145,6 +146,8 @@ class UpperServer(socketserver.BaseServer):
     def service_actions(self) -> None:
         """Called in each loop iteration: handle deadlines, draining and accepting."""
         self.connections.expire()
+        if self.poller.now >= self._ended.tell_at:
+            self._ended.tell()
         if self.draining:
             self.draining.go_on(self.poller.now)
         self.acceptor.update_interest()
@@ -153,6 +156,7 @@ class UpperServer(socketserver.BaseServer):
     def poll_timeout(self, until: float = math.inf) -> float | None:
         """Seconds until something is due, or until the time `until`; None means never."""
         when = min(until, self.connections.next_deadline, self.acceptor.resumes_at or math.inf)
+        when = min(when, self._ended.tell_at)
         if self.draining:
             when = min(when, self.draining.next_look)
         return None if when == math.inf else max(0.0, when - monotonic())
@@ -270,6 +274,8 @@ class UpperServer(socketserver.BaseServer):
                 return self.connections.begin(
                     connection, source, upper_case, greeting, header.rest
                 )
+        if found:
+            connection.reason = "refused"
         connection.socket.shutdown(socket.SHUT_WR)
         return Next.CLOSE
 

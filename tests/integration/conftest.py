@@ -1,5 +1,6 @@
 """What the integration tests share."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from integration.client import Client
 from integration.embedding import ANY_PORT, CountingServer, connected, serving
+from integration.journal import Journal
 from integration.manager import Manager
 from integration.service import Service
 
@@ -39,3 +41,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
             yield service
             for client in service.clients:
                 client.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        yield journal

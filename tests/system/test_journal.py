@@ -1,6 +1,7 @@
 """The journal: the fields of entries, and the events, which journalctl -x explains."""
 
 import json
+import re
 import subprocess
 from contextlib import ExitStack
 
@@ -57,7 +58,8 @@ def test_events_are_explained(machine: Container) -> None:
     lose_workers(machine)
     refuse_clients(machine)
     cut_answers(machine)
-    for event in set(Event) - {Event.MESSAGES_DROPPED}:
+    elsewhere = {Event.MESSAGES_DROPPED, Event.CONNECTION_ENDED}
+    for event in set(Event) - elsewhere:
         explained = machine.journal("--catalog", f"MESSAGE_ID={event.message_id}")
         assert f" Subject: {event.title}\n" in explained, event
 
@@ -132,6 +134,31 @@ def cut_answers(machine: Container) -> None:
         machine.run("systemctl", "stop", SERVICE)
         client.kill()
     until(lambda: told(machine, Event.DRAIN_CUT_SHORT))
+
+
+def test_life_of_a_connection_is_found_by_its_client(machine: Container) -> None:
+    """Across a restart, by the command in the README."""
+    restart_with(machine, "log_connections = true\n")
+    with Conversation(machine, "--host", "127.0.0.1") as conversation:
+        assert conversation.ask("one") == "ONE"
+        machine.run("systemctl", "restart", SERVICE)
+        assert conversation.ask("two") == "TWO"
+        ((port, cookie),) = re.findall(
+            r"127\.0\.0\.1:9999 +127\.0\.0\.1:(\d+) .* sk:(\w+)",
+            machine.run("ss", "-Htne", "state", "established", "sport", "=", "9999"),
+        )
+        conversation.end()
+    (entry,) = until(lambda: entries(machine, "TCPUPPERD_CLIENT=127.0.0.1"))
+    assert entry["MESSAGE_ID"] == Event.CONNECTION_ENDED.message_id
+    assert entry["TCPUPPERD_PORT"] == port
+    assert entry["TCPUPPERD_CONNECTION"] == cookie
+    assert entry["TCPUPPERD_LISTENER"] == "127.0.0.1:9999"
+    assert entry["TCPUPPERD_WORKER"] in map(str, workers(machine))
+    assert entry["TCPUPPERD_REASON"] == "client closed"
+    assert (entry["TCPUPPERD_LINES"], entry["TCPUPPERD_RECEIVED"]) == ("2", "8")
+    explained = machine.journal("--catalog", f"--unit={SERVICE}", "TCPUPPERD_CLIENT=127.0.0.1")
+    assert f" Subject: {Event.CONNECTION_ENDED.title}\n" in explained
+    assert "journalctl -u tcpupperd TCPUPPERD_CLIENT=127.0.0.1" in explained
 
 
 def test_entries_arrive_after_a_restart_of_the_journal(machine: Container) -> None:

@@ -23,6 +23,15 @@ from tcpupperd.config import (
 )
 from unit.configurations import BY_NAME, NAMES, SECONDS, WHOLE, WORDS, complaint, write
 
+#: The settings of other kinds, and what their values must be.
+OTHERS = {
+    "listen": 'must be a list of addresses, for example ["localhost:9999"]',
+    "proxy_from": 'must be a list of addresses and networks, for example ["192.0.2.0/24"]',
+    "greeting": "must be a line of up to 200 characters;"
+    " it may contain {host}, {instance}, {worker}, {client}",
+    "log_connections": "must be true or false",
+}
+
 
 def must_be(name: str) -> str:
     """What the message says that a value must be."""
@@ -30,15 +39,8 @@ def must_be(name: str) -> str:
         return "must be one of " + ", ".join(f'"{word}"' for word in WORDS[name])
     if name in SECONDS:
         return "must be a number of seconds from {} to {}".format(*SECONDS[name])
-    if name == "listen":
-        return 'must be a list of addresses, for example ["localhost:9999"]'
-    if name == "proxy_from":
-        return 'must be a list of addresses and networks, for example ["192.0.2.0/24"]'
-    if name == "greeting":
-        return (
-            "must be a line of up to 200 characters;"
-            " it may contain {host}, {instance}, {worker}, {client}"
-        )
+    if name in OTHERS:
+        return OTHERS[name]
     what = '"auto" or a whole number' if name == "workers" else "a whole number"
     return f"must be {what} from {WHOLE[name][0]} to {WHOLE[name][1]}"
 
@@ -57,6 +59,8 @@ GOOD = [
     ("listen", '["upper=localhost:9999", "upper=/run/socket"]'),
     ("proxy_from", "[]"),
     ("greeting", '"hello"'),
+    ("log_connections", "true"),
+    ("log_connections", "false"),
     ("greeting", '"{host} {instance} {worker} {client} {client}"'),
     ("proxy_from", '["192.0.2.1", "10.0.0.0/8", "::1", "2001:db8::/32"]'),
 ]
@@ -91,6 +95,8 @@ BAD = [
     ("greeting", '"{{host}}"', None),
     ("greeting", '"a\\nb"', None),
     ("greeting", "true", None),
+    ("log_connections", "1", None),
+    ("log_connections", '"true"', None),
 ]
 
 
@@ -98,7 +104,7 @@ BAD = [
 
 
 def test_every_setting_is_tried_here() -> None:
-    assert {*WHOLE, *SECONDS, *WORDS, "listen", "proxy_from", "greeting"} == set(NAMES)
+    assert {*WHOLE, *SECONDS, *WORDS, *OTHERS} == set(NAMES)
     assert {name for name, _ in GOOD} == {name for name, *_ in BAD} == set(NAMES)
 
 

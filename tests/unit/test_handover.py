@@ -22,6 +22,7 @@ STATES: list[dict[str, Any]] = [
     {"finished": True, "lingers_for": -0.5, "eof": True},
     {"mid_line": True},
     {"service": "another"},
+    {"open_for": 86400.5},
     {"service": "proxy", "held": b"PROXY TCP4 192.0.2", "mid_line": True, "line_open_for": 0.5},
 ]
 

@@ -182,6 +182,7 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
         "held": 0,
         "unsent": 0,
         "service": 0,
+        "open_for": 0.0,
     } | changed
     return handover._RECORD.pack(family, *fields.values()) + host
 
@@ -241,6 +242,7 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
         ({"idle_for": math.nan}, "a time is out of range"),
         ({"line_open_for": math.inf}, "a time is out of range"),
         ({"lingers_for": -math.inf}, "a time is out of range"),
+        ({"open_for": math.nan}, "a time is out of range"),
     ],
     ids=str,
 )

@@ -1,0 +1,90 @@
+"""The log of connections that have ended: a message for each, at a limited rate."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+
+from tcpupperd.address import plain_host, written
+from tcpupperd.events import Event
+from tcpupperd.host import tcp_info
+from tcpupperd.serving.connection import Connection
+from tcpupperd.words import counted
+
+log = logging.getLogger(__name__)
+
+#: Messages of all workers together: in the long run a second, and at once. The unit allows more
+#: (LogRateLimitBurst=), so that the journal drops no other message because of these.
+RATE, BURST = 1000, 50_000
+
+#: Seconds until the number of messages that were left out is logged.
+TELL_AFTER = 10.0
+
+
+class ConnectionLog:
+    """Logs connections that have ended, for one of a number of workers."""
+
+    def __init__(self, workers: int) -> None:
+        self._rate = RATE / workers
+        self._burst = BURST / workers
+        self._allowed = self._burst  # messages at the time `_since`
+        self._since = 0.0
+        self._left_out = 0
+        self.tell_at = math.inf  # when `tell` must be called
+
+    def ended(self, connection: Connection, now: float) -> None:
+        """Log that a connection has ended, or count it as left out."""
+        if self._may_log(now):
+            log.info(
+                "%s: %s after %s in %.1f s",
+                connection,
+                connection.why,
+                counted(connection.protocol.lines, "line"),
+                now - connection.began,
+                extra=Event.CONNECTION_ENDED.fields(**about(connection, now)),
+            )
+            return
+        if not self._left_out:
+            self.tell_at = now + TELL_AFTER
+        self._left_out += 1
+
+    def tell(self) -> None:
+        """Log how many connections were left out, if any."""
+        if self._left_out:
+            log.warning(
+                "%s ended without a message: there were too many",
+                counted(self._left_out, "connection"),
+                extra=Event.MESSAGES_DROPPED.fields(),
+            )
+        self._left_out, self.tell_at = 0, math.inf
+
+    def _may_log(self, now: float) -> bool:
+        """Take one of the messages that are allowed, if there is any (a token bucket)."""
+        self._allowed = min(self._burst, self._allowed + (now - self._since) * self._rate)
+        self._since = now
+        if self._allowed < 1:
+            return False
+        self._allowed -= 1
+        return True
+
+
+def about(connection: Connection, now: float) -> dict[str, object]:
+    """The fields of the journal for a connection."""
+    client, one = connection.client_address, connection.socket
+    fields: dict[str, object] = {
+        "TCPUPPERD_CLIENT": written(client),
+        "TCPUPPERD_WORKER": os.getpid(),
+        "TCPUPPERD_REASON": connection.why,
+        "TCPUPPERD_LINES": connection.protocol.lines,
+        "TCPUPPERD_DURATION_USEC": round((now - connection.began) * 1_000_000),
+    }
+    if isinstance(client, tuple):
+        fields |= {"TCPUPPERD_CLIENT": plain_host(client[0]), "TCPUPPERD_PORT": client[1]}
+    with contextlib.suppress(OSError):  # it is closed, or no TCP connection
+        fields["TCPUPPERD_CONNECTION"] = f"{tcp_info.cookie(one):x}"
+        fields["TCPUPPERD_LISTENER"] = written(one.getsockname())
+        received, sent = tcp_info.traffic(one, eof=connection.eof)
+        fields |= {"TCPUPPERD_RECEIVED": received, "TCPUPPERD_SENT": sent}
+    return fields

@@ -1,0 +1,186 @@
+"""What the journal says of connections that have ended."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from entries import Entries, Entry
+from integration.client import Client
+from integration.daemon import Daemon
+from integration.journal import BUG, Journal
+from integration.service import Service
+from tcpupperd.events import Event
+from waiting import until
+
+
+class Ended:
+    """The entries on connections that have ended."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        self._found: list[Entry] = []
+
+    def of(self, port: int) -> list[Entry]:
+        """Those of a client."""
+        wanted = {"MESSAGE_ID": Event.CONNECTION_ENDED.message_id, "TCPUPPERD_PORT": str(port)}
+        self._found += self._entries.read()
+        return [entry for entry in self._found if wanted.items() <= entry.items()]
+
+    def the(self, port: int) -> Entry:
+        """The one of a client, once it is there."""
+        (entry,) = until(lambda: self.of(port))
+        return entry
+
+
+@pytest.fixture
+def ended(journal: Journal) -> Iterator[Ended]:
+    with Entries(journal.socket) as entries:
+        yield Ended(entries)
+
+
+def test_connection_is_told_once_with_what_it_was_in_all_processes(
+    service: Service, journal: Journal, ended: Ended
+) -> None:
+    with service.daemon(wrapper=journal.wrapper, log_connections=True):
+        client = service.connect()
+        port = client.port
+        assert client.ask(b"hello") == b"HELLO"
+        client.send(b"wor")
+    with service.daemon(wrapper=journal.wrapper, log_connections=True) as daemon:
+        assert client.ask(b"ld") == b"WORLD"
+        worker = daemon.worker_of(client)
+        client.close()
+        entry = ended.the(port)
+    assert ended.of(port) == [entry]
+    assert entry["MESSAGE"].startswith(f"127.0.0.1:{port}: client closed after 2 lines in ")
+    assert entry["PRIORITY"] == "6"
+    assert entry["TCPUPPERD_CLIENT"] == "127.0.0.1"
+    assert entry["TCPUPPERD_LISTENER"] == service.address
+    assert entry["TCPUPPERD_WORKER"] == entry["TID"] == str(worker)
+    assert entry["TCPUPPERD_REASON"] == "client closed"
+    assert entry["TCPUPPERD_LINES"] == "2"
+    assert (entry["TCPUPPERD_RECEIVED"], entry["TCPUPPERD_SENT"]) == ("12", "12")
+    assert int(entry["TCPUPPERD_DURATION_USEC"]) > 0
+    assert int(entry["TCPUPPERD_CONNECTION"], 16) > 0
+
+
+def say_nothing(client: Client) -> None:
+    client.wait_for_end()
+    client.close()
+
+
+def begin_a_line(client: Client) -> None:
+    client.send(b"hal")
+    say_nothing(client)
+
+
+def send_a_line(client: Client) -> None:
+    client.send(b"hello\n")
+    say_nothing(client)
+
+
+def send_bug(client: Client) -> None:
+    client.send(b"bug\n")
+    say_nothing(client)
+
+
+REASONS: list[tuple[str, dict[str, Any], Callable[[Client], None]]] = [
+    ("client closed", {}, Client.close),
+    ("connection reset by peer", {}, Client.reset),
+    ("finished", {"lines_per_connection": 1}, send_a_line),
+    ("idle timeout", {"idle_timeout": 0.1}, say_nothing),
+    ("line timeout", {"line_timeout": 0.1}, begin_a_line),
+    ("bug", {}, send_bug),
+]
+
+
+@pytest.mark.parametrize(("reason", "settings", "act"), REASONS, ids=[row[0] for row in REASONS])
+def test_reason_is_told(
+    journal: Journal,
+    ended: Ended,
+    reason: str,
+    settings: dict[str, Any],
+    act: Callable[[Client], None],
+) -> None:
+    with journal.customize.open("a") as file:
+        file.write(BUG)
+    with Daemon(wrapper=journal.wrapper, log_connections=True, **settings) as daemon:
+        client = daemon.connect()
+        port = client.port
+        act(client)
+        assert ended.the(port)["TCPUPPERD_REASON"] == reason
+
+
+def test_reason_is_told_of_those_who_read_no_answer(journal: Journal, ended: Ended) -> None:
+    with Daemon(wrapper=journal.wrapper, log_connections=True, write_timeout=0.1) as daemon:
+        client = daemon.connect(receive_buffer=4096)
+        port = client.port
+        daemon.clog(client)
+        entry = ended.the(port)
+    assert entry["TCPUPPERD_REASON"] == "write timeout"
+
+
+@pytest.mark.parametrize(("reads", "reason"), [(1, "service stopped"), (0, "drain timeout")])
+def test_reason_is_told_at_a_stop(
+    journal: Journal, ended: Ended, reads: bool, reason: str
+) -> None:
+    with Daemon(wrapper=journal.wrapper, log_connections=True, drain_timeout=0.1) as daemon:
+        client = daemon.connect(receive_buffer=4096)
+        port = client.port
+        if reads:
+            assert client.ask(b"hello") == b"HELLO"
+        else:
+            daemon.clog(client)
+        daemon.stop()
+        assert ended.the(port)["TCPUPPERD_REASON"] == reason
+
+
+def test_client_behind_a_proxy_is_the_one_that_was_introduced(
+    journal: Journal, ended: Ended
+) -> None:
+    with Daemon(
+        wrapper=journal.wrapper,
+        listen=["proxy=127.0.0.1:0"],
+        proxy_from=["127.0.0.1"],
+        log_connections=True,
+    ) as daemon:
+        address = daemon.addresses[0].removeprefix("proxy=")
+        client = daemon.connect(address)
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 9999\r\n"
+        client.send(header)
+        assert client.ask(b"hello") == b"HELLO"
+        client.close()
+        entry = ended.the(4711)
+        assert entry["TCPUPPERD_CLIENT"] == "192.0.2.7"
+        assert entry["TCPUPPERD_LISTENER"] == address
+        assert entry["TCPUPPERD_RECEIVED"] == str(len(header) + 6)
+        refused = daemon.connect(address)
+        port = refused.port
+        refused.send(b"no header\n")
+        refused.wait_for_end()
+        assert ended.the(port)["TCPUPPERD_REASON"] == "refused"
+
+
+def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
+    journal: Journal,
+) -> None:
+    with Entries(journal.socket) as entries:
+        with Daemon(
+            wrapper=journal.wrapper, listen=["@tcpupperd-test-ended"], log_connections=True
+        ) as daemon:
+            client = daemon.connect()
+            assert client.ask(b"hello") == b"HELLO"
+            client.close()
+        (entry,) = [one for one in entries.read() if "TCPUPPERD_REASON" in one]
+    assert entry["TCPUPPERD_CLIENT"] == "local client"
+    assert entry["TCPUPPERD_LISTENER"] == "@tcpupperd-test-ended"
+    assert entry["TCPUPPERD_LINES"] == "1"
+    assert not {"TCPUPPERD_PORT", "TCPUPPERD_RECEIVED", "TCPUPPERD_SENT"} & entry.keys()
+
+
+def test_nothing_is_told_unless_it_is_wanted(journal: Journal) -> None:
+    with Entries(journal.socket) as entries:
+        with Daemon(wrapper=journal.wrapper) as daemon:
+            assert daemon.connect().ask(b"hello") == b"HELLO"
+        assert not any("TCPUPPERD_CLIENT" in entry for entry in entries.read())
