@@ -31,6 +31,9 @@ check: $(VENV)/ready ## style, types and manual pages only
 system-test: ## boot Debian 12 and 13 in containers, as root
 	$(PYTHON) tests tests/system
 
+session: $(VENV)/ready ## record the terminal session in the README, as root
+	$(VENV)/bin/python docs/session.py
+
 # Also of processes that the tests start, and of their workers. Some tests of time and work may fail
 # because of the measuring.
 coverage: $(VENV)/ready ## which lines and branches the tests run
@@ -119,4 +122,4 @@ clean: ## remove everything that was made
 $(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_turn.c
 	$(PYTHON) tests/environment.py
 
-.PHONY: help run test check coverage system-test soak bench deb checkout dist wheel package-checks install clean
+.PHONY: help run test check session coverage system-test soak bench deb checkout dist wheel package-checks install clean

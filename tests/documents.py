@@ -85,12 +85,19 @@ def check(session: list[Step], printed: str) -> None:
             assert re.fullmatch(pattern, output, re.DOTALL), f"{step.command}:\n{output}"
 
 
-#: The documents whose commands tests/system/test_documents.py runs, with those of the README that
-#: other tests do not run, on a machine with the package installed.
+#: The documents whose commands tests/system/test_documents.py runs, on a machine with the package
+#: installed. The tutorial has a test of its own.
 ON_INSTALLED = ("docs/hand-over.md", "docs/operating.md", "docs/reuse.md")
 
-#: Those with tests of their own: tests/system/test_readme.py and tests/system/test_tutorial.py.
-ELSEWHERE = ("README.md", "docs/tutorial.md")
+#: The parts of the README that it runs there; test_readme.py runs the others.
+README_ON_INSTALLED = ("See it survive a restart", "See it in the journal")
+README_ELSEWHERE = ("Run it", "Install it", "Work on it")
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a heading."""
+    [found] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return str(found)
 
 
 def documents() -> list[Path]:

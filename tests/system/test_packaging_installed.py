@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from documents import ROOT, links, name_of
 from system.conftest import install
 from system.container import Container, booted
 from system.roots import RELEASES, TESTING, Root
@@ -82,10 +83,12 @@ def test_apparmor_profile_is_right(machine: Container) -> None:
 
 
 def test_links_of_the_documents_lead_somewhere(machine: Container) -> None:
-    for document in ("README.md", "SECURITY.md"):
+    names = ["README.md", "SECURITY.md", *(name_of(path) for path in ROOT.glob("docs/*.md"))]
+    for document in names:
         text = machine.run("cat", f"{DOCUMENTS}/{document}")
-        links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
-        machine.run("ls", *(f"{DOCUMENTS}/{link}" for link in (document, *links)))
+        found = [link.partition("#")[0] for link in links(text) if "://" not in link]
+        folder = f"{DOCUMENTS}/{document}".rpartition("/")[0]
+        machine.run("ls", *(f"{folder}/{path}" for path in found if path))
 
 
 def test_changelogs_are_there(machine: Container) -> None:

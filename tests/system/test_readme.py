@@ -53,7 +53,7 @@ def readme(heading: str) -> list[str]:
 
 
 [RUN] = readme("Run it")
-INSTALL, _, INSTALL_ELSEWHERE = readme("Install it")
+INSTALL, INSTALL_ELSEWHERE = readme("Install it")
 TEST = readme("Work on it")[0].splitlines()[0]
 
 

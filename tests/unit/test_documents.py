@@ -1,15 +1,25 @@
 """Documents keep what they promise: links lead somewhere, and what they show is tried."""
 
-import importlib
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
 import documents
-from documents import ELSEWHERE, ON_INSTALLED, ROOT, Step, blocks, name_of
+from documents import (
+    ON_INSTALLED,
+    README_ELSEWHERE,
+    README_ON_INSTALLED,
+    ROOT,
+    Step,
+    blocks,
+    name_of,
+)
 from unit.test_lint import check, need_module
 
 ALL = documents.documents()
@@ -33,7 +43,14 @@ def test_commands_are_those_that_a_test_runs(document: Path) -> None:
     languages = {block.language for block in blocks(document.read_text())}
     assert languages <= LANGUAGES
     if languages & {"console", "sh"}:
-        assert name_of(document) in (*ON_INSTALLED, *ELSEWHERE)
+        assert name_of(document) in (*ON_INSTALLED, "docs/tutorial.md", "README.md")
+
+
+def test_parts_of_the_readme_with_commands_are_those_that_a_test_runs() -> None:
+    text = (ROOT / "README.md").read_text()
+    tried = [documents.section(text, one) for one in (*README_ELSEWHERE, *README_ON_INSTALLED)]
+    commands = [block for block in blocks(text) if block.language in ("console", "sh")]
+    assert sorted(commands) == sorted(block for part in tried for block in blocks(part))
 
 
 def test_session_is_what_a_reader_types() -> None:
@@ -113,3 +130,30 @@ def test_parts_are_there_and_documented() -> None:
             told = [one.partition("=")[0].strip() for one in parameters.split(",")]
             code = part.__code__
             assert list(code.co_varnames[: len(told)]) == told, name
+
+
+# The recorded session
+
+
+def load_session() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("session", ROOT / "docs/session.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_session_shows_its_commands() -> None:
+    """Whoever changes them records it again."""
+    session = load_session()
+    picture = ElementTree.parse(session.PICTURE)
+    typed = [one.text for one in picture.iter() if one.get("class") == "typed"]
+    assert typed == list(session.COMMANDS)
+
+
+def test_session_is_drawn_as_a_terminal_shows_it() -> None:
+    session = load_session()
+    picture = ElementTree.fromstring(session.draw([("echo '<&>'", "<&>\n" + "x" * 100)]))
+    rows = ["".join(one.itertext()) for one in picture.iter() if one.tag.endswith("}text")]
+    assert rows == ["$ echo '<&>'", "<&>", "x" * session.COLUMNS, "x" * (100 - session.COLUMNS)]

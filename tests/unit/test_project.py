@@ -67,10 +67,3 @@ def test_newest_changelog_entry_is_of_the_version() -> None:
 
 def test_news_tell_of_the_version() -> None:
     assert f"\n## {__version__}\n" in (ROOT / "NEWS.md").read_text()
-
-
-def test_readme_shows_what_was_measured() -> None:
-    table, *_ = (
-        (ROOT / "benchmarks/results/results.md").read_text().split("\n| ", 1)[1].split("\n\n")
-    )
-    assert table in (ROOT / "README.md").read_text()
