@@ -11,6 +11,7 @@ PACKAGES = {
     "gcc": "gcc libc6-dev",
     "haproxy": "haproxy",
     "ip": "iproute2",
+    "journalctl": "systemd",
     "make": "make",
     "mandoc": "mandoc",
     "nginx": "nginx libnginx-mod-stream",
