@@ -28,6 +28,11 @@ def test_socket_for_load_balancers_can_be_added_while_clients_are_connected(
     told = machine.journal(f"--unit={SERVICE}", "--priority=warning", "--output=cat")
     assert "PROXY header refused: no header begins like this: byte 1 is 0x68" in told
 
+    machine.run("systemctl", "stop", SOCKET, SERVICE)
+    assert "LISTEN" not in machine.run("ss", "-tln")
+    machine.run("systemctl", "start", SERVICE)
+    assert introduced(machine) == "HELLO"
+
     machine.run("sh", "-c", "dpkg --install /mnt/*.deb")
     assert introduced(machine) == "HELLO"
     machine.run("apt-get", "remove", "--yes", "tcpupperd")
