@@ -29,6 +29,7 @@ class Event(Enum):
     ACCEPTING_PAUSED = "3a38d7b5296f487fb6ae8d6cd9b531d4", "New connections have to wait"
     ACCEPTING_RESUMED = "dcc08a9830884898a63991e2fae0c85d", "New connections are accepted again"
     SOURCE_REFUSED = "ecaa43c1e920473fb48d1d4939a697b7", "A client has too many connections"
+    PROXY_REFUSED = "82add1c8d4724220bda5bc43d62562ea", "A load balancer has been refused"
     HANDOVER_GIVEN = "232397d42e98476ea7fee70120ef0ab4", "Connections have been handed over"
     HANDOVER_TAKEN = "393370c2858648e5a01c7bac4ddde2c0", "Connections have been taken over"
     HANDOVER_DAMAGED = "d93945a65d0342328c3902700a45ffd1", "Connections could not be taken over"

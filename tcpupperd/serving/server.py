@@ -281,7 +281,15 @@ class UpperServer(socketserver.BaseServer):
 
     def _refuse_proxy(self, counter: int, address: object, reason: str) -> None:
         self.tally.add(counter)
-        self._proxy_refusals.warn("%s: PROXY header refused: %s", written(address), reason)
+        where = {}
+        if isinstance(address, tuple):
+            where = {"TCPUPPERD_CLIENT": plain_host(address[0]), "TCPUPPERD_PORT": address[1]}
+        self._proxy_refusals.warn(
+            "%s: PROXY header refused: %s",
+            written(address),
+            reason,
+            extra=Event.PROXY_REFUSED.fields(**where),
+        )
 
     def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.

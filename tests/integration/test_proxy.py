@@ -8,6 +8,7 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
+from integration.embedding import connected, serving
 from integration.service import Service
 from proxy_headers import (
     CLIENT_6,
@@ -23,6 +24,9 @@ from proxy_headers import (
     line,
     tlv,
 )
+from tcpupperd.events import Event
+from tcpupperd.host.sockets import Listener
+from tcpupperd.serving.server import UpperServer
 from waiting import until
 
 HEADERS = [line(), binary(checksum=True)]
@@ -173,6 +177,19 @@ def test_silent_balancer_is_closed_at_idle_timeout_without_a_complaint() -> None
         assert "WARNING" not in daemon.log
 
 
+def test_refusal_is_an_event_with_the_address_of_the_balancer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listener = Listener(socket.create_server(("127.0.0.1", 0)), "proxy")
+    with serving(UpperServer(listeners=[listener])) as server, connected(server) as client:
+        client.send(b"hello\n")
+        assert client.read_to_end() == b""
+        where = {"TCPUPPERD_CLIENT": "127.0.0.1", "TCPUPPERD_PORT": client.port}
+    (record,) = caplog.records
+    expected = Event.PROXY_REFUSED.fields(**where)["fields"]
+    assert record.__dict__["fields"] == expected
+
+
 def test_refusals_do_not_flood_the_log() -> None:
     with Balanced(workers=1) as daemon:
         for _ in range(200):
@@ -259,6 +276,8 @@ def test_header_and_client_outlive_restarts(service: Service, framing: str) -> N
     with service.daemon(**settings) as daemon:
         for client, (header, at) in zip(clients, parts, strict=True):
             client.send(header[at:] + b"half a ")
+        halves = sum(at < len(header) for header, at in parts)
+        until(lambda: daemon.log.count(": connected through ") >= halves)
         daemon.reload()
     with service.daemon(**settings) as daemon:
         for client in clients:
