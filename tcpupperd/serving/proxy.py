@@ -71,7 +71,7 @@ class HeaderProtocol:
     """Receives the header and answers nothing. It is finished when `introduction` says who the
     client is, or why it is refused; `rest` is what was received after the header."""
 
-    __slots__ = ("_data", "finished", "introduction")
+    __slots__ = ("_data", "finished", "introduction", "mid_line")
 
     service = "proxy"
     opening = b""
@@ -83,6 +83,7 @@ class HeaderProtocol:
         self._data: bytes | bytearray = b""
         self.introduction: Header | HeaderError | None = None
         self.finished = False
+        self.mid_line = False  # the header has begun; it has as much time as a line
 
     def receive(self, data: bytes) -> bytes:
         """Nothing."""
@@ -95,7 +96,8 @@ class HeaderProtocol:
             self.introduction = parse(self._data)
         except HeaderError as error:
             self.introduction = error
-        self.finished = self.introduction is not None
+        self.mid_line = self.introduction is None
+        self.finished = not self.mid_line
         return b""
 
     def receive_eof(self) -> bytes:
@@ -109,12 +111,8 @@ class HeaderProtocol:
         if self.mid_line:
             size = counted(len(self._data), "byte")
             self.introduction = HeaderError(PROXY_INCOMPLETE, f"nothing more came after {size}")
+        self.mid_line = False
         self.finished = True
-
-    @property
-    def mid_line(self) -> bool:
-        """Whether the header has begun. It has as much time as a line."""
-        return bool(self._data) and not self.finished
 
     @property
     def held(self) -> bytes:
@@ -130,6 +128,7 @@ class HeaderProtocol:
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; there is nothing to answer."""
         self._data = held
+        self.mid_line = mid_line
         return b""
 
 

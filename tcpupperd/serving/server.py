@@ -265,8 +265,9 @@ class UpperServer(socketserver.BaseServer):
         if isinstance(found, HeaderError):
             self._refuse_proxy(found.counter, source, str(found))
         elif found:
-            source = source if found.source is None else found.source
-            if self._is_verified(connection.socket, source):
+            if found.source is not None:
+                source = found.source
+            if self.verify_request(connection.socket, source):
                 if self.tally.debug:
                     log.debug("%s: connected through %s", written(source), connection)
                 upper_case = upper(self._situation)
@@ -274,6 +275,8 @@ class UpperServer(socketserver.BaseServer):
                 return self.connections.begin(
                     connection, source, upper_case, greeting, header.rest
                 )
+            self.tally.add(REFUSED)
+            connection.client_address = source
         if found:
             connection.reason = "refused"
         connection.socket.shutdown(socket.SHUT_WR)
