@@ -10,6 +10,7 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.journal import BUG, Journal
 from integration.service import Service
+from proxy_headers import line
 from tcpupperd.events import Event
 from waiting import until
 
@@ -184,3 +185,26 @@ def test_nothing_is_told_unless_it_is_wanted(journal: Journal) -> None:
         with Daemon(wrapper=journal.wrapper) as daemon:
             assert daemon.connect().ask(b"hello") == b"HELLO"
         assert not any("TCPUPPERD_CLIENT" in entry for entry in entries.read())
+
+
+def test_client_of_a_load_balancer_is_told_by_its_own_address(
+    service: Service, journal: Journal, ended: Ended
+) -> None:
+    service.name = "proxy"
+    settings = {"log_connections": True, "workers": 1, "max_connections_per_source": 1}
+    with service.daemon(wrapper=journal.wrapper, **settings):
+        clients = [service.connect() for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.send(line((f"10.0.0.{number}", 40000 + number)))
+            assert client.ask(b"hello") == b"HELLO"
+        refused = service.connect()
+        refused.send(line(("10.0.0.7", 50000)))
+        refused.wait_for_end()
+        assert ended.the(50000)["TCPUPPERD_CLIENT"] == "10.0.0.7"
+    with service.daemon(wrapper=journal.wrapper, **settings):
+        for number, client in enumerate(clients):
+            assert client.ask(b"again") == b"AGAIN"
+            client.close()
+            entry = ended.the(40000 + number)  # at once: few entries wait in the test's socket
+            assert entry["TCPUPPERD_CLIENT"] == f"10.0.0.{number}"
+            assert entry["TCPUPPERD_LINES"] == "2"
