@@ -3,8 +3,10 @@
 import argparse
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from tcpupperd.client.endpoint import ends
 from tcpupperd.client.options import parse_arguments
@@ -13,17 +15,41 @@ from tcpupperd.errors import ExpectedError
 
 
 def exchange(options: argparse.Namespace) -> int:
-    from tcpupperd.client.exchange import Exchange
-
     if sys.stdin is None and not options.text:
         raise ExpectedError("standard input is closed, and there is no TEXT")
-    text = os.fsencode(" ".join(options.text) + "\n") if options.text else None
     endpoint = options.endpoint
     with endpoint.connect(options.timeout) as server:
         if options.verbose:
             print(f"tcpupper: connected {ends(server)}", file=sys.stderr)
-        Exchange(server, endpoint.name, text, options.timeout).run()
+        if options.text:
+            send_text(server, options)
+        elif sys.stdin.isatty() and sys.stdout.isatty() and find_spec("readline"):
+            converse(server, options)
+        else:
+            filter_input(server, options)
     return 0
+
+
+def send_text(server: socket.socket, options: argparse.Namespace) -> None:
+    from tcpupperd.client.exchange import Exchange
+
+    text = os.fsencode(" ".join(options.text) + "\n")
+    Exchange(server, options.endpoint.name, text, options.timeout).run()
+
+
+def converse(server: socket.socket, options: argparse.Namespace) -> None:
+    from tcpupperd.client.conversation import Conversation
+
+    Conversation(server, options.endpoint.name, options.timeout).run()
+
+
+def filter_input(server: socket.socket, options: argparse.Namespace) -> None:
+    from tcpupperd.client.exchange import STDIN, Exchange
+    from tcpupperd.client.output import STDOUT
+    from tcpupperd.client.progress import Progress
+
+    with Progress(STDIN, STDOUT) as progress:
+        Exchange(server, options.endpoint.name, None, options.timeout, progress.show).run()
 
 
 def ping(options: argparse.Namespace) -> int:

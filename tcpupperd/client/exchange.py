@@ -7,6 +7,7 @@ counts both, and so can tell a complete answer from a truncated one.
 import os
 import socket
 import time
+from collections.abc import Callable
 from select import POLLIN, POLLOUT, poll
 
 from tcpupperd.client.output import write_output
@@ -25,14 +26,21 @@ class Exchange:
     """
 
     def __init__(
-        self, server: socket.socket, name: str, text: bytes | None, timeout: float
+        self,
+        server: socket.socket,
+        name: str,
+        text: bytes | None,
+        timeout: float,
+        show: Callable[[int], None] | None = None,
     ) -> None:
         """Send ``text``, or standard input if it is None; ``name`` is the server's in messages.
+        ``show`` is called with the number of bytes answered so far.
 
         ``timeout`` is the number of seconds that the server may make no progress while an answer
         is due or input is unsent. Time spent waiting for our own input or output does not count.
         """
         self.server = server
+        self.show = show
         self.name = name
         self.timeout = timeout
         self.reading_input = text is None
@@ -49,20 +57,24 @@ class Exchange:
         self.restart_clock()
         self.send()
         while not self.answers_ended:
-            ready = self.wait()
-            if STDIN in ready and self.reading_input:
-                self.take_input()
-            elif self.unsent:
-                self.send()
-            if self.server.fileno() in ready:
-                self.receive()
+            self.turn()
         self.require_complete()
+
+    def turn(self) -> None:
+        """Wait until something can be done, and do it."""
+        ready = self.wait()
+        if STDIN in ready and self.reading_input:
+            self.take_input()
+        elif self.unsent:
+            self.send()
+        if self.server.fileno() in ready:
+            self.receive()
 
     def wait(self) -> set[int]:
         """Return the descriptors that are ready; raise ExpectedError if the server is overdue."""
         poller = poll()
         poller.register(self.server, POLLIN | (POLLOUT if self.unsent else 0))
-        if self.reading_input and not self.unsent:
+        if self.wants_input():
             poller.register(STDIN, POLLIN)
         if not self.waits_for_server():
             ready = {fd for fd, _ in poller.poll()}
@@ -76,6 +88,9 @@ class Exchange:
             raise ExpectedError(f"no answer from {self.name} for {self.timeout:g} s{self.tally()}")
         return ready
 
+    def wants_input(self) -> bool:
+        return self.reading_input and not self.unsent
+
     def waits_for_server(self) -> bool:
         """Whether it is the server's turn: an unfinished line need not be answered yet."""
         return bool(self.unsent) or not self.reading_input or self.answered < self.lines_taken
@@ -85,11 +100,14 @@ class Exchange:
 
     def take_input(self) -> None:
         try:
-            chunk = os.read(STDIN, CHUNK)
+            self.take(os.read(STDIN, CHUNK))
         except BlockingIOError:  # another reader of the same pipe or terminal was faster
             return
         except OSError as error:
             raise ExpectedError(f"cannot read standard input: {error.strerror}") from error
+
+    def take(self, chunk: bytes) -> None:
+        """Send this input; if it is empty, there will be no more."""
         if b"\n" in chunk:
             self.lines_taken = self.taken + chunk.rindex(b"\n") + 1
         self.taken += len(chunk)
@@ -127,6 +145,8 @@ class Exchange:
         self.answered += len(answer)
         self.answers_ended = not answer
         write_output(answer)
+        if self.show:
+            self.show(self.answered)
         self.require_no_more_than_asked()
         self.restart_clock()
 

@@ -1,6 +1,7 @@
 """The running service: start, reload, restart, stop, and the deaths of its processes."""
 
 import json
+import re
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from system.service import (
     workers,
 )
 from tcpupperd.events import Event
-from waiting import until
+from waiting import DEADLINE, until
 
 WRONG_CONFIGURATION = "workers = 'many'\n"
 JOURNAL = "systemd-journald.service"
@@ -106,6 +107,26 @@ def test_live_connections_survive_a_restart(machine: Container) -> None:
             machine.run("systemctl", "restart", SERVICE)
         assert conversation.ask("four") == "FOUR"
         assert conversation.end() == ""
+
+
+def test_ping_loses_nothing_by_a_restart(machine: Container) -> None:
+    command = ["tcpupper", "--ping", "--connections", "20", "-i", "0.1"]
+    with machine.popen(*command, stdout=subprocess.PIPE) as ping, ExitStack() as stack:
+        stack.callback(ping.kill)
+        for _ in range(3):
+            read_on(ping)
+            machine.run("systemctl", "restart", SERVICE)
+        read_on(ping)
+        machine.run("pkill", "--signal", "INT", "--full", " --ping ")
+        output, _ = ping.communicate(timeout=DEADLINE)
+        assert ping.returncode == 0
+    assert re.search(r"^([0-9]+) sent, \1 answered, 0 lost, 0 wrong, 0 reconnected,", output, re.M)
+
+
+def read_on(ping: subprocess.Popen[str]) -> None:
+    """Read until the last of the connections has an answer."""
+    assert ping.stdout
+    assert any(line.startswith("connection=20 ") for line in ping.stdout)
 
 
 def test_stop_is_a_success(machine: Container) -> None:

@@ -1,0 +1,64 @@
+"""A conversation on a terminal: each line is edited, sent, and answered before the next."""
+
+import contextlib
+import os
+import readline  # noqa: F401  which makes input() edit
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from io import TextIOWrapper
+
+from tcpupperd.client.exchange import Exchange
+from tcpupperd.client.output import write_output
+
+PROMPT = "> "
+
+
+class Conversation(Exchange):
+    """While a line is typed, nothing is received: the end of the connection shows afterwards."""
+
+    def __init__(self, server: socket.socket, name: str, timeout: float) -> None:
+        super().__init__(server, name, None, timeout)
+
+    def run(self) -> None:
+        self.server.setblocking(False)
+        while self.reading_input and not self.answers_ended:
+            line = read_line()
+            self.restart_clock()
+            self.take(line)
+            while self.waits_for_server() and not self.answers_ended:
+                self.turn()
+        self.require_complete()
+
+    def wants_input(self) -> bool:
+        return False
+
+
+def read_line() -> bytes:
+    """The next line, edited by readline(3); empty at the end of the input (Ctrl-D)."""
+    assert isinstance(sys.stdin, TextIOWrapper)
+    sys.stdin.reconfigure(errors="surrogateescape")  # what is not text passes as well
+    try:
+        with interruptible():
+            line = input(PROMPT) + "\n"
+    except EOFError:
+        write_output(b"\n")  # so that the shell has a line of its own
+        return b""
+    return line.encode(sys.stdin.encoding, "surrogateescape")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process as ever, but not before the terminal is as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        write_output(b"\n")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
