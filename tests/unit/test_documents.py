@@ -16,6 +16,7 @@ from documents import (
     README_ELSEWHERE,
     README_ON_INSTALLED,
     ROOT,
+    Block,
     Step,
     blocks,
     name_of,
@@ -48,9 +49,12 @@ def test_commands_are_those_that_a_test_runs(document: Path) -> None:
 
 def test_parts_of_the_readme_with_commands_are_those_that_a_test_runs() -> None:
     text = (ROOT / "README.md").read_text()
-    tried = [documents.section(text, one) for one in (*README_ELSEWHERE, *README_ON_INSTALLED)]
-    commands = [block for block in blocks(text) if block.language in ("console", "sh")]
-    assert sorted(commands) == sorted(block for part in tried for block in blocks(part))
+    parts = (documents.section(text, one) for one in (*README_ELSEWHERE, *README_ON_INSTALLED))
+    assert sorted(commands(text)) == sorted(block for part in parts for block in commands(part))
+
+
+def commands(text: str) -> list[Block]:
+    return [block for block in blocks(text) if block.language in ("console", "sh")]
 
 
 def test_session_is_what_a_reader_types() -> None:
