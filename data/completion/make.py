@@ -54,6 +54,7 @@ CLIENT = (
     Option("-4", "use only IPv4 addresses"),
     Option("-6", "use only IPv6 addresses"),
     Option("--bind", "connect from this address of ours", "address", ("127.0.0.1", "::1")),
+    Option("--greeting", "expect a line before the first answer"),
     Option("--verbose", "show the address of each connection"),
     Option("--ping", "send lines at intervals, and see whether any is lost"),
     Option("--count", "with --ping: end after so many lines on each connection", "count", ("10",)),

@@ -10,6 +10,7 @@ import time
 import traceback
 
 from tcpupperd.client.endpoint import ends, reason
+from tcpupperd.client.greeting import Greeting
 from tcpupperd.client.lines import Lines, WrongAnswerError
 from tcpupperd.client.plugin import CRITICAL, OK, UNKNOWN, WARNING, report
 from tcpupperd.errors import ExpectedError
@@ -63,7 +64,7 @@ def ask(options: argparse.Namespace) -> str:
     name = options.endpoint.name
     try:
         with options.endpoint.connect(timeout=None) as server:  # `in_time` bounds it
-            converse(server)
+            converse(server, Greeting(options.greeting))
             return ends(server)
     except WrongAnswerError as error:
         raise ExpectedError(f"wrong answer from {name}: {error}") from error
@@ -71,14 +72,14 @@ def ask(options: argparse.Namespace) -> str:
         raise ExpectedError(f"lost the connection to {name}: {reason(error)}") from error
 
 
-def converse(server: socket.socket) -> None:
+def converse(server: socket.socket, greeting: Greeting) -> None:
     lines = Lines(f"tcpupper {os.urandom(6).hex()} check")
     server.sendall(lines.ask(0.0))
     while lines.pending:
         data = server.recv(4096)
         if not data:
             raise ConnectionError("the server closed it without an answer")
-        list(lines.receive(data))
+        list(lines.receive(greeting.strip(data)))
 
 
 def rate(options: argparse.Namespace, seconds: float) -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from tcpupperd.client.endpoint import ends
+from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.options import parse_arguments
 from tcpupperd.client.plugin import UNKNOWN, report
 from tcpupperd.errors import ExpectedError
@@ -21,6 +21,8 @@ def exchange(options: argparse.Namespace) -> int:
     with endpoint.connect(options.timeout) as server:
         if options.verbose:
             print(f"tcpupper: connected {ends(server)}", file=sys.stderr)
+        if options.greeting:
+            receive_greeting(server, endpoint.name)
         if options.text:
             send_text(server, options)
         elif sys.stdin.isatty() and sys.stdout.isatty() and find_spec("readline"):
@@ -28,6 +30,22 @@ def exchange(options: argparse.Namespace) -> int:
         else:
             filter_input(server, options)
     return 0
+
+
+def receive_greeting(server: socket.socket, name: str) -> None:
+    """Show the server's greeting on standard error."""
+    from tcpupperd.client.greeting import Greeting
+
+    greeting = Greeting(is_expected=True)
+    while greeting.is_due:
+        try:
+            byte = server.recv(1)  # what follows is for others to receive
+        except OSError as error:
+            raise ExpectedError(f"no greeting from {name}: {reason(error)}") from error
+        if not byte:
+            raise ExpectedError(f"{name} closed the connection without a greeting")
+        greeting.strip(byte)
+    print(f"tcpupper: greeting: {greeting.text}", file=sys.stderr)
 
 
 def send_text(server: socket.socket, options: argparse.Namespace) -> None:

@@ -175,6 +175,9 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
         help=f"{timeout} (default: 10)",
     )
     parser.add_argument(
+        "--greeting", action="store_true", help="expect a line before the first answer"
+    )
+    parser.add_argument(
         "-v", "--verbose", action="store_true", help="show the address of each connection"
     )
 

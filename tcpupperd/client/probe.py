@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from tcpupperd.client.endpoint import ends, reason
+from tcpupperd.client.greeting import Greeting
 from tcpupperd.client.lines import Lines, WrongAnswerError
 from tcpupperd.client.poller import Poller
 from tcpupperd.client.tally import Tally, milliseconds
@@ -37,6 +38,7 @@ class Probe:
         self.tally = tally
         self.report = report
         self.last = options.count  # seq of the last line; None: there is none
+        self.greeting = Greeting(False)
         self.socket: socket.socket | None = None
         self.is_connected = False
         self.was_connected = False
@@ -138,6 +140,7 @@ class Probe:
         assert self.socket
         self.is_connected = True
         self.failures = 0
+        self.greeting = Greeting(self.options.greeting)
         self.unsent = self.lines.unanswered()
         how = f"connected {ends(self.socket)}" if self.options.verbose else "connected"
         if self.was_connected:
@@ -183,11 +186,19 @@ class Probe:
         assert self.socket
         while data := self.socket.recv(CHUNK):
             now = time.monotonic()
-            for seq, turn in self.lines.receive(data):
+            for seq, turn in self.lines.receive(self.strip(data)):
                 self.tally.add_answer(now - turn)
                 self.report(f"seq={seq} time={milliseconds(now - turn)} ms")
                 self.end_gap(now)
         raise ConnectionError("the server closed the connection")
+
+    def strip(self, data: bytes) -> bytes:
+        """What was received without the greeting, which is reported."""
+        was_due = self.greeting.is_due
+        rest = self.greeting.strip(data)
+        if was_due and not self.greeting.is_due:
+            self.report(f"greeting: {self.greeting.text}")
+        return rest
 
     def end_gap(self, now: float) -> None:
         assert self.waiting_since is not None

@@ -1,0 +1,26 @@
+"""The line with which a server greets. Sans-IO. See ``greeting`` in tcpupperd.toml(5)."""
+
+LONGEST = 4096  # bytes to keep of a line that does not end
+
+
+class Greeting:
+    """What comes first on a connection, if it is expected."""
+
+    def __init__(self, is_expected: bool) -> None:
+        self.is_due = is_expected
+        self._received = b""
+
+    @property
+    def text(self) -> str:
+        """The greeting, as far as it has come; a terminal can show all of it."""
+        text = self._received.decode(errors="replace")
+        return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+    def strip(self, data: bytes) -> bytes:
+        """What follows the greeting in what was received."""
+        if not self.is_due:
+            return data
+        line, newline, rest = (self._received + data).partition(b"\n")
+        self._received = line[:LONGEST]
+        self.is_due = not newline
+        return rest
