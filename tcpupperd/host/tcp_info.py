@@ -14,13 +14,9 @@ SO_COOKIE = 57
 #: The state of a connection whose client has ended its side, of linux/tcp_states.h.
 CLOSE_WAIT = 8
 
-#: Fields of `struct tcp_info` in linux/tcp.h, with their offsets.
-_STATE = struct.Struct("B"), 0
-_BYTES_RECEIVED = struct.Struct("=Q"), 128
-_NOT_SENT = struct.Struct("=I"), 144
-_BYTES_SENT = struct.Struct("=Q"), 200
-_BYTES_SENT_AGAIN = struct.Struct("=Q"), 208
-_SIZE = 216
+#: Fields of `struct tcp_info` in linux/tcp.h: the state at offset 0, the bytes received at 128,
+#: those that are not sent yet at 144, those sent at 200, those of them sent again at 208.
+_TCP_INFO = struct.Struct("=B127xQ8xI52xQQ")
 
 
 class Traffic(NamedTuple):
@@ -43,10 +39,7 @@ def traffic(one: socket.socket, *, eof: bool) -> Traffic:
 
     Raises OSError if it is another kind of socket.
     """
-    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
-    state, received, waiting, sent, again = (
-        form.unpack_from(info, offset)[0]
-        for form, offset in (_STATE, _BYTES_RECEIVED, _NOT_SENT, _BYTES_SENT, _BYTES_SENT_AGAIN)
-    )
+    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    state, received, waiting, sent, again = _TCP_INFO.unpack(info)
     # The kernel counts the end of the client's side as a byte.
     return Traffic(received - (eof or state == CLOSE_WAIT), sent - again + waiting)

@@ -1,5 +1,6 @@
 """What the journal says of connections that have ended."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -122,19 +123,16 @@ def test_reason_is_told_of_those_who_read_no_answer(journal: Journal, ended: End
     assert entry["TCPUPPERD_REASON"] == "write timeout"
 
 
-@pytest.mark.parametrize(("reads", "reason"), [(1, "service stopped"), (0, "drain timeout")])
-def test_reason_is_told_at_a_stop(
-    journal: Journal, ended: Ended, reads: bool, reason: str
-) -> None:
-    with Daemon(wrapper=journal.wrapper, log_connections=True, drain_timeout=0.1) as daemon:
-        client = daemon.connect(receive_buffer=4096)
+def test_reason_is_told_at_a_stop(journal: Journal, ended: Ended) -> None:
+    with Daemon(wrapper=journal.wrapper, log_connections=True) as daemon:
+        client = daemon.connect()
         port = client.port
-        if reads:
-            assert client.ask(b"hello") == b"HELLO"
-        else:
-            daemon.clog(client)
-        daemon.stop()
-        assert ended.the(port)["TCPUPPERD_REASON"] == reason
+        assert client.ask(b"hello") == b"HELLO"
+        daemon.send_signal(signal.SIGTERM)
+        client.wait_for_end()
+        client.close()
+        daemon.wait()
+        assert ended.the(port)["TCPUPPERD_REASON"] == "service stopped"
 
 
 def test_client_behind_a_proxy_is_the_one_that_was_introduced(

@@ -63,6 +63,15 @@ def test_message_says_what_became_of_the_client(
     assert fields["TCPUPPERD_DURATION_USEC"] == 1_500_000
 
 
+def test_answers_that_a_stop_cuts_off_are_the_reason(log: Log) -> None:
+    log.connection.reason = ""
+    log.connection.unsent = b"HELLO"
+    log.connection.abandon(NOW)
+    log.end(1, NOW)
+    (message,) = log.messages()
+    assert message.startswith("192.0.2.1:5: drain timeout after ")
+
+
 def test_time_in_other_processes_counts(log: Log) -> None:
     state = log.connection.state(NOW)
     assert state.open_for == 1.5
