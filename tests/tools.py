@@ -16,6 +16,7 @@ PACKAGES = {
     "mandoc": "mandoc",
     "nginx": "nginx libnginx-mod-stream",
     "openssl": "openssl",
+    "prometheus": "prometheus",
     "promtool": "prometheus",
     "ss": "iproute2",
     "strace": "strace",

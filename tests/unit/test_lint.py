@@ -115,7 +115,10 @@ def test_man_page(page: Path) -> None:
 
 def test_units(tmp_path: Path) -> None:
     need("systemd-analyze")
-    units = [tmp_path / name for name in ("tcpupperd.service", "tcpupperd.socket")]
+    units = [
+        tmp_path / name
+        for name in ("tcpupperd.service", "tcpupperd.socket", "tcpupperd-metrics.socket")
+    ]
     for unit in units:
         # Neither daemon nor kill need be installed here; a command that is missing is an error.
         text = (ROOT / "systemd" / unit.name).read_text()

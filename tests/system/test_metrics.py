@@ -1,0 +1,64 @@
+"""The socket for metrics, beside the running service."""
+
+from pathlib import Path
+
+from system.container import Container
+from system.service import SERVICE, SOCKET, Conversation, is_active
+from system.test_package import newer_package
+from waiting import until
+
+METRICS = "tcpupperd-metrics.socket"
+
+#: Prints what a page says; curl(1) need not be installed.
+GET = """
+import sys, urllib.request
+with urllib.request.urlopen("http://localhost:9998" + sys.argv[1], timeout=30) as answer:
+    print(answer.headers["Content-Type"], answer.read().decode(), sep="\\n")
+"""
+
+
+def get(machine: Container, page: str = "/metrics") -> str:
+    return machine.run("python3", "-c", GET, page)
+
+
+def test_metrics_begin_and_end_beside_live_connections(machine: Container, package: Path) -> None:
+    assert machine.try_run("systemctl", "is-enabled", METRICS).stdout == "disabled\n"
+    assert not is_active(machine, METRICS)
+    assert ":9998 " not in machine.run("ss", "-tln")
+    with Conversation(machine) as conversation:
+        assert conversation.ask("before") == "BEFORE"
+        until(lambda: is_active(machine))
+        # As systemd has it, and the reason for the way that is documented.
+        refused = machine.try_run("systemctl", "start", METRICS)
+        assert refused.returncode
+        machine.run("systemctl", "reset-failed", METRICS)
+
+        machine.run("systemctl", "enable", METRICS)
+        machine.run("systemctl", "restart", SERVICE)
+        assert conversation.ask("restarted") == "RESTARTED"
+        text = get(machine)
+        assert text.startswith("text/plain; version=0.0.4\n")
+        assert '\ntcpupperd_connections_handed_over_total{direction="taken"} 1\n' in text
+        assert "\ntcpupperd_configuration_in_force 1\n" in text
+        assert "tcpupperd.toml, <span class=" in get(machine, "/")
+
+        invocation = machine.show(METRICS, "InvocationID")
+        machine.run("apt-get", "install", "--yes", newer_package(machine, package))
+        assert conversation.ask("upgraded") == "UPGRADED"
+        assert "\ntcpupperd_lines_total 1\n" in get(machine)
+        assert machine.show(METRICS, "InvocationID") == invocation
+
+        machine.run("systemctl", "disable", "--now", METRICS)
+        machine.run("systemctl", "restart", SERVICE)
+        assert conversation.ask("without") == "WITHOUT"
+        assert ":9998 " not in machine.run("ss", "-tln")
+
+
+def test_stop_of_the_service_and_its_socket_is_one_of_metrics_too(machine: Container) -> None:
+    machine.run("systemctl", "enable", METRICS)
+    machine.run("systemctl", "restart", SERVICE)
+    get(machine)
+    machine.run("systemctl", "stop", SOCKET, SERVICE)
+    assert not is_active(machine, METRICS)
+    machine.run("systemctl", "start", SOCKET, SERVICE)
+    get(machine)
