@@ -30,6 +30,9 @@ _SO_ATTACH_FILTER = 26
 _BPF = struct.Struct("HBBI")  # struct sock_filter
 _FPROG = struct.Struct("HP")  # struct sock_fprog
 
+#: The beginning of struct tcp_info (linux/tcp.h), up to this number.
+_LAST_DATA_SENT = struct.Struct("@44xI")
+
 
 class ListenError(ExpectedError):
     """The daemon cannot listen on an address, or cannot use a socket that was passed in."""
@@ -130,6 +133,18 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
         return _listen_everywhere(port, backlog, reuse)
     family, where = _resolve(Address(host, port))[0]
     return _listen_tcp(family, where, backlog, reuse)
+
+
+def time_in_queue(connection: socket.socket) -> float:
+    """Seconds that a TCP connection which has just been accepted has waited for that; 0 for a Unix
+    socket. The kernel counts the time since the last data was sent (tcpi_last_data_sent) from the
+    handshake."""
+    if connection.family == socket.AF_UNIX:
+        return 0.0
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_SENT.size)
+    milliseconds: int
+    (milliseconds,) = _LAST_DATA_SENT.unpack(info)
+    return milliseconds / 1000
 
 
 def stop_new_connections(listening: socket.socket) -> None:

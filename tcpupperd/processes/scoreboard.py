@@ -40,6 +40,8 @@ DAEMON = (
     "workers_signalled",  # killed by others
     "workers_hung",  # killed for not having shown a sign of life
     "workers_late",  # killed for not having left in time
+    "lost",  # connections that ended with a worker
+    "restarts",  # that connections could survive, up to now
     "reloads",
     "reloads_failed",
     "loaded",  # when the configuration in use came into force
@@ -57,6 +59,8 @@ DAEMON = (
     WORKERS_SIGNALLED,
     WORKERS_HUNG,
     WORKERS_LATE,
+    LOST,
+    RESTARTS,
     RELOADS,
     RELOADS_FAILED,
     LOADED,

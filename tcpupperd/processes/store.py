@@ -1,12 +1,13 @@
 """The file descriptor store of the service manager, which keeps descriptors for the next process.
 
 It has the two ends of the channel for the hand-over of connections, the last configuration that
-worked, and a witness. Any other descriptor in it, from another version or damaged, is closed and
-removed, and does no harm.
+worked, the number of restarts, and a witness. Any other descriptor in it, from another version or
+damaged, is closed and removed, and does no harm.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -21,10 +22,14 @@ from tcpupperd.host.notify import Notifier
 
 log = logging.getLogger(__name__)
 
-CONFIGURATION, WITNESS = "last-configuration", "witness"
+CONFIGURATION, WITNESS, RESTARTS = "last-configuration", "witness", "restarts"
 
 #: The names of our descriptors in the store.
-NAMES = channel.NAMES | {CONFIGURATION, WITNESS}
+NAMES = channel.NAMES | {CONFIGURATION, WITNESS, RESTARTS}
+
+
+#: An upper bound of what is believed of a stored number.
+RESTARTS_MAX = 2**32
 
 
 class Store:
@@ -37,15 +42,19 @@ class Store:
         is put into it."""
         self._notifier = notifier
         self.configuration: str | None = None  # the stored text; "" is all defaults
+        self.restarts = 0  # that the channel has outlived
         ends: dict[str, socket.socket] = {}
         for name, fd in stored:
             if name == CONFIGURATION:
                 self._read_configuration(fd)
+            elif name == RESTARTS:
+                self._read_restarts(fd)
             elif name in channel.NAMES and name not in ends and channel.is_end(fd):
                 ends[name] = socket.socket(fileno=fd)
             else:
                 self._drop(name, fd)
         self.channel = channel.open_channel(ends, notifier, store=offered)
+        self._keep_restarts(survived=ends.keys() == channel.NAMES)
         self._witness = Witness(notifier) if self.channel.outlives_us else None
 
     @property
@@ -67,10 +76,7 @@ class Store:
         """Store a configuration that works, replacing the previous one."""
         if text == self.configuration or not self.channel.outlives_us:
             return
-        file = sealed(text.encode())
-        self._notifier.forget(CONFIGURATION)
-        self._notifier.store(CONFIGURATION, file)
-        os.close(file)
+        self._replace(CONFIGURATION, text)
         self.configuration = text
 
     def _read_configuration(self, fd: int) -> None:
@@ -80,6 +86,23 @@ class Store:
             log.warning("the stored configuration is of no use: %s", error)
             self._notifier.forget(CONFIGURATION)
         os.close(fd)
+
+    def _read_restarts(self, fd: int) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it counts from 0 again
+            self.restarts = max(0, min(int(read_sealed(fd)), RESTARTS_MAX))
+        os.close(fd)
+
+    def _keep_restarts(self, *, survived: bool) -> None:
+        """Count this start, if it is a restart, and store the number for the next one."""
+        self.restarts = self.restarts + 1 if survived else 0
+        if self.channel.outlives_us:
+            self._replace(RESTARTS, str(self.restarts))
+
+    def _replace(self, name: str, text: str) -> None:
+        file = sealed(text.encode())
+        self._notifier.forget(name)
+        self._notifier.store(name, file)
+        os.close(file)
 
     def _drop(self, name: str, fd: int) -> None:
         os.close(fd)

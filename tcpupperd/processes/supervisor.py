@@ -27,8 +27,10 @@ from tcpupperd.processes.scoreboard import (
     LAST_RELOAD_FAILED,
     LEAVES,
     LOADED,
+    LOST,
     RELOADS,
     RELOADS_FAILED,
+    RESTARTS,
     WORKERS_EXITED,
     WORKERS_HUNG,
     WORKERS_LATE,
@@ -83,6 +85,7 @@ class Supervisor:
         self._notifier = notifier
         self._store = store
         self._scoreboard = Scoreboard(4 * WORKERS_MAX)
+        self._scoreboard.daemon[RESTARTS] = store.restarts
         self._workers: dict[int, WorkerProcess] = {}
         self._generation = 1
         # What to go back to, during a reload, or while the first workers start with another
@@ -260,6 +263,7 @@ class Supervisor:
         lost = dead.slot.numbers[OPEN]
         dead.let_go()
         self._scoreboard.release(dead.slot)
+        self._scoreboard.daemon[LOST] += lost
         if retired:
             log.debug("worker %d has left", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
             return

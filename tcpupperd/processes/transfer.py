@@ -274,7 +274,7 @@ class Taker:
         if server.tally.debug:
             log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
         if state is GONE:
-            connection.reason = "damaged"
+            connection.reason = "damaged"  # which has been counted
         server.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 

@@ -14,8 +14,8 @@ from functools import partial
 
 from tcpupperd.events import Event
 from tcpupperd.host.messages import RateLimitedLog
-from tcpupperd.host.sockets import BACKLOG, Listener
-from tcpupperd.serving.counters import ACCEPTED, SHORTAGES, Tally
+from tcpupperd.host.sockets import BACKLOG, Listener, time_in_queue
+from tcpupperd.serving.counters import ACCEPTED, LONGEST_QUEUE, SHORTAGES, Tally
 from tcpupperd.serving.poller import Poller
 from tcpupperd.words import counted
 
@@ -35,6 +35,10 @@ ACCEPTS_PER_TURN = 4
 #: so nearly all connections would go to one worker. After this many connections, a worker moves to
 #: the end of the queue, which spreads them evenly.
 ACCEPTS_BEFORE_REQUEUE = 16
+
+#: Seconds between two looks at how long connections wait to be accepted; each costs as much as a
+#: twentieth of a connection.
+TIMING_INTERVAL = 0.1
 
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
@@ -71,6 +75,7 @@ class Acceptor:
         self._short = False  # whether there was a shortage since a queue was last seen empty
         self._complained = False  # whether this was logged
         self._may_complain_at = 0.0
+        self._may_time_at = 0.0
 
     def update_interest(self) -> None:
         """Poll the listeners if, and only if, there is room for more connections."""
@@ -138,12 +143,21 @@ class Acceptor:
             self._failed(error)
             return False
         self._tally.numbers[ACCEPTED] += 1
+        if self._poller.now >= self._may_time_at:
+            self._time(request)
         self._accepted[listener] += 1
         if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
             self._poller.remove(listener.socket)
             self._add(listener)
         self._welcome(request, client_address, listener)
         return True
+
+    def _time(self, request: socket.socket) -> None:
+        """Note how long a connection has waited. Looking at some is enough: the first that is
+        accepted after a long time is among them, and it has waited longest."""
+        self._may_time_at = self._poller.now + TIMING_INTERVAL
+        waited, numbers = int(time_in_queue(request) * 1_000_000), self._tally.numbers
+        numbers[LONGEST_QUEUE] = max(waited, numbers[LONGEST_QUEUE])
 
     def _failed(self, error: OSError) -> None:
         """Pause after a shortage; any other error concerns only that one connection."""

@@ -15,16 +15,19 @@ from tcpupperd.address import written
 from tcpupperd.config import Config
 from tcpupperd.serving.counters import (
     CUT,
+    EOF,
     FIELDS,
+    FINISHED,
     IDLE_TIMEOUT,
     LINE_TIMEOUT,
     PROBES,
     RESET,
+    STOPPED,
     WRITE_TIMEOUT,
     Tally,
 )
 from tcpupperd.serving.protocol import Protocol
-from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, SENT, turn
+from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, turn
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ class Connection:
         self.lingers_until = 0.0  # set once our side has ended, but not the client's
         self.tick = 0  # when its deadline is checked
         self.began = 0.0  # when the client connected; set when added
-        self.reason = ""  # why it ends, unless the client or the protocol has ended it
+        self.reason = ""  # why it ends; once it is set, it has been counted
 
     def handle(self, now: float) -> Next | None:
         """Send what is left, or else receive once and answer at once."""
@@ -163,6 +166,7 @@ class Connection:
         answered, data = outcome
         if not answered:
             return self._answer(data, now)
+        tally.received += len(data)
         self.unsent = memoryview(data)
         return Next.WATCH
 
@@ -191,9 +195,10 @@ class Connection:
         else:
             self.eof = True
             if not before and self._is_silent:
-                tally.add(PROBES)
+                self._because(PROBES, "client closed")
             answer = protocol.receive_eof()
         self.last_activity = now
+        tally.received += len(data)
         tally.counts[ANSWERED] += protocol.lines - before
         if protocol.mid_line or self.line_began:
             self._time_line(protocol.lines - before)
@@ -229,15 +234,15 @@ class Connection:
 
     def stop(self, now: float) -> Next | None:
         """End it because the server stops."""
-        self.reason = self.reason or "service stopped"
+        self._because(STOPPED, "service stopped")
         return self.end(now)
 
     def abandon(self, now: float) -> Next:
         """End it at once. If unsent answers are lost, a reset tells the client."""
         if not self.unsent:
+            self._because(STOPPED, "service stopped")
             return Next.CLOSE
-        self.tally.add(CUT)
-        self.reason = "drain timeout"
+        self._because(CUT, "drain timeout")
         return Next.CUT
 
     def expire(self, now: float) -> Next | None:
@@ -247,24 +252,15 @@ class Connection:
             return Next.SCHEDULE
         if reason is Reason.LINGER:
             return self._linger_on(now)
-        self.tally.add(reason.value)
-        self.reason = FIELDS[reason.value].replace("_", " ")
+        self._because(reason.value, FIELDS[reason.value].replace("_", " "))
         log.debug("%s: %s", self, self.reason)
         return Next.CUT if reason is Reason.WRITE else self.end(now)
 
     def fail(self, error: OSError) -> None:
         """Count and log that the client, or the path to it, is gone."""
         was_probe = self._is_silent and isinstance(error, ConnectionError)
-        self.tally.add(PROBES if was_probe else RESET)
-        self.reason = self.reason or str(error.strerror).lower()
+        self._because(PROBES if was_probe else RESET, str(error.strerror).lower())
         log.debug("%s: %s", self, error)
-
-    @property
-    def why(self) -> str:
-        """Why it ends, in words."""
-        if self.reason:
-            return self.reason
-        return "client closed" if self.eof and not self.lingers_until else "finished"
 
     def deadline(self) -> tuple[float, Reason]:
         """When to end this connection, and why."""
@@ -315,8 +311,15 @@ class Connection:
         self.line_began = now - state.line_open_for if protocol.mid_line else 0.0
         if state.lingers_for is not None:
             self.lingers_until = now + state.lingers_for
+            self.reason = "finished"  # or another: it was counted when the lingering began
         ends = protocol.finished and not self.lingers_until
         return (self.end(now) if ends else None) or Next.WATCH
+
+    def _because(self, counter: int, reason: str) -> None:
+        """Note and count why the connection ends; the first reason counts."""
+        if not self.reason:
+            self.reason = reason
+            self.tally.add(counter)
 
     def _is_new(self, now: float, newcomer_time: float) -> bool:
         """Whether the client has just connected and may be about to send its first line."""
@@ -341,7 +344,7 @@ class Connection:
             sent = self.socket.send(answer)
         except BlockingIOError:
             sent = 0
-        self.tally.counts[SENT] += sent
+        self.tally.sent += sent
         if sent == len(answer):
             return True
         # Copy the rest: a view would keep the whole answer in memory until the client reads.
@@ -352,7 +355,7 @@ class Connection:
         """Send more of what is left; once nothing is left, receive again."""
         sent = self.socket.send(self.unsent)
         self.last_activity = now
-        self.tally.counts[SENT] += sent
+        self.tally.sent += sent
         self.unsent = self.unsent[sent:]
         if self.unsent:
             return None
@@ -373,9 +376,11 @@ class Connection:
         if self.protocol.introduces:
             return Next.INTRODUCE
         if self.eof:
+            self._because(EOF, "client closed")
             return Next.CLOSE
         if self.lingers_until:
             return None
+        self._because(FINISHED, "finished")
         self.socket.shutdown(socket.SHUT_WR)
         self.lingers_until = now + LINGER_TIME
         return Next.WATCH

@@ -40,7 +40,7 @@ class ConnectionLog:
             log.info(
                 "%s: %s after %s in %.1f s",
                 connection,
-                connection.why,
+                connection.reason,
                 counted(connection.protocol.lines, "line"),
                 now - connection.began,
                 extra=Event.CONNECTION_ENDED.fields(**about(connection, now)),
@@ -76,7 +76,7 @@ def about(connection: Connection, now: float) -> dict[str, object]:
     fields: dict[str, object] = {
         "TCPUPPERD_CLIENT": written(client),
         "TCPUPPERD_WORKER": os.getpid(),
-        "TCPUPPERD_REASON": connection.why,
+        "TCPUPPERD_REASON": connection.reason,
         "TCPUPPERD_LINES": connection.protocol.lines,
         "TCPUPPERD_DURATION_USEC": round((now - connection.began) * 1_000_000),
     }

@@ -29,6 +29,7 @@ class Counter(NamedTuple):
 
 COUNTERS = (
     Counter("lines", "Lines answered.", "", {"": "lines"}),
+    Counter("received_bytes", "Bytes received from clients.", "", {"": "received"}),
     Counter("sent_bytes", "Bytes sent to clients.", "", {"": "bytes"}),
     Counter("connections_accepted", "Connections accepted.", "", {"": "accepted"}),
     Counter(
@@ -36,6 +37,9 @@ COUNTERS = (
         "Connections ended, by reason.",
         "reason",
         {
+            "client": "eof",
+            "finished": "finished",
+            "stop": "stopped",
             "probe": "probes",
             "reset": "reset",
             "idle_timeout": "idle_timeout",
@@ -44,6 +48,7 @@ COUNTERS = (
             "drain_timeout": "cut",
             "damaged": "damaged",
             "error": "errors",
+            "worker": "lost",
         },
     ),
     Counter(
@@ -71,6 +76,8 @@ COUNTERS = (
         "",
         {"": "shortages"},
     ),
+    Counter("turns", "Iterations of the workers' event loops.", "", {"": "turns"}),
+    Counter("restarts_survived", "Restarts that live connections survived.", "", {"": "restarts"}),
     Counter("workers_started", "Workers started.", "", {"": "workers_started"}),
     Counter(
         "workers_died",
@@ -130,6 +137,7 @@ def _gauges(report: Report) -> Iterator[Family]:
     counts = [({"state": state}, float(states.count(state))) for state in STATES]
     yield "tcpupperd_workers", "gauge", "Workers, by state.", counts
     yield from _queues(report)
+    yield from _times(report)
     in_force = None if report.in_force is None else float(report.in_force)
     yield gauge(
         "tcpupperd_configuration_in_force", "Whether the file on disk is in force.", in_force
@@ -158,6 +166,19 @@ def _queues(report: Report) -> Iterator[Family]:
     text = "Connections that may wait to be accepted; more are dropped."
     limits = [(labels, float(limit)) for labels, _, limit in known]
     yield "tcpupperd_accept_queue_limit", "gauge", text, limits
+
+
+def _times(report: Report) -> Iterator[Family]:
+    """Counters of time and maxima, which are in microseconds in the report."""
+    busy = report.counters.get("busy", 0) / 1_000_000
+    text = "Time that the workers spent in loop iterations, without waiting."
+    yield "tcpupperd_turn_seconds_total", "counter", text, [({}, busy)]
+    longest = max((worker.longest_turn for worker in report.workers), default=0.0)
+    text = "The longest loop iteration of the workers that run."
+    yield "tcpupperd_turn_longest_seconds", "gauge", text, [({}, longest)]
+    longest = max((worker.longest_queue for worker in report.workers), default=0.0)
+    text = "The longest time that a connection to the workers that run waited to be accepted."
+    yield "tcpupperd_accept_queue_longest_seconds", "gauge", text, [({}, longest)]
 
 
 def _written(family: Family) -> str:

@@ -16,6 +16,8 @@ from tcpupperd.serving.counters import (
     FIELDS,
     HEARTBEAT,
     LINES,
+    LONGEST_QUEUE,
+    LONGEST_TURN,
     OPEN,
     PID,
     STARTED,
@@ -41,6 +43,8 @@ class WorkerReport(NamedTuple):
     lines: int
     age: float
     silent_for: float | None  # since its last sign of life; None if nobody asks for them
+    longest_turn: float
+    longest_queue: float  # time that a connection waited to be accepted
 
 
 class ListenerReport(NamedTuple):
@@ -99,6 +103,8 @@ def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
         age=max(0, now - began) / 1_000_000,
         # The first one, set at the start, says nothing.
         silent_for=max(0, now - beat) / 1_000_000 if beat > began else None,
+        longest_turn=numbers[LONGEST_TURN] / 1_000_000,
+        longest_queue=numbers[LONGEST_QUEUE] / 1_000_000,
     )
 
 

@@ -151,7 +151,7 @@ class UpperServer(socketserver.BaseServer):
         if self.draining:
             self.draining.go_on(self.poller.now)
         self.acceptor.update_interest()
-        self.tally.publish(len(self.connections))
+        self.tally.publish(len(self.connections), monotonic() - self.poller.now)
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
         """Seconds until something is due, or until the time `until`; None means never."""

@@ -138,8 +138,9 @@ def _worker(worker: WorkerReport) -> str:
         f"{worker.connections:,}",
         f"{worker.lines:,}",
         "-" if worker.silent_for is None else duration(worker.silent_for),
+        duration(worker.longest_turn),
         duration(worker.age),
-        numbers=4,
+        numbers=5,
     )
 
 

@@ -1,10 +1,18 @@
-"""What the daemon counts of its workers and reloads, and what survives them."""
+"""What the daemon counts of its clients, workers and reloads, and what survives them."""
 
 import os
 import signal
+from io import FileIO
+from time import monotonic, sleep
+
+import pytest
 
 from integration.daemon import Daemon
 from integration.processes import stopped
+from integration.scraper import LISTEN, value
+from integration.service import Service
+from tcpupperd.host.memfd import sealed
+from tcpupperd.processes.store import RESTARTS, RESTARTS_MAX
 from waiting import until
 
 
@@ -20,6 +28,140 @@ def test_counters_of_a_killed_worker_stay_in_the_totals() -> None:
         counters = daemon.counters()
         assert (counters["accepted"], counters["open"]) == (2, 1)
         assert (counters["workers_started"], counters["workers_signalled"]) == (2, 1)
+
+
+def test_connections_of_a_killed_worker_are_counted_as_lost() -> None:
+    with Daemon(workers=1) as daemon:
+        clients = [daemon.connect() for _ in range(3)]
+        assert [client.ask(b"hello") for client in clients] == [b"HELLO"] * 3
+        until(lambda: daemon.counters()["open"] == 3)
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait_for_workers(1, without=worker)
+        assert daemon.counters()["lost"] == 3
+
+
+def test_every_connection_is_counted_once_by_the_reason_of_its_end() -> None:
+    """Whatever connections do, those that came are open, given away, refused, or ended for one
+    reason."""
+    with Daemon(listen=LISTEN, line_timeout=0.2, lines_per_connection=2) as daemon:
+
+        def ended(reason: str) -> None:
+            expected[reason] = expected.get(reason, 0) + 1
+            until(lambda: {name: daemon.counters()[name] for name in expected} == expected)
+
+        expected: dict[str, int] = {}
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+        client.end()
+        assert client.read_to_end() == b""
+        ended("eof")
+
+        client = daemon.connect()
+        assert (client.ask(b"one"), client.ask(b"two")) == (b"ONE", b"TWO")
+        assert client.read_to_end() == b""
+        client.close()
+        ended("finished")
+
+        scraper = daemon.connect(daemon.address_of("metrics"))
+        scraper.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert scraper.read_to_end().startswith(b"HTTP/1.1 200 OK")
+        scraper.reset()  # while the server lingers
+        ended("finished")
+
+        slow = daemon.connect()
+        slow.send(b"half a li")
+        assert slow.read_to_end() == b""
+        slow.close()
+        ended("line_timeout")
+
+        daemon.connect().close()
+        ended("probes")
+
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+        client.reset()
+        ended("reset")
+
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+        daemon.reload()
+        until(lambda: daemon.counters()["taken"] >= 1)
+        client.reset()
+        ended("reset")
+
+        until(lambda: daemon.counters()["open"] == 0)
+        counters = daemon.counters()
+        assert sum(expected.values()) == counters["accepted"] == 7
+        assert counters["taken"] == counters["given"]
+
+
+def test_bytes_are_counted_in_both_directions() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        for piece in (b"hello\n", b"two\nlines\n", b"half a ", b"line\nand mo"):
+            client.send(piece)
+        client.end()
+        assert client.read_to_end() == b"HELLO\nTWO\nLINES\nHALF A LINE\nAND MO"
+        until(lambda: (daemon.counters()["received"], daemon.counters()["bytes"]) == (34, 34))
+
+
+def test_bytes_that_do_not_fit_are_counted_when_they_are_sent() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect(receive_buffer=4096)
+        sent = daemon.clog(client)
+        client.end()
+        assert len(client.read_to_end()) == len(sent)
+        until(lambda: daemon.counters()["bytes"] == len(sent))
+        assert daemon.counters()["received"] == len(sent)
+
+
+def test_turns_and_the_time_in_them_are_counted() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        before, began = daemon.counters(), monotonic()
+        for _ in range(1000):
+            assert client.ask(b"hello") == b"HELLO"
+        until(lambda: daemon.counters()["turns"] >= before["turns"] + 1000)
+        counters, took = daemon.counters(), monotonic() - began
+        assert 0 < counters["busy"] - before["busy"] <= took * 1_000_000
+
+
+def test_longest_wait_to_be_accepted_is_the_kernels() -> None:
+    with Daemon(listen=LISTEN, workers=1) as daemon:
+        with stopped(*daemon.workers()):
+            waiting = daemon.connect()
+            sleep(0.3)  # what is measured, not a wait
+        assert waiting.ask(b"hello") == b"HELLO"
+        until(lambda: value(daemon, "tcpupperd_accept_queue_longest_seconds") >= 0.3)
+
+
+def test_longest_turn_is_that_of_the_workers_that_run() -> None:
+    with Daemon(listen=LISTEN, workers=1) as daemon:
+        client = daemon.connect()
+        (worker,) = daemon.workers()
+        # A worker that is stopped while it is in a turn is in it for as long.
+        while value(daemon, "tcpupperd_turn_longest_seconds") < 0.05:
+            client.send(b"hello\n" * 10_000)
+            with stopped(worker):
+                sleep(0.05)  # what is measured, not a wait
+            assert len(client.read(60_000)) == 60_000
+
+
+def test_restarts_that_connections_survived_are_counted(service: Service) -> None:
+    for restarts in range(3):
+        with service.daemon() as daemon:
+            assert daemon.counters()["restarts"] == restarts
+
+
+@pytest.mark.parametrize("content", [b"many", b"-1", b"\xff", b"", b"9" * 4000, b"9" * 5000])
+def test_stored_number_of_restarts_may_be_nonsense(service: Service, content: bytes) -> None:
+    with service.daemon():
+        until(lambda: RESTARTS in service.manager.stored)
+    service.manager.stored.pop(RESTARTS).close()
+    service.manager.stored[RESTARTS] = FileIO(sealed(content))
+    with service.daemon() as daemon:
+        assert 0 < daemon.counters()["restarts"] <= RESTARTS_MAX + 1
 
 
 def test_reloads_are_counted_by_how_they_ended() -> None:

@@ -1,58 +1,24 @@
 """The service `metrics` of a real daemon: what Prometheus and people read, and who else comes."""
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from email.message import Message
-from http.client import BadStatusLine, HTTPConnection
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from integration.client import Client, endpoint
+from integration.client import Client
 from integration.daemon import Daemon
+from integration.scraper import LISTEN, get, scrape, value
 from integration.service import Service
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.report import report_of
 from tools import need
-from waiting import DEADLINE, until
-
-LISTEN = ["127.0.0.1:0", "metrics=127.0.0.1:0"]
+from waiting import until
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-def get(address: str, path: str = "/metrics") -> tuple[int, Message, str]:
-    """Status, header and body of the answer to a GET, as Python's own client understands it; the
-    status is 0 if it is none of HTTP."""
-    with contextlib.closing(HTTPConnection(*endpoint(address), timeout=DEADLINE)) as connection:
-        connection.request("GET", path)
-        try:
-            answer = connection.getresponse()
-        except BadStatusLine:
-            return 0, Message(), ""
-        return answer.status, answer.headers, answer.read().decode()
-
-
-def scrape(daemon: Daemon) -> str:
-    """The metrics as text."""
-    status, header, text = get(daemon.address_of("metrics"))
-    assert (status, header["Content-Type"]) == (200, "text/plain; version=0.0.4")
-    return text
-
-
-def value(daemon: Daemon, name: str, **labels: str) -> float:
-    """One value, as Prometheus' own parser finds it."""
-    (found,) = (
-        sample.value
-        for family in text_string_to_metric_families(scrape(daemon))
-        for sample in family.samples
-        if (sample.name, sample.labels) == (name, labels)
-    )
-    return float(found)
 
 
 def test_prometheus_own_parser_and_linter_accept_the_metrics() -> None:

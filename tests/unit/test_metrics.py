@@ -10,6 +10,9 @@ from unit.reports import NASTY, REPORT
 #: Of the counters of a report, what is no counter of Prometheus: it also falls.
 GAUGES = {"open"}
 
+#: What is not in base units there.
+TIMES = {"busy"}
+
 
 def values() -> dict[str, float]:
     """All samples of the page, by name and labels."""
@@ -23,7 +26,7 @@ def test_type_is_exactly_that_of_the_text_format() -> None:
 
 def test_every_counter_is_in_one_metric() -> None:
     fields = [field for counter in COUNTERS for field in counter.fields.values()]
-    assert sorted(fields) == sorted(reports.COUNTERS.keys() - GAUGES)
+    assert sorted(fields) == sorted(reports.COUNTERS.keys() - GAUGES - TIMES)
     found = values()
     for counter in COUNTERS:
         for value, field in counter.fields.items():
@@ -44,6 +47,9 @@ def test_gauges_are_those_of_the_report() -> None:
     assert found["tcpupperd_configuration_in_force"] == 1
     assert found["tcpupperd_configuration_loaded_timestamp_seconds"] == REPORT.loaded
     assert found["tcpupperd_last_reload_successful"] == 1
+    assert found["tcpupperd_turn_seconds_total"] == reports.COUNTERS["busy"] / 1_000_000
+    assert found["tcpupperd_turn_longest_seconds"] == 0.0125
+    assert found["tcpupperd_accept_queue_longest_seconds"] == 1.5
     assert any(re.match(r'tcpupperd_build_info\{version="1.2.3",', name) for name in found)
 
 
@@ -60,7 +66,7 @@ def test_every_metric_has_help_and_a_type_once_before_its_values() -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     text = page(REPORT._replace(in_force=None, loaded=0, listeners=[])).text
-    for name in ("configuration_in_force", "loaded", "accept_queue"):
+    for name in ("configuration_in_force", "loaded", "accept_queue_connections"):
         assert name not in text
 
 

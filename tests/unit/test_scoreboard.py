@@ -74,7 +74,7 @@ def test_worker_goes_on_counting_where_the_one_before_it_stopped() -> None:
     tally = Tally(second.numbers)
     tally.counts[ANSWERED] += 1
     tally.add(ACCEPTED)
-    tally.publish(1)
+    tally.publish(1, 0.5)
     assert (second.connections, board.totals()["lines"], board.totals()["accepted"]) == (1, 10, 6)
 
 
