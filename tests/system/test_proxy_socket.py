@@ -2,6 +2,7 @@
 
 from system.container import Container
 from system.service import SERVICE, SOCKET, Conversation, main_pid
+from waiting import until
 
 PROXY = "tcpupperd-proxy.socket"
 HEADER = "PROXY TCP4 192.0.2.7 192.0.2.1 56324 443\r\n"
@@ -23,13 +24,13 @@ def test_socket_for_load_balancers_can_be_added_while_clients_are_connected(
     assert main_pid(machine) != pid
 
     assert introduced(machine) == "HELLO"
-    assert machine.run("tcpupper", stdin=HEADER) == HEADER.upper().rstrip("\n")
+    assert machine.run("tcpupper", stdin=HEADER).rstrip() == HEADER.upper().rstrip()
     assert machine.try_run("tcpupper", "--port=9997", "hello").returncode != 0
     told = machine.journal(f"--unit={SERVICE}", "--priority=warning", "--output=cat")
     assert "PROXY header refused: no header begins like this: byte 1 is 0x68" in told
 
     machine.run("systemctl", "stop", SOCKET, SERVICE)
-    assert "LISTEN" not in machine.run("ss", "-tln")
+    until(lambda: "LISTEN" not in machine.run("ss", "-tln"))
     machine.run("systemctl", "start", SERVICE)
     assert introduced(machine) == "HELLO"
 
