@@ -110,6 +110,7 @@ class Connection:
     # Ten thousand idle connections should cost little: no __dict__ for each.
     __slots__ = (
         "began",
+        "bucket",
         "client_address",
         "eof",
         "fd",
@@ -121,7 +122,6 @@ class Connection:
         "reason",
         "socket",
         "tally",
-        "tick",
         "unsent",
     )
 
@@ -145,7 +145,7 @@ class Connection:
         self.last_activity = 0.0  # when data was last received or sent; at first, when added
         self.line_began = 0.0  # when the first byte of an unfinished line arrived, or 0
         self.lingers_until = 0.0  # set once our side has ended, but not the client's
-        self.tick = 0  # when its deadline is checked
+        self.bucket: set[int] | None = None  # where its deadline is held
         self.began = 0.0  # when the client connected; set when added
         self.reason = ""  # why it ends; once it is set, it has been counted
 

@@ -145,7 +145,7 @@ class Connections:
         if self._counts_sources and not connection.protocol.introduces:
             self._count_source(connection.client_address, 1)
         if self.limits.shortest < math.inf:
-            connection.tick = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
+            connection.bucket = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
 
     def begin(
         self,
@@ -213,7 +213,8 @@ class Connections:
 
     def _forget(self, connection: Connection) -> None:
         del self._by_fd[connection.fd]
-        self._deadlines.discard(connection.fd, connection.tick)
+        if connection.bucket is not None:
+            connection.bucket.discard(connection.fd)
         if self._counts_sources and not connection.protocol.introduces:
             self._count_source(connection.client_address, -1)
 
@@ -230,7 +231,8 @@ class Connections:
         This is no later than the shortest timeout from now, because any new deadline is at least
         that far ahead. So nothing needs to be updated when data is received or sent.
         """
-        self._deadlines.discard(connection.fd, connection.tick)
+        if connection.bucket is not None:
+            connection.bucket.discard(connection.fd)
         when = min(connection.deadline()[0], self._poller.now + self.limits.shortest)
         if when < math.inf:
-            connection.tick = self._deadlines.add(connection.fd, when)
+            connection.bucket = self._deadlines.add(connection.fd, when)

@@ -11,7 +11,8 @@ class Deadlines:
 
     The descriptors of one tick share a bucket, so their number does not matter: the owner wakes up
     at most once per tick. Each costs a place in a set. In a heap, it would cost a tuple and a
-    number, and a closed connection could not be removed early.
+    number, and a closed connection could not be removed early. An empty bucket stays until its
+    tick: otherwise, each short connection would create it anew and add its tick to the heap again.
     """
 
     TICK = 0.25
@@ -20,22 +21,15 @@ class Deadlines:
         self._buckets: dict[int, set[int]] = {}
         self._ticks: list[int] = []  # a heap of the buckets' ticks
 
-    def add(self, fd: int, when: float) -> int:
-        """Hold `fd` until `when` (seconds); returns the tick to `discard` it by."""
+    def add(self, fd: int, when: float) -> set[int]:
+        """Hold `fd` until `when` (seconds); returns the bucket to discard it from."""
         tick = math.ceil(when / self.TICK)
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._buckets[tick] = set()
             heapq.heappush(self._ticks, tick)
         bucket.add(fd)
-        return tick
-
-    def discard(self, fd: int, tick: int) -> None:
-        """Remove `fd`, if it is still held."""
-        # An empty bucket stays until its tick: otherwise, each short connection would create it
-        # anew and add its tick to the heap again.
-        if tick in self._buckets:
-            self._buckets[tick].discard(fd)
+        return bucket
 
     def next(self) -> float:
         """When `due` will next return something; infinity if nothing is held."""
@@ -47,4 +41,5 @@ class Deadlines:
         """Remove and return the descriptors of one tick that has passed, or an empty set."""
         if self.next() > now:
             return set()
-        return self._buckets.pop(heapq.heappop(self._ticks))
+        # A copy: their owner may discard from the bucket while it goes through them.
+        return set(self._buckets.pop(heapq.heappop(self._ticks)))

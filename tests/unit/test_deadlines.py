@@ -45,9 +45,9 @@ def test_each_is_due_once_at_the_first_tick_after_its_time(
 @given(st.dictionaries(st.integers(0, 50), times), st.sets(st.integers(0, 50)))
 def test_what_is_discarded_is_never_due(held: dict[int, float], discarded: set[int]) -> None:
     deadlines = Deadlines()
-    ticks = {fd: deadlines.add(fd, when) for fd, when in held.items()}
+    buckets = {fd: deadlines.add(fd, when) for fd, when in held.items()}
     for fd in discarded & held.keys():
-        deadlines.discard(fd, ticks[fd])
+        buckets[fd].discard(fd)
     left = held.keys() - discarded
     earliest = min((held[fd] for fd in left), default=math.inf)
     assert earliest <= deadlines.next() <= earliest + TICK
@@ -56,16 +56,16 @@ def test_what_is_discarded_is_never_due(held: dict[int, float], discarded: set[i
 
 def test_to_discard_what_is_gone_does_nothing() -> None:
     deadlines = Deadlines()
-    tick = deadlines.add(5, 1.0)
-    assert deadlines.due(2.0) == {5}
-    deadlines.discard(5, tick)
-    deadlines.discard(6, 0)
+    bucket = deadlines.add(5, 1.0)
+    due = deadlines.due(2.0)
+    bucket.discard(5)
+    assert due == {5}
     assert deadlines.next() == math.inf
 
 
 def test_a_tick_that_was_emptied_can_be_used_again() -> None:
     deadlines = Deadlines()
-    deadlines.discard(5, deadlines.add(5, 1.0))
+    deadlines.add(5, 1.0).discard(5)
     deadlines.add(6, 1.0)
     assert take_all_due(deadlines, 1.0) == {6}
 
