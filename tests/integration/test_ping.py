@@ -74,6 +74,12 @@ def counts(text: str, which: int = 0) -> list[int]:
     return [int(number) for number in found[which][:5]] if len(found) > which else []
 
 
+def longest_gap(text: str) -> float:
+    """Seconds."""
+    number, unit = COUNTS.findall(text)[-1][5].split()
+    return float(number) / {"s": 1, "ms": 1000}[unit]
+
+
 @contextlib.contextmanager
 def pinging(output: Path, *arguments: str) -> Iterator[Ping]:
     with output.open("wb") as file, started("--ping", *arguments, stdout=file.fileno()) as process:
@@ -102,6 +108,9 @@ def test_each_answer_is_shown_and_the_run_summed_up() -> None:
     assert name == f"--- {address} ping statistics ---"
     assert counts(summary) == [3, 3, 0, 0, 0]
     assert re.fullmatch(r"time min/avg/max/p99 = ([0-9.]+/){3}[0-9.]+ ms", times)
+    # The time between two lines is no gap, and neither is anything else here.
+    longest_time = float(times.split("/")[-2]) / 1000
+    assert longest_gap(summary) == pytest.approx(longest_time, rel=0.01)
 
 
 def test_quiet() -> None:
@@ -265,6 +274,7 @@ def test_silent_server_is_given_up() -> None:
     assert done.returncode == 1
     assert "\nseq=1 lost: no answer for 0.3 s\nreconnected\nseq=2 time=" in done.stdout.decode()
     assert counts(done.stdout.decode()) == [2, 1, 1, 0, 1]
+    assert longest_gap(done.stdout.decode()) >= 0.5  # from the first line on
 
 
 def test_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
