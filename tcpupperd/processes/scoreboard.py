@@ -110,6 +110,10 @@ class Scoreboard:
             if field >= OPEN
         }
 
+    def deaths(self) -> int:
+        """The number of workers that did not end as they should."""
+        return sum(self.daemon[WORKERS_EXITED : WORKERS_LATE + 1])
+
     def events(self) -> dict[str, int]:
         """The counters of the daemon as a whole."""
         return {DAEMON[field]: self.daemon[field] for field in range(WORKERS_STARTED, LOADED)}

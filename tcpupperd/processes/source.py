@@ -40,6 +40,11 @@ class Source:
         self._read = identity(self.path)
         return config.load(self.path, self._options)
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the file that is in force was changed since."""
+        return self.in_force not in (NO_FILE, identity(self.path))
+
     def last_good(self) -> Config | None:
         """The last configuration that worked, without settings that this version does not know;
         None if none is stored. Options override it."""

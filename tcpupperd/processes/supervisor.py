@@ -500,6 +500,10 @@ class Supervisor:
             f"{counted(len(self._workers), 'worker')}, {counted(totals['open'], 'connection')}",
             f"{counted(totals['lines'], 'line')} answered",
         ]
+        if died := self._scoreboard.deaths():
+            parts.append(f"{counted(died, 'worker')} died")
+        if self._source.is_stale:
+            parts.append(f"{self._source.path} was changed, reload it")
         if self._early_deaths and self._missing():
             parts.append(f"a worker cannot start, tried {counted(self._early_deaths, 'time')}")
         if self._store_failed:

@@ -37,9 +37,9 @@ COUNTERS = (
         "Connections ended, by reason.",
         "reason",
         {
-            "client": "eof",
+            "client_closed": "eof",
             "finished": "finished",
-            "stop": "stopped",
+            "service_stopped": "stopped",
             "probe": "probes",
             "reset": "reset",
             "idle_timeout": "idle_timeout",
@@ -47,8 +47,8 @@ COUNTERS = (
             "write_timeout": "write_timeout",
             "drain_timeout": "cut",
             "damaged": "damaged",
-            "error": "errors",
-            "worker": "lost",
+            "bug": "errors",
+            "worker_died": "lost",
         },
     ),
     Counter(

@@ -57,6 +57,22 @@ def test_status_says_what_a_person_wants_to_know() -> None:
         until(lambda: daemon.manager.status.startswith("Stopping; "))
 
 
+def test_status_says_what_is_wrong() -> None:
+    with Daemon(workers=1) as daemon:
+
+        def says(text: str) -> None:
+            until(lambda: daemon.counters() and text in daemon.manager.status)
+
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait_for_workers(1, without=worker)
+        says("; 1 worker died")
+        daemon.configure(max_line=100)
+        says(f"; {daemon.config} was changed, reload it")
+        daemon.reload()
+        until(lambda: "was changed" not in daemon.manager.status)
+
+
 def test_status_is_utf8_in_any_locale(tmp_path: Path) -> None:
     path = f"{tmp_path}/größe ✓ \N{GRINNING FACE}"
     with Daemon(listen=[path], wrapper=("env", "LC_ALL=C")) as daemon:

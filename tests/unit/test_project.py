@@ -22,7 +22,11 @@ def documents() -> Iterator[Path]:
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
     for folder in ("data", "debian", "docs", "systemd"):
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "tcpupperd" not in path.relative_to(ROOT / folder).parts[:-1]:
+            if (
+                path.is_file()
+                and path.suffix != ".png"
+                and "tcpupperd" not in path.relative_to(ROOT / folder).parts[:-1]
+            ):
                 yield path
 
 
