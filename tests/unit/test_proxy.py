@@ -260,6 +260,7 @@ def test_protocol_answers_nothing_and_keeps_what_follows(header: bytes) -> None:
             assert protocol.held == sent[:at]
             heir = HeaderProtocol()
             assert heir.resume(protocol.lines, protocol.mid_line, protocol.held) == b""
+            assert heir.mid_line
             assert heir.receive(sent[at:]) == b""
             assert (heir.finished, heir.mid_line, heir.held, heir.lines) == (True, False, b"", 0)
             assert heir.introduction == Header(len(header), CLIENT)
