@@ -6,9 +6,12 @@ from pathlib import Path
 
 from waiting import until
 
+#: That of `examples/haproxy/haproxy.cfg`.
+BACKEND = "tcpupperd"
+
 
 class HAProxy:
-    """A running HAProxy with the servers of a backend in `examples/haproxy/haproxy.cfg`."""
+    """A running HAProxy, and the servers of BACKEND."""
 
     SERVERS = ("one", "two", "three")
 
@@ -37,6 +40,14 @@ class HAProxy:
         """How many connections to a server are open."""
         return int(self._row(server)["scur"])
 
+    def check(self, backend: str, server: str) -> str:
+        """The result of a server's last health check."""
+        return next(
+            row["check_status"]
+            for row in self._rows()
+            if (row["pxname"], row["svname"]) == (backend, server)
+        )
+
     def tell(self, command: str) -> str:
         """Give a command as an administrator; what it prints, "" if nobody listens yet."""
         with socket.socket(socket.AF_UNIX) as one:
@@ -49,5 +60,8 @@ class HAProxy:
                 return answer.read()
 
     def _row(self, server: str) -> dict[str, str]:
-        rows = csv.DictReader(self.tell("show stat").removeprefix("# ").splitlines())
-        return {row["svname"]: row for row in rows}.get(server, {})
+        found = (row for row in self._rows() if row["svname"] == server)
+        return next((row for row in found if row["pxname"] == BACKEND), {})
+
+    def _rows(self) -> list[dict[str, str]]:
+        return list(csv.DictReader(self.tell("show stat").removeprefix("# ").splitlines()))

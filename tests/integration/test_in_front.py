@@ -20,8 +20,11 @@ from waiting import DEADLINE, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+#: Of HAProxy.
+NAMES = ("haproxy.cfg", "tls.cfg", "send-proxy.cfg")
+
 #: The ports of the examples: the balancer's, and its servers'.
-LINES, TLS, UPPER, PROXY, AGENT = 9999, 9993, 9999, 9997, 9996
+LINES, TLS, INTRODUCED, UPPER, PROXY, AGENT = 9999, 9993, 9994, 9999, 9997, 9996
 
 
 @pytest.fixture
@@ -44,8 +47,12 @@ def servers() -> Iterator[Servers]:
     with contextlib.ExitStack() as stack:
         daemons = []
         for number, address in enumerate(addresses.values()):
-            listen = [f"{address}:{UPPER}", f"agent={address}:{AGENT}"]
-            daemon = Daemon(listen=listen, greeting=f"server {number}", workers=1)
+            ports = {"upper": UPPER, "proxy": PROXY, "agent": AGENT}
+            listen = [f"{service}={address}:{port}" for service, port in ports.items()]
+            greeting = f"server {number} has {{client}}"
+            daemon = Daemon(
+                listen=listen, greeting=greeting, proxy_from=["127.0.0.0/8"], workers=1
+            )
             daemons.append(stack.enter_context(daemon))
         yield Servers(daemons, addresses)
 
@@ -64,7 +71,7 @@ def certificate(tmp_path: Path) -> Path:
 
 @contextmanager
 def haproxy(folder: Path, host: str, servers: Servers, certificate: Path) -> Iterator[HAProxy]:
-    """HAProxy with both of its examples, at an address of this host."""
+    """HAProxy with all of its examples, at an address of this host."""
     changes = {
         **servers.addresses,
         "bind :": f"bind {host}:",
@@ -73,7 +80,7 @@ def haproxy(folder: Path, host: str, servers: Servers, certificate: Path) -> Ite
         # They need root.
         "    user haproxy\n    group haproxy\n": "",
     }
-    files = [changed(folder, f"haproxy/{name}", changes) for name in ("haproxy.cfg", "tls.cfg")]
+    files = [changed(folder, f"haproxy/{name}", changes) for name in NAMES]
     options = [word for file in files for word in ("-f", str(file))]
     with running(need("haproxy"), *options):
         yield HAProxy(folder / "admin.sock")
@@ -84,9 +91,24 @@ def test_haproxy_serves_from_all_servers_with_and_without_tls(
 ) -> None:
     with haproxy(tmp_path, host, servers, certificate):
         lines = [ask(host, LINES) for _ in range(6)]
-        assert {greeting for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
+        assert {greeting[:8] for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
         lines.append(ask(host, TLS, certificate))
         assert {answer for _, answer in lines} == {"HELLO"}
+
+
+def test_haproxy_introduces_its_clients(
+    tmp_path: Path, host: str, servers: Servers, certificate: Path
+) -> None:
+    with (
+        haproxy(tmp_path, host, servers, certificate) as balancer,
+        connected(host, INTRODUCED) as client,
+    ):
+        port = client.getsockname()[1]
+        greeting, answer = exchange(client)
+        assert greeting.endswith(f" has 127.0.0.1:{port}")
+        assert answer == "HELLO"
+        # The health checks come with the header, too.
+        until(lambda: "L7OK" in balancer.check("tcpupperd-proxy", "one"))
 
 
 def test_agent_leaves_alone_what_an_administrator_has_set(
@@ -114,7 +136,7 @@ def test_nginx_serves_from_all_servers(tmp_path: Path, host: str, servers: Serve
     file = changed(tmp_path, "nginx/nginx.conf", changes)
     with running(nginx, "-c", str(file), "-e", "stderr", "-g", "daemon off;"):
         lines = [ask(host, LINES) for _ in range(6)]
-        assert {greeting for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
+        assert {greeting[:8] for greeting, _ in lines} == {"server 0", "server 1", "server 2"}
         assert {answer for _, answer in lines} == {"HELLO"}
 
 
