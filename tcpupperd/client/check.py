@@ -5,9 +5,9 @@ import errno
 import math
 import os
 import socket
+import sys
 import threading
 import time
-import traceback
 
 from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.greeting import Greeting
@@ -50,7 +50,8 @@ def judge(options: argparse.Namespace) -> Verdict:
         is_ours = isinstance(cause, OSError) and cause.errno in OURS
         return UNKNOWN if is_ours else CRITICAL, str(error), ""
     except Exception as error:  # a bug, which must not look like a state of the server
-        traceback.print_exc()
+        # The module traceback would take longer to import than all else.
+        sys.excepthook(type(error), error, error.__traceback__)
         return UNKNOWN, f"{type(error).__name__}: {error}", ""
     seconds = time.monotonic() - start
     said = f"{options.endpoint.name} answered in {seconds:.6f} s"

@@ -22,11 +22,8 @@ def documents() -> Iterator[Path]:
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
     for folder in ("data", "debian", "docs", "systemd"):
         for path in (ROOT / folder).rglob("*"):
-            if (
-                path.is_file()
-                and path.suffix != ".png"
-                and "tcpupperd" not in path.relative_to(ROOT / folder).parts[:-1]
-            ):
+            made = {"tcpupperd", "__pycache__"} & {*path.relative_to(ROOT / folder).parts[:-1]}
+            if path.is_file() and path.suffix != ".png" and not made:
                 yield path
 
 
