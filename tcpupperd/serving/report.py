@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from time import time
 from typing import NamedTuple
 
 from tcpupperd import __version__
 from tcpupperd.address import SERVICES, written
-from tcpupperd.host.sockets import Listener
+from tcpupperd.host.sockets import Listener, queue_of
 from tcpupperd.serving.counters import (
     EARLIER_LINES,
     FIELDS,
@@ -24,11 +23,6 @@ from tcpupperd.serving.counters import (
     STATE,
     microseconds,
 )
-
-#: struct tcp_info (linux/tcp.h) has the length of a listening socket's queue and its limit in the
-#: fields tcpi_unacked and tcpi_sacked.
-_QUEUE = struct.Struct("@24x2I")
-
 
 #: In the order of the values of `counters.STATE`.
 STATES = ("starting", "serving", "leaving")
@@ -112,8 +106,5 @@ def report_of(listener: Listener) -> ListenerReport:
     """A listener, as it is now."""
     service = listener.name if listener.name in SERVICES else SERVICES[0]
     address = written(listener.socket.getsockname())
-    if listener.socket.family == socket.AF_UNIX:
-        return ListenerReport(service, address, None, None)
-    info = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size)
-    queue, limit = _QUEUE.unpack(info.ljust(_QUEUE.size, b"\0"))
+    queue, limit = queue_of(listener.socket) or (None, None)
     return ListenerReport(service, address, queue, limit)

@@ -7,6 +7,7 @@ another version of the daemon could have written, and checks what can be checked
 import contextlib
 import io
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ from tcpupperd.address import parse_address
 from tcpupperd.config import Config, ConfigError, read_file
 from tcpupperd.host.channel import HandoverError
 from tcpupperd.processes import handover
+from tcpupperd.serving.http import HEAD_MAX, HttpProtocol, Page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
 from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol, parse
 
@@ -171,6 +173,21 @@ def send_message(
             one.close()
 
 
+def http_request(data: bytes) -> None:
+    """A byte with the length of the pieces in which the rest arrives: it is answered once at most,
+    never before something wrong or complete has come, and little of it is kept."""
+    protocol = HttpProtocol({b"/": lambda: Page("text/plain", "page")})
+    size, answers = data[0] + 1, []
+    for start in range(1, len(data), size):
+        if answer := protocol.receive(data[start : start + size]):
+            answers.append(answer)
+        assert len(protocol.held) <= HEAD_MAX
+        assert bool(answers) == protocol.finished
+    assert len(answers) <= 1
+    assert all(re.match(rb"HTTP/1.1 (200|400|404|405|431|505) ", answer) for answer in answers)
+    assert protocol.receive_eof() == b""
+
+
 #: Each with the least number of bytes that it makes sense of.
 TARGETS: dict[str, tuple[Callable[[bytes], None], int]] = {
     "protocol": (protocol, 2),
@@ -179,6 +196,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], int]] = {
     "command_line": (command_line, 0),
     "address": (address, 0),
     "handover_message": (handover_message, 2),
+    "http_request": (http_request, 1),
 }
 
 

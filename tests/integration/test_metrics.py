@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,7 +14,7 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.scraper import LISTEN, get, scrape, value
 from integration.service import Service
-from tcpupperd.host.sockets import Listener
+from tcpupperd.host.sockets import Listener, queue_of, time_in_queue
 from tcpupperd.serving.report import report_of
 from tools import need
 from waiting import until
@@ -98,6 +99,17 @@ def test_queue_is_that_of_the_kernel() -> None:
         assert report[2:] == (3, 77)
         for client in clients:
             client.close()
+
+
+def test_kernel_may_not_say_how_long_a_queue_is(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        assert report_of(Listener(listening, "metrics")) == ("metrics", path, None, None)
+        assert time_in_queue(listening) == 0
+    gone = socket.socket()
+    gone.close()
+    assert (queue_of(gone), time_in_queue(gone)) == ((), 0)
 
 
 def test_two_services_do_not_share_an_address() -> None:
