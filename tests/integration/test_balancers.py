@@ -103,4 +103,4 @@ def test_introduced_clients_outlive_a_reload_behind_haproxy(tmp_path: Path) -> N
             daemon.reload()
             client.sendall(b"line\n")
             assert client.recv(100) == b"HALF A LINE\n"
-            assert f"{name}: taken over" in daemon.log
+            until(lambda: f"{name}: taken over" in daemon.log)
