@@ -31,7 +31,7 @@ POLICY = (
 
 _REASONS = ("connections_closed", "connections_refused")
 
-with open(os.path.join(os.path.dirname(__file__), "status.html"), encoding="utf-8") as _file:
+with open(os.path.join(os.path.dirname(__file__), "status.html.in"), encoding="utf-8") as _file:
     _TEMPLATE = string.Template(_file.read())
 
 
