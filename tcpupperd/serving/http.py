@@ -14,7 +14,7 @@ from typing import NamedTuple
 HEAD_MAX = 8192
 
 _REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/([0-9])\.[0-9]\r?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*?)[ \t]*\r?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\0\r\n]*\r?")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _AUTHORITY = re.compile(rb"[hH][tT][tT][pP][sS]?://[^/?#]*")
 
