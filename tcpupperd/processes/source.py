@@ -92,7 +92,7 @@ def identity(path: str | None) -> tuple[int, int]:
         found = os.stat(path or "")
     except OSError:
         return NO_FILE
-    return found.st_ino, found.st_mtime_ns
+    return found.st_ino, found.st_mtime_ns % 2**64  # the scoreboard has no sign
 
 
 def written(settings: Config) -> str:

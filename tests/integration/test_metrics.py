@@ -75,6 +75,15 @@ def test_file_on_disk_is_in_force_or_not() -> None:
         assert seen() == (0, 1)
 
 
+def test_file_may_be_older_than_1970() -> None:
+    with Daemon(listen=LISTEN) as daemon:
+        daemon.configure(max_line=100)
+        os.utime(daemon.config, ns=(-1, -1))
+        assert value(daemon, "tcpupperd_configuration_in_force") == 0
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: value(daemon, "tcpupperd_configuration_in_force") == 1)
+
+
 def page(daemon: Daemon) -> str:
     """The page for people."""
     status, header, text = get(daemon.address_of("metrics"), "/")
