@@ -27,4 +27,4 @@ class Greeting:
     def line(self, client_address: object) -> bytes:
         """The line for a client."""
         text = self._template.replace("{client}", written(client_address))
-        return os.fsencode(f"{text}\n")
+        return f"{text}\n".encode(errors="surrogateescape")

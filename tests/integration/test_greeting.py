@@ -57,6 +57,13 @@ def test_no_client_is_greeted_twice(service: Service) -> None:
         assert queued.read_line() == greeting(daemon, f"127.0.0.1:{queued.port}")
 
 
+def test_greeting_is_in_utf_8_whatever_the_locale() -> None:
+    ascii_only = ("env", "LC_ALL=C", "PYTHONCOERCECLOCALE=0", "PYTHONUTF8=0")
+    with Daemon(workers=1, greeting="Grüße von {worker} →", wrapper=ascii_only) as daemon:
+        [worker] = daemon.workers()
+        assert daemon.connect().read_line() == f"Grüße von {worker} →\n".encode()
+
+
 def test_greeting_names_the_file_of_the_configuration() -> None:
     daemon = Daemon(greeting="{instance}")
     os.rename(daemon.config, daemon.directory / "7777.toml")
