@@ -186,7 +186,7 @@ def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
         type=value,
         default=argparse.SUPPRESS,
         metavar=setting.metavar,
-        help=f"{setting.help} (default: {setting.default_text})",
+        help=f"{setting.help} (default: {setting.default_text or 'none'})",
     )
 
 

@@ -42,7 +42,7 @@ def test_help_names_every_option() -> None:
             f"  {setting.option} {setting.metavar} " in text
         )
         words = " ".join(text.split())
-        assert f"{setting.help} (default: {setting.default_text})" in words
+        assert f"{setting.help} (default: {setting.default_text or 'none'})" in words
     for option in ("--config", "--check", "--daemonize", "--pid-file", "--version"):
         assert option in text
     assert all(len(line) <= 79 for line in text.splitlines())
