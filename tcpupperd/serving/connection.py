@@ -158,8 +158,10 @@ class Connection:
             return self._answer(self.socket.recv(RECEIVE_SIZE), now)
         counts = tally.counts
         before = counts[ANSWERED]
-        outcome = turn(self.fd, counts)
-        protocol.lines += counts[ANSWERED] - before
+        try:
+            outcome = turn(self.fd, counts)
+        finally:  # lines are answered, too, if the client is gone
+            protocol.lines += counts[ANSWERED] - before
         self.last_activity = now
         if outcome is None:
             return None
@@ -183,6 +185,7 @@ class Connection:
         self.client_address = client_address
         self.protocol = protocol
         if received:
+            self.tally.received -= len(received)  # counted with the header, and again now
             return self._answer(received, now, opening)
         return self.open(opening, now) if opening else None
 

@@ -106,6 +106,18 @@ def test_bytes_are_counted_in_both_directions() -> None:
         until(lambda: (daemon.counters()["received"], daemon.counters()["bytes"]) == (34, 34))
 
 
+def test_bytes_after_a_header_are_counted_once() -> None:
+    header = b"PROXY TCP4 192.0.2.7 192.0.2.1 56324 9999\r\n"
+    with Daemon(listen=["proxy=127.0.0.1:0"]) as daemon:
+        client = daemon.connect(daemon.address_of("proxy"))
+        client.send(header + b"hello\n")
+        client.end()
+        assert client.read_to_end() == b"HELLO\n"
+        until(lambda: daemon.counters()["open"] == 0)
+        counters = daemon.counters()
+        assert (counters["received"], counters["bytes"]) == (len(header) + 6, 6)
+
+
 def test_bytes_that_do_not_fit_are_counted_when_they_are_sent() -> None:
     with Daemon(workers=1) as daemon:
         client = daemon.connect(receive_buffer=4096)

@@ -7,6 +7,7 @@ import pytest
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.embedding import ANY_PORT, CountingServer, connected, serving
+from integration.processes import stopped
 from tcpupperd.config import Config
 from tcpupperd.serving.counters import IDLE_TIMEOUT, LINES, PROBES, RESET
 from waiting import until
@@ -33,6 +34,18 @@ def test_client_that_has_sent_something_is_no_probe(server: CountingServer) -> N
             assert client.read_to_end() == data.upper()
     until(lambda: server.tally.numbers[LINES] == 2)
     assert server.tally.numbers[PROBES] == 0
+
+
+def test_client_that_is_gone_when_its_line_is_answered_is_no_probe() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        until(lambda: daemon.counters()["open"] == 1)
+        with stopped(*daemon.workers()):
+            client.send(b"a line\n")
+            client.reset()
+        until(lambda: daemon.counters()["open"] == 0)
+        counters = daemon.counters()
+        assert (counters["lines"], counters["reset"], counters["probes"]) == (1, 1, 0)
 
 
 def test_silent_client_whose_connection_we_end_is_no_probe() -> None:
