@@ -102,7 +102,8 @@ def section(text: str, heading: str) -> str:
 
 def documents() -> list[Path]:
     """All documents in Markdown."""
-    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
+    folders = ("", "benchmarks/**/", "contrib/**/", "docs/")
+    return sorted(path for folder in folders for path in ROOT.glob(f"{folder}*.md"))
 
 
 def name_of(document: Path) -> str:
