@@ -41,6 +41,9 @@ def test_wheel_and_sdist(release: str, clone: Path) -> None:
     assert re.search(r"^\d+ passed", output, re.MULTILINE)
     (wheel,) = (clone / "dist/wheel").glob("*.whl")
     assert re.search(r"-cp311-abi3-manylinux[\w.]+\.whl$", wheel.name)
-    allowed = r"tcpupperd/[\w/]+\.(html|py|typed|abi3\.so)|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
+    allowed = (
+        r"tcpupperd/[\w/]+\.(html|py|typed|abi3\.so)"
+        r"|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
+    )
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in names if not re.fullmatch(allowed, name)] == []
