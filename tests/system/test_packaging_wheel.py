@@ -42,7 +42,7 @@ def test_wheel_and_sdist(release: str, clone: Path) -> None:
     (wheel,) = (clone / "dist/wheel").glob("*.whl")
     assert re.search(r"-cp311-abi3-manylinux[\w.]+\.whl$", wheel.name)
     allowed = (
-        r"tcpupperd/[\w/]+\.(html|py|typed|abi3\.so)"
+        r"tcpupperd/[\w/]+\.(html\.in|py|typed|abi3\.so)"
         r"|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
     )
     names = zipfile.ZipFile(wheel).namelist()
