@@ -2,8 +2,10 @@
 
 import array
 import contextlib
+import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -48,6 +50,8 @@ class Entries:
         with contextlib.suppress(BlockingIOError):
             while True:
                 pairs = list(decode(self._receive()))
+                if not pairs:  # it only shows how far we are
+                    continue
                 assert len(dict(pairs)) == len(pairs), pairs  # no field twice
                 found.append(dict(pairs))
         return found
@@ -61,3 +65,33 @@ class Entries:
                 file.seek(0)
                 data = file.read()
         return data
+
+
+class LiveEntries(Entries):
+    """A journal that reads all the time: the kernel may keep no more than ten entries for it
+    (net.unix.max_dgram_qlen)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._found: list[Entry] = []
+        self._lock = threading.Lock()
+        self._end, self._ends = socket.socketpair()
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._end.close()
+        self._thread.join()
+        self._ends.close()
+        super().__exit__()
+
+    def read(self) -> list[Entry]:
+        """The entries since the last time."""
+        with self._lock:
+            found, self._found = self._found + super().read(), []
+        return found
+
+    def _follow(self) -> None:
+        while self._ends not in select.select([self._socket, self._ends], [], [])[0]:
+            with self._lock:
+                self._found += super().read()

@@ -12,6 +12,8 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
+from fcntl import ioctl
+from time import monotonic, sleep
 
 from tcpupperd.host.memfd import sealed
 
@@ -21,6 +23,9 @@ SOCKET = "/run/systemd/journal/socket"
 #: Bytes to request for entries that the journal has not read yet, as libsystemd does;
 #: net.core.wmem_max limits it.
 BUFFER = 8 << 20
+
+#: Seconds between two looks whether the journal has read something: there is no event for this.
+FLUSH_TICK = 0.001
 
 #: The errors of an entry that is too large for a datagram.
 TOO_LARGE = {errno.EMSGSIZE, errno.ENOBUFS}
@@ -65,6 +70,27 @@ class Journal:
             if error.errno not in TOO_LARGE:
                 raise
             self._send_file(data)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until the journal has handled what was sent; return whether
+        it has.
+
+        It looks for the unit of an entry's process when it handles the entry, so a process whose
+        last entry matters should not exit before (systemd issue 2913). An empty datagram, which it
+        ignores, tells how far it is: it reads them one by one.
+        """
+        from termios import TIOCOUTQ  # seldom needed: at an exit
+
+        until = monotonic() + timeout
+        try:
+            self._socket.sendto(b"", socket.MSG_DONTWAIT, SOCKET)
+            while ioctl(self._socket, TIOCOUTQ, bytes(4)) != bytes(4):  # not read yet, in bytes
+                if monotonic() > until:
+                    return False
+                sleep(FLUSH_TICK)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the socket."""

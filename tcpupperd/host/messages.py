@@ -32,6 +32,9 @@ NAME = "tcpupperd"
 #: The facility of system daemons, of syslog(3).
 DAEMON = 3
 
+#: Seconds that a process which exits waits until the journal has handled its entries, at most.
+FLUSH_TIME = 0.3
+
 #: The maximum length of a line, in bytes: PIPE_BUF of pipe(7). A write of up to this size does not
 #: block if poll(2) reports that a pipe, or a Unix socket (then three quarters empty), is writable.
 LINE_MAX = 4096
@@ -193,6 +196,7 @@ class JournalHandler(Handler):
         self._lines = lines
         self._name = name
         self._journal = Journal()
+        self._sender = 0  # the process that has sent something
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def write(self, record: logging.LogRecord) -> bool:
@@ -204,7 +208,13 @@ class JournalHandler(Handler):
             return written
         except OSError:
             return written or self._lines.write(record)
+        self._sender = os.getpid()
         return True
+
+    def flush(self) -> None:
+        """Called before the process exits: lets the journal find its unit."""
+        if self._sender == os.getpid():
+            self._journal.flush(FLUSH_TIME)
 
     def close(self) -> None:
         """Close the journal's socket."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
@@ -247,6 +248,8 @@ class Supervisor:
         except BaseException:
             log.exception("bug: worker %d cannot go on", os.getpid())
         finally:
+            with contextlib.suppress(Exception):
+                logging.shutdown()  # os._exit does not call it
             os._exit(status)
 
     def _reap(self) -> None:

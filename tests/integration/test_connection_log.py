@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from entries import Entries, Entry
+from entries import Entries, Entry, LiveEntries
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.journal import BUG, Journal
@@ -37,7 +37,7 @@ class Ended:
 
 @pytest.fixture
 def ended(journal: Journal) -> Iterator[Ended]:
-    with Entries(journal.socket) as entries:
+    with LiveEntries(journal.socket) as entries:
         yield Ended(entries)
 
 
@@ -164,7 +164,7 @@ def test_client_behind_a_proxy_is_the_one_that_was_introduced(
 def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
     journal: Journal,
 ) -> None:
-    with Entries(journal.socket) as entries:
+    with LiveEntries(journal.socket) as entries:
         with Daemon(
             wrapper=journal.wrapper, listen=["@tcpupperd-test-ended"], log_connections=True
         ) as daemon:
@@ -179,7 +179,7 @@ def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
 
 
 def test_nothing_is_told_unless_it_is_wanted(journal: Journal) -> None:
-    with Entries(journal.socket) as entries:
+    with LiveEntries(journal.socket) as entries:
         with Daemon(wrapper=journal.wrapper) as daemon:
             assert daemon.connect().ask(b"hello") == b"HELLO"
         assert not any("TCPUPPERD_CLIENT" in entry for entry in entries.read())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from entries import Entries
+from entries import Entries, LiveEntries
 from integration.daemon import Daemon
 from integration.journal import BUG, Journal
 from integration.processes import stopped
@@ -147,7 +147,7 @@ def test_each_line_of_a_traceback_has_its_priority(journal: Journal) -> None:
 def test_journal_gets_entries(journal: Journal) -> None:
     with journal.customize.open("a") as file:
         file.write(BUG)
-    with Entries(journal.socket) as entries:
+    with LiveEntries(journal.socket) as entries:
         with Daemon(wrapper=journal.wrapper, max_connections_per_source=1, workers=1) as daemon:
             client = daemon.connect()
             assert client.ask(b"hello") == b"HELLO"
@@ -177,7 +177,7 @@ def test_journal_gets_entries(journal: Journal) -> None:
 
 def test_failure_to_start_is_an_entry_and_a_line(journal: Journal) -> None:
     """The journal may look for the unit of an entry's sender when that has exited."""
-    with Entries(journal.socket) as entries:
+    with LiveEntries(journal.socket) as entries:
         Daemon(wrapper=journal.wrapper, max_line=0).run()
         (entry,) = entries.read()
     assert entry["PRIORITY"] == "2"
@@ -202,7 +202,7 @@ def test_serves_while_the_journal_does_not_read(journal: Journal) -> None:
 
 def test_check_tells_the_journal_lines(journal: Journal) -> None:
     """It is soon gone."""
-    with Entries(journal.socket) as entries:
+    with LiveEntries(journal.socket) as entries:
         Daemon("--check", wrapper=journal.wrapper, max_line=0).run()
         assert entries.read() == []
     assert priority_of(".*max_line = 0: must be a whole number", journal.read_to_end()) == 2

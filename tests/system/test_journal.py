@@ -9,6 +9,7 @@ from system.container import Container
 from system.service import (
     CONFIGURATION,
     SERVICE,
+    SOCKET,
     Conversation,
     answer,
     drop_in,
@@ -58,6 +59,7 @@ def test_events_are_explained(machine: Container) -> None:
     lose_workers(machine)
     refuse_clients(machine)
     cut_answers(machine)
+    refuse_a_proxy(machine)
     elsewhere = {Event.MESSAGES_DROPPED, Event.CONNECTION_ENDED}
     for event in set(Event) - elsewhere:
         explained = machine.journal("--catalog", f"MESSAGE_ID={event.message_id}")
@@ -136,6 +138,13 @@ def cut_answers(machine: Container) -> None:
     until(lambda: told(machine, Event.DRAIN_CUT_SHORT))
 
 
+def refuse_a_proxy(machine: Container) -> None:
+    drop_in(machine, SOCKET, "[Socket]\nFileDescriptorName=proxy\n")
+    machine.run("systemctl", "restart", SOCKET)
+    machine.try_run("tcpupper", "hello")
+    until(lambda: told(machine, Event.PROXY_REFUSED))
+
+
 def test_life_of_a_connection_is_found_by_its_client(machine: Container) -> None:
     """Across a restart, by the command in the README."""
     restart_with(machine, "log_connections = true\n")
@@ -162,20 +171,18 @@ def test_life_of_a_connection_is_found_by_its_client(machine: Container) -> None
 
 
 def test_entries_arrive_after_a_restart_of_the_journal(machine: Container) -> None:
+    """Those of its service arrive as before. After one of its sockets, the sandbox still has the
+    old socket for entries: messages are lines on the stream, which is systemd's own and lasts, and
+    the next process gets both."""
     machine.run("systemctl", "restart", JOURNALD[0])
     machine.run("systemctl", "reload", SERVICE)
     (entry,) = until(lambda: told(machine, Event.RELOADED))
     assert entry["_TRANSPORT"] == "journal"
     assert entry["PRIORITY"] == "6"
     assert entry["CODE_FILE"].endswith("/tcpupperd/processes/supervisor.py")
-
-
-def test_messages_are_lines_after_a_restart_of_the_journals_sockets(machine: Container) -> None:
-    """The sandbox still has the old socket. The stream is systemd's own, and lasts; the next
-    process gets both."""
     machine.run("systemctl", "restart", *JOURNALD)
     machine.run("systemctl", "reload", SERVICE)
-    (entry,) = until(lambda: [one for one in entries(machine) if "reloaded" in one["MESSAGE"]])
-    assert (entry["_TRANSPORT"], entry["PRIORITY"]) == ("stdout", "6")
+    lines = ("_TRANSPORT=stdout", "PRIORITY=6")
+    until(lambda: any("reloaded: " in one["MESSAGE"] for one in entries(machine, *lines)))
     machine.run("systemctl", "restart", SERVICE)
     until(lambda: told(machine, Event.READY)[-1]["_PID"] == str(main_pid(machine)))

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tcpupperd.events import Event, fields
 from tcpupperd.host import journal
 from tcpupperd.host.journal import Journal, encode
 from tcpupperd.host.memfd import SEALS, sealed
-from tcpupperd.host.messages import JournalHandler
+from tcpupperd.host.messages import FLUSH_TIME, JournalHandler
 from unit.test_messages import Pipe, emit_all, failure, message
+from waiting import until
 
 #: More than any socket takes in a datagram.
 HUGE = "x" * (16 << 20)
@@ -115,6 +117,32 @@ def test_journal_that_starts_later_gets_entries(
             assert entries.read() == [{"MESSAGE": text}]
 
 
+@pytest.mark.parametrize("seconds", [10.0, 0.0])
+def test_flush_waits_for_who_reads(entries: Entries, sender: Journal, seconds: float) -> None:
+    sender.send({"MESSAGE": "hello"})
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(sender.flush, seconds)
+        if not seconds:
+            assert waiting.result() is False
+            return
+        assert not waiting.done()
+        assert entries.read() == [{"MESSAGE": "hello"}]
+        until(lambda: entries.read() == [] and waiting.done())
+        assert waiting.result() is True
+
+
+def test_flush_does_not_wait_for_a_full_socket_or_for_none(
+    entries: Entries, sender: Journal
+) -> None:
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(100_000):
+            sender.send({"MESSAGE": "hello"})
+    assert sender.flush(1e9) is False
+    entries.path.rename(entries.path.with_suffix(".gone"))
+    assert sender.flush(1e9) is False
+    entries.path.with_suffix(".gone").rename(entries.path)
+
+
 # The fields of a message
 
 
@@ -183,6 +211,18 @@ def test_fields_of_a_call_reach_the_record(entries: Entries, handler: JournalHan
     assert entry["CODE_FILE"] == __file__
     assert entry["CODE_FUNC"] == "test_fields_of_a_call_reach_the_record"
     assert int(entry["CODE_LINE"]) > 100
+
+
+def test_process_that_exits_waits_for_the_journal_if_it_has_sent_something(
+    entries: Entries, handler: JournalHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[float] = []
+    monkeypatch.setattr(Journal, "flush", lambda _, timeout: flushed.append(timeout))
+    handler.flush()
+    assert flushed == []
+    handler.emit(message("hello"))
+    handler.flush()
+    assert flushed == [FLUSH_TIME]
 
 
 # Never in the way
