@@ -14,6 +14,7 @@ PACKAGES = {
     "journalctl": "systemd",
     "make": "make",
     "mandoc": "mandoc",
+    "nft": "nftables",
     "nginx": "nginx libnginx-mod-stream",
     "openssl": "openssl",
     "prometheus": "prometheus",
