@@ -9,15 +9,18 @@ from tcpupperd.processes.scoreboard import BEGAN, Scoreboard
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ACCEPTING,
+    BUSY,
     EARLIER_LINES,
     FIELDS,
     HEARTBEAT,
     LINES,
+    LONGEST_TURN,
     OPEN,
     PID,
     STARTED,
     STARTING,
     STATE,
+    TURNS,
     Tally,
 )
 from tcpupperd.serving.turn import ANSWERED
@@ -76,6 +79,24 @@ def test_worker_goes_on_counting_where_the_one_before_it_stopped() -> None:
     tally.add(ACCEPTED)
     tally.publish(1, 0.5)
     assert (second.connections, board.totals()["lines"], board.totals()["accepted"]) == (1, 10, 6)
+
+
+def test_longest_turn_is_that_of_the_worker_and_the_time_in_turns_is_of_all() -> None:
+    board = Scoreboard(1)
+    slot = board.claim()
+    tally = Tally(slot.numbers)
+    for seconds in (0.25, 0.5, 0.125, 0.0001, 0.0):
+        tally.publish(0, seconds)
+    assert (slot.numbers[LONGEST_TURN], slot.numbers[TURNS]) == (500_000, 5)
+    assert slot.numbers[BUSY] == 875_000  # the rest is not yet worth writing
+    tally.publish(0, 0.001)
+    assert slot.numbers[BUSY] == 876_100
+    board.release(slot)
+    slot = board.claim()
+    assert slot.numbers[LONGEST_TURN] == 0
+    Tally(slot.numbers).publish(0, 0.25)
+    assert slot.numbers[LONGEST_TURN] == 250_000
+    assert (board.totals()["turns"], board.totals()["busy"]) == (7, 1_126_100)
 
 
 def test_total_never_counts_twice_or_falls_while_a_worker_is_replaced() -> None:
