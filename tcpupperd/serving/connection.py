@@ -255,8 +255,9 @@ class Connection:
             return Next.SCHEDULE
         if reason is Reason.LINGER:
             return self._linger_on(now)
-        self._because(reason.value, FIELDS[reason.value].replace("_", " "))
-        log.debug("%s: %s", self, self.reason)
+        if reason is not Reason.LINE or not self.protocol.introduces:  # it says why itself
+            self._because(reason.value, FIELDS[reason.value].replace("_", " "))
+            log.debug("%s: %s", self, self.reason)
         return Next.CUT if reason is Reason.WRITE else self.end(now)
 
     def fail(self, error: OSError) -> None:

@@ -21,7 +21,7 @@ from collections.abc import MutableSequence, Sequence
 from time import monotonic
 from typing import Any
 
-from tcpupperd.address import Networks, plain_host, written
+from tcpupperd.address import plain_host, written
 from tcpupperd.config import Config
 from tcpupperd.events import Event
 from tcpupperd.host.descriptors import Sharing
@@ -31,12 +31,12 @@ from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.connection_log import ConnectionLog
 from tcpupperd.serving.connections import Connections, Hooks
-from tcpupperd.serving.counters import ERRORS, PROXY_UNTRUSTED, REFUSED, RESET, Tally
+from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.handlers import HANDLERS, framing_of
+from tcpupperd.serving.introductions import Introductions
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.proxy import HeaderError, HeaderProtocol
 from tcpupperd.serving.report import Report, report_of_one
 from tcpupperd.serving.services import Service, Situation, proxy, service_of, upper
 
@@ -99,8 +99,7 @@ class UpperServer(socketserver.BaseServer):
         self._service: Service = upper  # of the connection that is being accepted
         self._greeting = Greeting.of(self.config, self.instance)
         self._refusals = RateLimitedLog(log)
-        self._proxies = Networks(self.config.proxy_from)
-        self._proxy_refusals = RateLimitedLog(log)
+        self._introductions = Introductions(self.config.proxy_from, self.tally)
         self._stop_requested = False
         self._closed = False
         self._serving_thread: int | None = None
@@ -230,8 +229,11 @@ class UpperServer(socketserver.BaseServer):
         """Serve a new connection, or end it if `verify_request` refuses it."""
         self._service = self._services[listener] if listener else upper
         try:
-            is_welcome = self._is_trusted if self._service is proxy else self._is_verified
-            if is_welcome(request, client_address):
+            if self._service is proxy:  # whose clients are verified when they are known
+                is_welcome = self._introductions.accepted_from(client_address)
+            else:
+                is_welcome = self._is_verified(request, client_address)
+            if is_welcome:
                 self.process_request(request, client_address)
             else:
                 self._refuse(request)
@@ -243,14 +245,6 @@ class UpperServer(socketserver.BaseServer):
             self.handle_error(request, client_address)
             self.shutdown_request(request)
 
-    def _is_trusted(self, request: socket.socket, client_address: Any) -> bool:
-        """Whether a proxy may introduce clients. Whether such a client is to be served is decided
-        later, by `_introduce`."""
-        if client_address in self._proxies:
-            return True
-        self._refuse_proxy(PROXY_UNTRUSTED, client_address, "the address is not in proxy_from")
-        return False
-
     def _is_verified(self, request: socket.socket, client_address: Any) -> bool:
         verified = self.verify_request(request, client_address)
         if not verified:
@@ -258,41 +252,20 @@ class UpperServer(socketserver.BaseServer):
         return verified
 
     def _introduce(self, connection: Connection, now: float) -> Next | None:
-        """Serve a client that a header of the PROXY protocol has introduced, or refuse it."""
-        header = connection.protocol
-        assert isinstance(header, HeaderProtocol)
-        found, source = header.introduction, connection.client_address
-        if isinstance(found, HeaderError):
-            self._refuse_proxy(found.counter, source, str(found))
-        elif found:
-            if found.source is not None:
-                source = found.source
-            if self.verify_request(connection.socket, source):
+        """Serve a client that a load balancer has introduced, or refuse it."""
+        if introduced := self._introductions.of(connection):
+            client_address, received = introduced
+            if self._is_verified(connection.socket, client_address):
                 if self.tally.debug:
-                    log.debug("%s: connected through %s", written(source), connection)
-                upper_case = upper(self._situation)
-                greeting = self._greeting.line(source) if self._greeting else b""
+                    log.debug("%s: connected through %s", written(client_address), connection)
+                protocol = upper(self._situation)
+                greeting = self._greeting.line(client_address) if self._greeting else b""
                 return self.connections.begin(
-                    connection, source, upper_case, greeting, header.rest
+                    connection, client_address, protocol, greeting, received
                 )
-            self.tally.add(REFUSED)
-            connection.client_address = source
-        if found:
-            connection.reason = "refused"
+            connection.client_address, connection.reason = client_address, "refused"
         connection.socket.shutdown(socket.SHUT_WR)
         return Next.CLOSE
-
-    def _refuse_proxy(self, counter: int, address: object, reason: str) -> None:
-        self.tally.add(counter)
-        where = {}
-        if isinstance(address, tuple):
-            where = {"TCPUPPERD_CLIENT": plain_host(address[0]), "TCPUPPERD_PORT": address[1]}
-        self._proxy_refusals.warn(
-            "%s: PROXY header refused: %s",
-            written(address),
-            reason,
-            extra=Event.PROXY_REFUSED.fields(**where),
-        )
 
     def _refuse(self, request: socket.socket) -> None:
         """End a connection before it begins; its client reads end of file, not a reset.
@@ -300,7 +273,8 @@ class UpperServer(socketserver.BaseServer):
         We do not wait for the client to end its side: meanwhile, the connection would take the
         place of another one.
         """
-        request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
+        with contextlib.suppress(OSError):  # its client is gone
+            request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:

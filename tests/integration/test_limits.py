@@ -65,6 +65,15 @@ def test_refused_client_that_sends_reads_end_of_file() -> None:
             refused.close()
 
 
+def test_client_that_is_gone_when_it_is_refused_is_counted_once() -> None:
+    with Daemon(workers=1, max_connections_per_source=1) as daemon:
+        assert daemon.connect().ask(b"one") == b"ONE"
+        with stopped(*daemon.workers()):
+            daemon.connect().reset()
+        until(lambda: daemon.counters()["refused"] == 1)
+        assert daemon.counters()["reset"] == 0
+
+
 def test_refusals_do_not_flood_the_log() -> None:
     with Daemon(workers=1, max_connections_per_source=1) as daemon:
         began = time.monotonic()

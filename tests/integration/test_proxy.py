@@ -167,7 +167,7 @@ def test_header_that_does_not_end_in_time_is_incomplete() -> None:
         assert half.read_to_end() == b""
         assert "PROXY header refused: nothing more came after 20 bytes" in daemon.log
         counters = daemon.counters()
-        assert (counters["proxy_incomplete"], counters["line_timeout"]) == (1, 1)
+        assert (counters["proxy_incomplete"], counters["line_timeout"]) == (1, 0)
         silent.send(line())
         assert silent.ask(b"hello") == b"HELLO"
 
@@ -334,9 +334,10 @@ def test_listener_may_change_from_plain_to_proxy_by_a_reload() -> None:
 
 def test_stop_answers_a_client_that_is_introduced_meanwhile() -> None:
     with Balanced() as daemon:
-        client, silent = daemon.balancer(line()[:9]), daemon.balancer()
-        until(lambda: daemon.counters()["open"] == 2)
+        client, half, silent = map(daemon.balancer, [line()[:9], b"P", b""])
+        until(lambda: daemon.counters()["open"] == 3)
         client.send(line()[9:] + b"last\n")
         daemon.stop()
         assert client.read_to_end() == b"LAST\n"
-        assert silent.read_to_end() == b""
+        assert half.read_to_end() == silent.read_to_end() == b""
+        assert "refused" not in daemon.log.rpartition("counters: ")[2].partition("\n")[2]
