@@ -107,7 +107,7 @@ class Networks:
         return not isinstance(client_address, tuple) or self._has(client_address[0])
 
     def _look_up(self, host: str) -> bool:
-        packed = _packed(host.partition("%")[0])
+        packed = pack(host.partition("%")[0])
         return any(
             len(network) == len(packed) and _first_bits(packed, prefix) == network
             for network, prefix in self._networks
@@ -143,7 +143,7 @@ def _first_bits(packed: bytes, count: int) -> bytes:
     return (int.from_bytes(packed, "big") >> rest << rest).to_bytes(len(packed), "big")
 
 
-def _packed(host: str) -> bytes:
+def pack(host: str) -> bytes:
     """An IP address in binary form: 4 bytes, also if it is IPv4-mapped, or 16."""
     if ":" not in host:
         return socket.inet_pton(socket.AF_INET, host)
@@ -160,5 +160,5 @@ def source_of(client_address: Any) -> str:
     host = client_address[0]
     if ":" not in host:
         return str(host)
-    packed = _packed(host.partition("%")[0])
+    packed = pack(host.partition("%")[0])
     return socket.inet_ntop(socket.AF_INET, packed) if len(packed) == 4 else packed[:8].hex()

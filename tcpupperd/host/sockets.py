@@ -178,29 +178,6 @@ def stop_new_connections(listening: socket.socket) -> None:
             )
 
 
-def in_handshake(listening: socket.socket) -> bool:
-    """Whether a handshake with a TCP socket is in progress: SYN_RECV in /proc/net/tcp."""
-    if listening.family == socket.AF_UNIX:
-        return False
-    host, port = listening.getsockname()[:2]
-    anywhere = host in ("0.0.0.0", "::")  # then no other socket listens on the same port
-    wanted = b":%04X" % port if anywhere else _in_proc(listening.family, host, port)
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-        with contextlib.suppress(OSError), open(table, "rb") as lines:
-            for line in lines:
-                _, address, _, state, *_ = line.split()
-                if state == b"03" and address.endswith(wanted):
-                    return True
-    return False
-
-
-def _in_proc(family: int, host: str, port: int) -> bytes:
-    """An address in the format of /proc/net/tcp: 32-bit words in the byte order of the machine."""
-    packed = socket.inet_pton(family, host.partition("%")[0])
-    words = struct.unpack(f"={len(packed) // 4}I", packed)
-    return b"".join(b"%08X" % word for word in words) + b":%04X" % port
-
-
 def close(listening: Iterable[socket.socket]) -> None:
     """Close sockets that were bound here, and remove the paths of Unix sockets."""
     for one in listening:

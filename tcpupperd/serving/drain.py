@@ -11,7 +11,8 @@ import math
 from functools import partial
 
 from tcpupperd.events import Event
-from tcpupperd.host.sockets import in_handshake, stop_new_connections
+from tcpupperd.host.handshakes import in_handshake
+from tcpupperd.host.sockets import stop_new_connections
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
 from tcpupperd.serving.connections import Connections

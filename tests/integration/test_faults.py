@@ -16,8 +16,10 @@ import pytest
 from integration.embedding import connected, serving
 from integration.processes import cannot
 from tcpupperd import Config, UpperServer
+from tcpupperd.address import pack
 from tcpupperd.host import sockets
-from tcpupperd.host.sockets import BACKLOG, Listener, in_handshake
+from tcpupperd.host.handshakes import in_handshake, sources
+from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.processes import handover
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
@@ -27,6 +29,9 @@ from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.turn import RECEIVE_SIZE
 from tools import need
 from waiting import DEADLINE
+
+#: State of a TCP socket: linux/tcp_states.h.
+LISTEN = 10
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)
@@ -127,15 +132,12 @@ def test_accepting_works_without_the_private_function(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
 def test_handshakes_are_looked_for_at_the_whole_address(host: str) -> None:
-    """What is looked for is, in the state of a listening socket, found once: its own row."""
+    """What is looked for is, in the state of a listening socket, found once: itself."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as one:
         port = one.getsockname()[1]
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.3", port)):
-            wanted = sockets._in_proc(family, host, port)
-            table = "tcp6" if family == socket.AF_INET6 else "tcp"
-            rows = Path(f"/proc/self/net/{table}").read_bytes().splitlines()[1:]
-            assert [row.split()[3] for row in rows if row.split()[1] == wanted] == [b"0A"]
+            assert sources(port, LISTEN).count(pack(host)) == 1
             assert not in_handshake(one)
 
 

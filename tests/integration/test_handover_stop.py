@@ -1,5 +1,6 @@
 """A stop without a service manager: who has connected, or is about to, gets an answer."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 from integration.client import make_socket, where
 from integration.daemon import Daemon
-from integration.processes import socket_inode, stopped
+from integration.processes import stopped
 from tcpupperd.serving.connection import LINGER_TIME
 from waiting import DEADLINE, until
 
@@ -118,10 +119,17 @@ def test_newcomer_is_heard() -> None:
             client = daemon.connect()
             daemon.send_signal(signal.SIGTERM)
             until(lambda: "stopping" in daemon.log)
-        until(lambda: not socket_inode(client.peer_port, 0))  # nothing listens there
+        until(lambda: is_free(client.peer_port))
         client.send(b"hello\n")
         assert client.read_to_end() == b"HELLO\n"
         assert daemon.wait() == 0
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of the loopback interface."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def test_slow_client_may_still_send_and_reads_all() -> None:
