@@ -17,6 +17,7 @@ from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, time_in_queue
 from tcpupperd.serving.counters import ACCEPTED, LONGEST_QUEUE, SHORTAGES, Tally
 from tcpupperd.serving.poller import Poller
+from tcpupperd.serving.services import PRIVILEGED
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ ACCEPTS_BEFORE_REQUEUE = 16
 #: twentieth of a connection.
 TIMING_INTERVAL = 0.1
 
+#: Connections of privileged services that are accepted beyond the capacity: whoever looks why a
+#: worker is full must not have to wait until it is not.
+SPARE = 8
+
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 #: Called with each accepted connection, the address of its client and its listener.
@@ -50,7 +55,8 @@ class Acceptor:
     """All listeners of a server.
 
     They are polled only while the server has room: a full worker leaves new connections in the
-    kernel's queue, for the other workers or until it has room again.
+    kernel's queue, for the other workers or until it has room again. There is room for a few
+    more of privileged services.
     """
 
     def __init__(
@@ -69,7 +75,8 @@ class Acceptor:
         self._welcome = welcome
         self._tally = tally
         self._accepted: Counter[Listener] = Counter()
-        self._polled = False
+        self._polled: set[Listener] = set()
+        self._may_come = False, False  # clients; connections of privileged services
         self._paused_until = 0.0
         self._open_at_pause = 0
         self._short = False  # whether there was a shortage since a queue was last seen empty
@@ -82,9 +89,13 @@ class Acceptor:
         connections = len(self._connections)
         if self._paused_until <= self._poller.now or connections < self._open_at_pause:
             self._paused_until = 0.0  # a connection that has ended frees its descriptor
-        if self.listeners and connections >= self.capacity:
+        room = self.capacity - connections
+        if self.listeners and room <= 0:
             self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
-        self._poll(connections < self.capacity and not self._paused_until)
+        may_come = (False, False) if self._paused_until else (room > 0, room > -SPARE)
+        if may_come != self._may_come:
+            self._may_come = may_come
+            self._poll(*may_come)
 
     @property
     def resumes_at(self) -> float:
@@ -106,19 +117,20 @@ class Acceptor:
 
     def stop(self) -> None:
         """Stop accepting, and close this process's copies of the listeners."""
-        self._poll(False)
+        self._poll(clients=False, privileged=False)
         for listener in self.listeners:
             listener.socket.close()
         self.listeners.clear()
 
-    def _poll(self, wanted: bool) -> None:
-        if wanted == self._polled:
-            return
-        self._polled = wanted
+    def _poll(self, clients: bool, privileged: bool) -> None:
+        """Poll the listeners of those that may come, and no others."""
         for listener in self.listeners:
-            if wanted:
+            wanted = privileged if listener.name in PRIVILEGED else clients
+            if wanted and listener not in self._polled:
+                self._polled.add(listener)
                 self._add(listener)
-            else:
+            elif not wanted and listener in self._polled:
+                self._polled.remove(listener)
                 self._poller.remove(listener.socket)
 
     def _add(self, listener: Listener) -> None:
@@ -129,7 +141,8 @@ class Acceptor:
         allowed = self.allowance()
         if allowed <= 0:
             self._pause()
-        room = min(ACCEPTS_PER_TURN, allowed, self.capacity - len(self._connections))
+        capacity = self.capacity + SPARE * (listener.name in PRIVILEGED)
+        room = min(ACCEPTS_PER_TURN, allowed, capacity - len(self._connections))
         while room > 0 and self._accept_one(listener):
             room -= 1
 
@@ -146,7 +159,7 @@ class Acceptor:
         if self._poller.now >= self._may_time_at:
             self._time(request)
         self._accepted[listener] += 1
-        if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and self._polled:
+        if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and listener in self._polled:
             self._poller.remove(listener.socket)
             self._add(listener)
         self._welcome(request, client_address, listener)

@@ -63,6 +63,9 @@ SERVICES: dict[str, Service] = {
     "metrics": metrics,
 }
 
+#: Those of administrators and load balancers, who have to get through when clients have to wait.
+PRIVILEGED = {"agent", "metrics"}
+
 
 def service_of(name: str) -> Service:
     """The service of a listener with this name. It is `upper` for any other name, because systemd

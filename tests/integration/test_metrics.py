@@ -15,6 +15,7 @@ from integration.daemon import Daemon
 from integration.scraper import LISTEN, get, scrape, value
 from integration.service import Service
 from tcpupperd.host.sockets import Listener, queue_of, time_in_queue
+from tcpupperd.serving.acceptor import SPARE
 from tcpupperd.serving.report import report_of
 from tools import need
 from waiting import until
@@ -176,6 +177,28 @@ def test_scrapers_count_as_clients_do() -> None:
         taken[0].close()
         until(lambda: daemon.counters()["open"] == 2)
         assert get(address)[0] == 200
+
+
+def test_full_worker_is_still_scraped() -> None:
+    with Daemon(listen=LISTEN, workers=1, max_connections=5) as daemon:
+        served = [daemon.connect() for _ in range(5)]
+        assert {client.ask(b"hello") for client in served} == {b"HELLO"}
+        waiting = daemon.connect()
+        waiting.send(b"waiting\n")
+        for _ in range(2 * SPARE):
+            assert value(daemon, "tcpupperd_connections_open") >= 5
+        assert value(daemon, "tcpupperd_connections_limit") == 5
+        assert value(daemon, "tcpupperd_lines_total") == 5
+
+        # Scrapers are limited as well, and take no place of a client for good.
+        silent = [daemon.connect(daemon.address_of("metrics")) for _ in range(SPARE + 3)]
+        until(lambda: daemon.counters()["open"] == 5 + SPARE)
+        assert [client.ask(b"more") for client in served] == [b"MORE"] * 5
+        assert daemon.counters()["open"] == 5 + SPARE
+        for client in silent:
+            client.close()
+        served[0].close()
+        assert waiting.read_line() == b"WAITING\n"
 
 
 def test_many_scrapers_at_once_get_whole_pages_and_hinder_nobody() -> None:
