@@ -99,6 +99,16 @@ class Scoreboard:
             slot.numbers[field] = 0
         self._free.append(slot.row)
 
+    def loaded(self, file: tuple[int, int]) -> None:
+        """Note that a configuration has come into force, with the identity of its file."""
+        self.daemon[LOADED] = time_of_day()
+        self.daemon[FILE_NUMBER], self.daemon[FILE_TIME] = file
+
+    def reload_ended(self, *, failed: bool) -> None:
+        """Count a reload."""
+        self.daemon[RELOADS_FAILED if failed else RELOADS] += 1
+        self.daemon[LAST_RELOAD], self.daemon[LAST_RELOAD_FAILED] = time_of_day(), failed
+
     # Visible to every process, even for workers that were started later
 
     def totals(self) -> dict[str, int]:

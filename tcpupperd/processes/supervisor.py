@@ -22,15 +22,8 @@ from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import signals, worker
 from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.scoreboard import (
-    FILE_NUMBER,
-    FILE_TIME,
-    LAST_RELOAD,
-    LAST_RELOAD_FAILED,
     LEAVES,
-    LOADED,
     LOST,
-    RELOADS,
-    RELOADS_FAILED,
     RESTARTS,
     WORKERS_EXITED,
     WORKERS_HUNG,
@@ -38,7 +31,6 @@ from tcpupperd.processes.scoreboard import (
     WORKERS_SIGNALLED,
     Scoreboard,
     Slot,
-    time_of_day,
 )
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import Store
@@ -346,19 +338,14 @@ class Supervisor:
         messages.set_level(self._config.log_level)
 
     def _reload_failed(self, why: str) -> None:
+        self._scoreboard.reload_ended(failed=True)
         for line in why.splitlines():
             extra = Event.RELOAD_REFUSED.fields()
             log.error("reload failed, going on as before: %s", line, extra=extra)
         self._trouble = self._source.trouble or "the last reload failed, see the log"
-        self._reload_ended(RELOADS_FAILED)
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
         self._tell_status()
-
-    def _reload_ended(self, outcome: int) -> None:
-        self._count(outcome)
-        self._scoreboard.daemon[LAST_RELOAD] = time_of_day()
-        self._scoreboard.daemon[LAST_RELOAD_FAILED] = outcome == RELOADS_FAILED
 
     def _settled(self) -> None:
         """Complete a start or reload, once all workers of the current configuration accept."""
@@ -366,6 +353,11 @@ class Supervisor:
             self._tell_status()  # a worker may have been replaced
             return
         dropped = self._listeners.keep(self._config.listen)
+        if self._ready:
+            self._trouble = self._source.trouble = ""
+            self._scoreboard.reload_ended(failed=False)
+        self._source.keep(self._config)
+        self._scoreboard.loaded(self._source.in_force)
         event = Event.RELOADED if self._ready else Event.READY
         log.info(
             "%s: %s, %s, listening on %s",
@@ -378,13 +370,6 @@ class Supervisor:
         passed, kept = self._listeners.passed, self._store.keeps
         for level, text in conflicts(self._config, passed=passed, kept=kept):
             log.log(level, "%s", text)
-        if self._ready:
-            self._trouble = self._source.trouble = ""
-            self._reload_ended(RELOADS)
-        self._source.keep(self._config)
-        numbers = self._scoreboard.daemon
-        numbers[LOADED] = time_of_day()
-        numbers[FILE_NUMBER], numbers[FILE_TIME] = self._source.in_force
         order = worker.GIVE_WITH_QUEUES if dropped else worker.GIVE
         self._retire((w for w in self._workers.values() if w not in self._current()), order)
         self._before_reload = None
