@@ -86,7 +86,10 @@ def written(address: Any) -> str:
     if isinstance(address, tuple):
         host, port = plain_host(address[0]), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return os.fsdecode(address).replace("\0", "@", 1) or "local client"
+    path = os.fsdecode(address).replace("\0", "@", 1)
+    if not path.isprintable():  # a client that chose it must not write lines into the log
+        return repr(path)[1:-1]
+    return path or "local client"
 
 
 def plain_host(host: str) -> str:

@@ -1,6 +1,8 @@
 """What the journal says of connections that have ended."""
 
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,6 +161,17 @@ def test_client_behind_a_proxy_is_the_one_that_was_introduced(
         refused.send(b"no header\n")
         refused.wait_for_end()
         assert ended.the(port)["TCPUPPERD_REASON"] == "refused"
+
+
+def test_client_cannot_write_lines_into_the_log() -> None:
+    """The name of a client's Unix socket is the client's choice."""
+    where = f"tcpupperd-{os.getpid()}-lines"
+    with Daemon(listen=[f"@{where}"], log_connections=True) as daemon:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.bind(f"\0{where}\nforged".encode())
+            client.connect(f"\0{where}".encode())
+        until(lambda: "client closed" in daemon.log)
+        assert f" INFO @{where}\\nforged: client closed " in daemon.log
 
 
 def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
