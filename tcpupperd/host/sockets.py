@@ -30,10 +30,6 @@ _SO_ATTACH_FILTER = 26
 _BPF = struct.Struct("HBBI")  # struct sock_filter
 _FPROG = struct.Struct("HP")  # struct sock_fprog
 
-#: The beginning of struct tcp_info (linux/tcp.h), up to one of its fields.
-_LAST_DATA_SENT = struct.Struct("@44xI")
-_QUEUE = struct.Struct("@24x2I")
-
 
 class ListenError(ExpectedError):
     """The daemon cannot listen on an address, or cannot use a socket that was passed in."""
@@ -134,30 +130,6 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
         return _listen_everywhere(port, backlog, reuse)
     family, where = _resolve(Address(host, port))[0]
     return _listen_tcp(family, where, backlog, reuse)
-
-
-def time_in_queue(connection: socket.socket) -> float:
-    """Seconds that a TCP connection which has just been accepted has waited for that; 0 for a Unix
-    socket. The kernel counts the time since the last data was sent (tcpi_last_data_sent) from the
-    handshake."""
-    info = _tcp_info(connection, _LAST_DATA_SENT)
-    return info[0] / 1000 if info else 0.0
-
-
-def queue_of(listening: socket.socket) -> tuple[int, ...]:
-    """The number of connections that wait to be accepted, and how many may; nothing if the kernel
-    does not say. It has them in the fields tcpi_unacked and tcpi_sacked."""
-    return _tcp_info(listening, _QUEUE)
-
-
-def _tcp_info(one: socket.socket, fields: struct.Struct) -> tuple[int, ...]:
-    """Fields of struct tcp_info (linux/tcp.h); nothing if the kernel has none for this socket."""
-    if one.family == socket.AF_UNIX:
-        return ()
-    try:
-        return fields.unpack(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size))
-    except (OSError, struct.error):
-        return ()
 
 
 def stop_new_connections(listening: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection. It costs nothing until it is asked for, and it stays with
+"""What the kernel knows of a TCP socket. It costs nothing until it is asked for, and it stays with
 the socket when that moves to another process."""
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ CLOSE_WAIT = 8
 
 #: Fields of `struct tcp_info` in linux/tcp.h: the state at offset 0, the bytes received at 128,
 #: those that are not sent yet at 144, those sent at 200, those of them sent again at 208.
-_TCP_INFO = struct.Struct("=B127xQ8xI52xQQ")
+_TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
+
+#: Of a listening socket: the connections that wait (tcpi_unacked), and how many may (tcpi_sacked).
+_QUEUE = struct.Struct("=24x2I")
+
+#: Milliseconds since data was last sent (tcpi_last_data_sent); of none yet, since the handshake.
+_LAST_DATA_SENT = struct.Struct("=44xI")
 
 
 class Traffic(NamedTuple):
@@ -39,7 +45,33 @@ def traffic(one: socket.socket, *, eof: bool) -> Traffic:
 
     Raises OSError if it is another kind of socket.
     """
-    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    state, received, waiting, sent, again = _TCP_INFO.unpack(info)
+    state, received, waiting, sent, again = _read(one, _TRAFFIC)
     # The kernel counts the end of the client's side as a byte.
     return Traffic(received - (eof or state == CLOSE_WAIT), sent - again + waiting)
+
+
+def time_in_queue(connection: socket.socket) -> float:
+    """Seconds that a connection which has just been accepted has waited for that; 0 if the kernel
+    does not tell, as for a Unix socket."""
+    try:
+        return _read(connection, _LAST_DATA_SENT)[0] / 1000
+    except OSError:
+        return 0.0
+
+
+def queue_of(listening: socket.socket) -> tuple[int, ...]:
+    """The number of connections that wait to be accepted, and how many may; nothing if the kernel
+    does not tell, as for a Unix socket."""
+    try:
+        return _read(listening, _QUEUE)
+    except OSError:
+        return ()
+
+
+def _read(one: socket.socket, fields: struct.Struct) -> tuple[int, ...]:
+    """Fields of `struct tcp_info`. Raises OSError if the kernel has none for this socket."""
+    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size)
+    try:
+        return fields.unpack(info)
+    except struct.error:  # an old kernel has fewer
+        raise OSError(f"struct tcp_info has only {len(info)} bytes") from None

@@ -14,7 +14,8 @@ from functools import partial
 
 from tcpupperd.events import Event
 from tcpupperd.host.messages import RateLimitedLog
-from tcpupperd.host.sockets import BACKLOG, Listener, time_in_queue
+from tcpupperd.host.sockets import BACKLOG, Listener
+from tcpupperd.host.tcp_info import time_in_queue
 from tcpupperd.serving.counters import ACCEPTED, LONGEST_QUEUE, SHORTAGES, Tally
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.services import PRIVILEGED

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from tcpupperd import __version__
 from tcpupperd.address import SERVICES, written
-from tcpupperd.host.sockets import Listener, queue_of
+from tcpupperd.host.sockets import Listener
+from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.serving.counters import (
     EARLIER_LINES,
     FIELDS,

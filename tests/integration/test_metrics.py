@@ -14,7 +14,8 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.scraper import LISTEN, get, scrape, value
 from integration.service import Service
-from tcpupperd.host.sockets import Listener, queue_of, time_in_queue
+from tcpupperd.host.sockets import Listener
+from tcpupperd.host.tcp_info import queue_of, time_in_queue
 from tcpupperd.serving.acceptor import SPARE
 from tcpupperd.serving.report import report_of
 from tools import need
