@@ -27,8 +27,9 @@ FORMAT = channel.Format(b"tcpupperd", VERSION, earlier=(1,))
 #: The record of a connection: address family of the socket, port of the client, flags, lines
 #: answered, seconds since the last activity, since an unfinished line began, and until lingering
 #: ends; the lengths of the client's host, the unfinished line, the unsent answer and the name of
-#: the service, which follow; seconds since the client connected.
-_RECORD = struct.Struct("!HHBQdddHIIBd")
+#: the service, which follow; seconds since the client connected; the length of the reason of the
+#: end, which follows the service.
+_RECORD = struct.Struct("!HHBQdddHIIBdB")
 _RECORDS = {1: struct.Struct("!HHBQdddHII"), 2: _RECORD}
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
 _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
@@ -40,7 +41,7 @@ _HOST_MAX = 255  # bytes
 _HELD_MAX = 2**30  # the highest max_line
 _UNSENT_MAX = 2 * _HELD_MAX + 2**20  # an answer of that size, one to what was held, a few chunks
 _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
-_RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX + 255
+_RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX + 2 * 255
 
 
 class Connection(NamedTuple):
@@ -83,7 +84,7 @@ def take(end: socket.socket) -> list[Connection]:
 def _pack(file: BinaryIO, connection: Connection) -> None:
     _, address, state = connection
     host, port = address[:2] if isinstance(address, tuple) else ("", 0)
-    name, service = os.fsencode(host), state.service.encode()
+    name, service, reason = os.fsencode(host), state.service.encode(), state.reason.encode()
     flags = (
         _MID_LINE * state.mid_line
         | _FINISHED * state.finished
@@ -93,8 +94,8 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     sizes = len(name), len(state.held), len(state.unsent), len(service)
     times = state.idle_for, state.line_open_for, state.lingers_for or 0.0
     head = (connection.socket.family, port, flags, min(state.lines, _LINES_MAX))
-    file.write(_RECORD.pack(*head, *times, *sizes, state.open_for))
-    file.writelines((name, state.held, state.unsent, service))
+    file.write(_RECORD.pack(*head, *times, *sizes, state.open_for, len(reason)))
+    file.writelines((name, state.held, state.unsent, service, reason))
 
 
 def _read_all(form: struct.Struct, file: BinaryIO, size: int, count: int) -> list[Record]:
@@ -122,7 +123,7 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
         raise ValueError("the state is cut short")
     family, port, flags, lines, *rest = form.unpack(head)
     times, (name_size, held_size, unsent_size, *later) = rest[:3], rest[3:]
-    service_size, open_for = later or (0, 0.0)
+    service_size, open_for, reason_size = later or (0, 0.0, 0)
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
         raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them is wrong")
     if not all(abs(time) < _TIME_MAX for time in (*times, open_for)):
@@ -130,7 +131,7 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
     if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
         raise ValueError(f"{sizes}: one of them is too long")
-    left -= form.size + name_size + held_size + unsent_size + service_size
+    left -= form.size + name_size + held_size + unsent_size + service_size + reason_size
     if left < 0:
         raise ValueError("the state is cut short")
     address = _address(file.read(name_size), port)
@@ -146,6 +147,7 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
         lingers_for=times[2] if flags & _LINGERS else None,
         service=file.read(service_size).decode() if later else "upper",
         open_for=open_for,
+        reason=file.read(reason_size).decode(),
     )
     return (family, address, state), left
 

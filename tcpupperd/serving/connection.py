@@ -94,6 +94,7 @@ class State(NamedTuple):
     lingers_for: float | None = None
     service: str = "upper"
     open_for: float = 0.0
+    reason: str = ""  # why it ends, if it lingers
 
 
 class Connection:
@@ -300,6 +301,7 @@ class Connection:
             lingers_for=self.lingers_until - now if self.lingers_until else None,
             service=protocol.service,
             open_for=now - self.began,
+            reason=self.reason,
         )
 
     def resume(self, state: State, now: float) -> Next | None:
@@ -315,7 +317,8 @@ class Connection:
         self.line_began = now - state.line_open_for if protocol.mid_line else 0.0
         if state.lingers_for is not None:
             self.lingers_until = now + state.lingers_for
-            self.reason = "finished"  # or another: it was counted when the lingering began
+            # It was counted when the lingering began. 0.1.0 does not tell it.
+            self.reason = state.reason or "finished"
         ends = protocol.finished and not self.lingers_until
         return (self.end(now) if ends else None) or Next.WATCH
 

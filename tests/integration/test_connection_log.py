@@ -125,6 +125,18 @@ def test_reason_is_told_of_those_who_read_no_answer(journal: Journal, ended: End
     assert entry["TCPUPPERD_REASON"] == "write timeout"
 
 
+def test_reason_is_told_although_another_worker_closes(journal: Journal, ended: Ended) -> None:
+    with Daemon(wrapper=journal.wrapper, log_connections=True, idle_timeout=0.1) as daemon:
+        client = daemon.connect()
+        port = client.port
+        assert client.read_to_end() == b""  # the worker waits for our end now
+        old = daemon.workers()
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: not set(old) & set(daemon.workers()))
+        client.close()
+        assert ended.the(port)["TCPUPPERD_REASON"] == "idle timeout"
+
+
 def test_reason_is_told_at_a_stop(journal: Journal, ended: Ended) -> None:
     with Daemon(wrapper=journal.wrapper, log_connections=True) as daemon:
         client = daemon.connect()

@@ -18,7 +18,7 @@ STATES: list[dict[str, Any]] = [
     {"held": b"half a li", "mid_line": True, "line_open_for": 3.25, "lines": 7},
     {"unsent": bytes(range(256)) * 4096, "eof": True},
     {"held": b"x" * 1_000_000, "unsent": b"Y" * 3_000_000, "mid_line": True},
-    {"finished": True, "lingers_for": 1.5},
+    {"finished": True, "lingers_for": 1.5, "reason": "idle timeout"},
     {"finished": True, "lingers_for": -0.5, "eof": True},
     {"mid_line": True},
     {"service": "another"},

@@ -183,6 +183,7 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
         "unsent": 0,
         "service": 0,
         "open_for": 0.0,
+        "reason": 0,
     } | changed
     return handover._RECORD.pack(family, *fields.values()) + host
 
@@ -239,6 +240,7 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
         ({"held": 2**30 + 1}, str(2**30 + 1)),
         ({"unsent": 2**32 - 1}, str(2**32 - 1)),
         ({"service": 1}, "the state is cut short"),
+        ({"reason": 1}, "the state is cut short"),
         ({"idle_for": math.nan}, "a time is out of range"),
         ({"line_open_for": math.inf}, "a time is out of range"),
         ({"lingers_for": -math.inf}, "a time is out of range"),
