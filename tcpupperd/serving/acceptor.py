@@ -151,7 +151,8 @@ class Acceptor:
         try:
             request, client_address = listener.accept()
         except BlockingIOError:
-            self._queue_seen_empty()
+            if self._may_come[0]:  # else those of clients may be full
+                self._queue_seen_empty()
             return False
         except OSError as error:
             self._failed(error)

@@ -190,16 +190,20 @@ def test_full_worker_is_still_scraped() -> None:
             assert value(daemon, "tcpupperd_connections_open") >= 5
         assert value(daemon, "tcpupperd_connections_limit") == 5
         assert value(daemon, "tcpupperd_lines_total") == 5
+        assert value(daemon, "tcpupperd_accept_shortages_total") == 1  # and it is not over
+        assert "accepting again" not in daemon.log
 
         # Scrapers are limited as well, and take no place of a client for good.
         silent = [daemon.connect(daemon.address_of("metrics")) for _ in range(SPARE + 3)]
         until(lambda: daemon.counters()["open"] == 5 + SPARE)
         assert [client.ask(b"more") for client in served] == [b"MORE"] * 5
         assert daemon.counters()["open"] == 5 + SPARE
-        for client in silent:
+        for client in silent + served:
             client.close()
-        served[0].close()
         assert waiting.read_line() == b"WAITING\n"
+        until(lambda: daemon.counters()["open"] == 1)
+        assert daemon.connect().ask(b"new") == b"NEW"
+        until(lambda: "accepting again" in daemon.log)
 
 
 def test_many_scrapers_at_once_get_whole_pages_and_hinder_nobody() -> None:
