@@ -1,6 +1,6 @@
 """The events that an administrator acts on, and the fields of log messages.
 
-The journal has both; `data/tcpupperd.catalog` explains each event to `journalctl -x`.
+The journal has both; `data/catalog/tcpupperd.catalog` explains each event to `journalctl -x`.
 """
 
 from __future__ import annotations

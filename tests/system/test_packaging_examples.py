@@ -98,8 +98,8 @@ def test_process_for_each_connection(machine: Container) -> None:
     assert machine.run("systemd-analyze", "verify", "--man=no", units[0]) == ""
     machine.run("systemctl", "enable", "--now", units[0])
     with (
-        Conversation(machine, "--port=9998") as one,
-        Conversation(machine, "--port=9998") as other,
+        Conversation(machine, "--port=9995") as one,
+        Conversation(machine, "--port=9995") as other,
     ):
         assert (one.ask("one"), other.ask("other")) == ("ONE", "OTHER")
         until(lambda: each_connections_units(machine).count(" running ") == 2)

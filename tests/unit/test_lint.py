@@ -117,7 +117,12 @@ def test_units(tmp_path: Path) -> None:
     need("systemd-analyze")
     units = [
         tmp_path / name
-        for name in ("tcpupperd.service", "tcpupperd.socket", "tcpupperd-metrics.socket")
+        for name in (
+            "tcpupperd.service",
+            "tcpupperd.socket",
+            "tcpupperd-metrics.socket",
+            "tcpupperd-proxy.socket",
+        )
     ]
     for unit in units:
         # Neither daemon nor kill need be installed here; a command that is missing is an error.
