@@ -45,5 +45,5 @@ def test_wheel_and_sdist(release: str, clone: Path) -> None:
         r"tcpupperd/[\w/]+\.(html\.in|py|typed|abi3\.so)"
         r"|tcpupperd-[\d.]+\.dist-info/.*|.*/share/man/.*"
     )
-    names = zipfile.ZipFile(wheel).namelist()
-    assert [name for name in names if not re.fullmatch(allowed, name)] == []
+    files = [one.filename for one in zipfile.ZipFile(wheel).infolist() if not one.is_dir()]
+    assert [name for name in files if not re.fullmatch(allowed, name)] == []
