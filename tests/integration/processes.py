@@ -108,7 +108,7 @@ def socket_inode(local_port: int, remote_port: int) -> int:
             for row in (PROC / table).read_text().splitlines()[1:]:
                 fields = row.split()
                 ports = [int(address.rpartition(":")[2], 16) for address in fields[1:3]]
-                if ports == [local_port, remote_port]:
+                if ports == [local_port, remote_port] and fields[9] != "0":  # not TIME_WAIT
                     return int(fields[9])
     return 0
 

@@ -69,7 +69,7 @@ def test_health_checks_of_haproxy_leave_no_line(tmp_path: Path, options: str) ->
     """With version 2, it introduces itself (LOCAL), then resets the connection."""
     with Daemon(listen=["proxy=127.0.0.1:0"]) as daemon:
         server = daemon.addresses[0].removeprefix("proxy=")
-        options += " check check-send-proxy inter 50ms"
+        options += " check check-send-proxy inter 50ms fall 1000"  # a late one is no failure
         with haproxy(tmp_path, server, {"checked": options}) as frontends:
             until(lambda: daemon.counters()["probes"] >= 3)
             with connected(frontends["checked"], "127.0.0.2") as (client, _):

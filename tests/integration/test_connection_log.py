@@ -189,16 +189,15 @@ def test_client_cannot_write_lines_into_the_log() -> None:
 def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
     journal: Journal,
 ) -> None:
+    address = f"@tcpupperd-{os.getpid()}-ended"
     with LiveEntries(journal.socket) as entries:
-        with Daemon(
-            wrapper=journal.wrapper, listen=["@tcpupperd-test-ended"], log_connections=True
-        ) as daemon:
+        with Daemon(wrapper=journal.wrapper, listen=[address], log_connections=True) as daemon:
             client = daemon.connect()
             assert client.ask(b"hello") == b"HELLO"
             client.close()
         (entry,) = [one for one in entries.read() if "TCPUPPERD_REASON" in one]
     assert entry["TCPUPPERD_CLIENT"] == "local client"
-    assert entry["TCPUPPERD_LISTENER"] == "@tcpupperd-test-ended"
+    assert entry["TCPUPPERD_LISTENER"] == address
     assert entry["TCPUPPERD_LINES"] == "1"
     assert not {"TCPUPPERD_PORT", "TCPUPPERD_RECEIVED", "TCPUPPERD_SENT"} & entry.keys()
 

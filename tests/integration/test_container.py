@@ -23,6 +23,11 @@ from waiting import DEADLINE, until
 ROOT = Path(__file__).parents[2]
 RECIPE = (ROOT / "examples/container/Containerfile").read_text()
 AS_ROOT = os.geteuid() == 0
+#: With the path of images: one of root's own may lead to a Python that only root can read.
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
 
 
 class Container(NamedTuple):
@@ -41,7 +46,12 @@ class Container(NamedTuple):
         """Whether the health check succeeds."""
         command = self.enter(*json.loads(instruction("HEALTHCHECK CMD")))
         outcome = subprocess.run(
-            command, cwd=self.folder, check=False, timeout=DEADLINE, capture_output=True
+            command,
+            cwd=self.folder,
+            env=ENVIRONMENT,
+            check=False,
+            timeout=DEADLINE,
+            capture_output=True,
         )
         return outcome.returncode == 0
 
@@ -83,7 +93,9 @@ def running() -> Iterator[Container]:
         shutil.copytree(ROOT / source, f"{root}{target}")
         subprocess.run(["chmod", "--recursive", "a+rX", root], check=True)
         folder = Path(f"{root}{instruction('WORKDIR')}")
-        with subprocess.Popen(command(), cwd=folder, stderr=subprocess.PIPE) as outer:
+        with subprocess.Popen(
+            command(), cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE
+        ) as outer:
             try:
                 yield Container(folder, outer, first_process(outer))
             finally:

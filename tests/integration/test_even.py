@@ -8,7 +8,7 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
-from integration.processes import PROC, descriptors, stopped
+from integration.processes import PROC, descriptors, state, stopped
 from integration.service import Service
 from tcpupperd.host.channel import BATCH, GIVE_END
 from tcpupperd.processes.handover import Connection, give
@@ -128,18 +128,18 @@ def test_a_worker_that_hangs_does_not_keep_connections_waiting(service: Service)
 
 
 def test_replaced_worker_comes_to_its_share_of_new_connections(service: Service) -> None:
-    with service.daemon(workers=4) as daemon:
-        are_served([service.connect() for _ in range(100)])
+    with service.daemon(workers=4, greeting="{worker}") as daemon:
+
+        def connect() -> int:
+            """Connect a client, while all workers wait for one, so that it does not depend on
+            which process the machine runs first; the worker that has it."""
+            until(lambda: all(state(pid) == "S" for pid in daemon.workers()))
+            return int(service.connect().read_line())
+
+        for _ in range(100):
+            connect()
         dead, *others = daemon.workers()
         os.kill(dead, signal.SIGKILL)
         (new,) = set(daemon.wait_for_workers(4, without=dead)) - set(others)
-
-        def connect(count: int) -> int:
-            """Connect clients, each when the one before has been answered, so that it does not
-            depend on which process the machine runs first; how many the new worker has."""
-            for _ in range(count):
-                are_served([service.connect()])
-            return connections(daemon, service)[new]
-
-        before = until(lambda: connect(1))  # it accepts now
-        assert connect(512) - before >= 512 / 4 / UNEVEN
+        until(lambda: connect() == new)  # it accepts now
+        assert sum(connect() == new for _ in range(512)) >= 512 / 4 / UNEVEN

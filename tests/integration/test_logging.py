@@ -39,13 +39,14 @@ def test_connections_are_logged_for_debugging() -> None:
 
 
 def test_clients_are_named_as_people_write_addresses() -> None:
-    with Daemon(log_level="debug", listen=["0", "@tcpupperd-logged"]) as daemon:
+    local = f"@tcpupperd-{os.getpid()}-logged"
+    with Daemon(log_level="debug", listen=["0", local]) as daemon:
         port = daemon.addresses[0].rpartition(":")[2]
         over_ipv4 = daemon.connect(f"127.0.0.1:{port}")
         over_ipv6 = daemon.connect(f"[::1]:{port}")
         until(lambda: f"127.0.0.1:{over_ipv4.port}: connected" in daemon.log)
         until(lambda: f"[::1]:{over_ipv6.port}: connected" in daemon.log)
-        daemon.connect("@tcpupperd-logged")
+        daemon.connect(local)
         until(lambda: "local client: connected" in daemon.log)
         assert "ffff" not in daemon.log
 

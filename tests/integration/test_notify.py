@@ -40,12 +40,12 @@ def test_life_of_a_daemon(tmp_path: Path) -> None:
 
 
 def test_status_says_what_a_person_wants_to_know() -> None:
-    with Daemon(listen=["127.0.0.1:0", "@tcpupperd-status"], workers=3) as daemon:
+    local = f"@tcpupperd-{os.getpid()}-status"
+    with Daemon(listen=["127.0.0.1:0", local], workers=3) as daemon:
         address = daemon.addresses[0]
         until(lambda: daemon.manager.status)
         assert daemon.manager.status == (
-            f"Listening on {address}, @tcpupperd-status; 3 workers, 0 connections;"
-            " 0 lines answered"
+            f"Listening on {address}, {local}; 3 workers, 0 connections; 0 lines answered"
         )
         client = daemon.connect()
         assert client.ask(b"hello") == b"HELLO"
@@ -88,7 +88,8 @@ def test_status_is_one_line(tmp_path: Path) -> None:
 
 
 def test_manager_at_an_abstract_address() -> None:
-    with Manager("@tcpupperd-test-manager") as manager, Daemon(manager=manager) as daemon:
+    address = f"@tcpupperd-{os.getpid()}-manager"
+    with Manager(address) as manager, Daemon(manager=manager) as daemon:
         daemon.stop()
         manager.wait("STOPPING=1")
 

@@ -108,9 +108,9 @@ def test_each_answer_is_shown_and_the_run_summed_up() -> None:
     assert name == f"--- {address} ping statistics ---"
     assert counts(summary) == [3, 3, 0, 0, 0]
     assert re.fullmatch(r"time min/avg/max/p99 = ([0-9.]+/){3}[0-9.]+ ms", times)
-    # The time between two lines is no gap, and neither is anything else here.
+    # The time between two lines is no gap.
     longest_time = float(times.split("/")[-2]) / 1000
-    assert longest_gap(summary) == pytest.approx(longest_time, rel=0.01)
+    assert 0 < longest_gap(summary) <= 1.01 * longest_time
 
 
 def test_quiet() -> None:
@@ -219,7 +219,7 @@ def test_connection_that_ends_between_two_lines_loses_none() -> None:
         connection.sendall(connection.recv(1000).upper())
 
     with serving(answer_once, answer_once) as server:
-        done = run("--ping", *server, "-c", "2", "-i", "0.2")
+        done = run("--ping", *server, "-c", "2", "-i", "1")
     assert done.returncode == 0
     told = re.sub(r"time=\S+", "time=T", done.stdout.decode()).splitlines()[1:5]
     assert told[:2] == ["seq=1 time=T ms", "disconnected: the server closed the connection"]
@@ -234,7 +234,7 @@ def test_reset_connection() -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)
 
     with serving(reset, upper_all) as server:
-        done = run("--ping", *server, "-c", "2", "-i", "0.2")
+        done = run("--ping", *server, "-c", "2", "-i", "1")
     assert done.returncode == 1
     assert (
         "\nseq=1 lost: Connection reset by peer\nreconnected\nseq=2 time=" in done.stdout.decode()
@@ -247,7 +247,7 @@ def test_echo_is_a_wrong_answer() -> None:
         connection.sendall(connection.recv(1000))
 
     with serving(echo, upper_all) as server:
-        done = run("--ping", *server, "-c", "2", "-i", "0.2")
+        done = run("--ping", *server, "-c", "2", "-i", "1")
     assert done.returncode == 1
     assert re.search(r"^seq=1 lost: wrong answer 'tcpupper .*'$", done.stdout.decode(), re.M)
     assert counts(done.stdout.decode()) == [2, 1, 1, 1, 1]
@@ -270,19 +270,19 @@ def test_silent_server_is_given_up() -> None:
             pass
 
     with serving(stay_silent, upper_all) as server:
-        done = run("--ping", *server, "--timeout", "0.3", "-c", "2", "-i", "0.5")
+        done = run("--ping", *server, "--timeout", "0.3", "-c", "2", "-i", "1")
     assert done.returncode == 1
     assert "\nseq=1 lost: no answer for 0.3 s\nreconnected\nseq=2 time=" in done.stdout.decode()
     assert counts(done.stdout.decode()) == [2, 1, 1, 0, 1]
-    assert longest_gap(done.stdout.decode()) >= 0.5  # from the first line on
+    assert longest_gap(done.stdout.decode()) >= 1  # from the first line on
 
 
 def test_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
+    with socket.create_server(("127.0.0.2", 0)) as unused:  # no other test's clients are there
         server = options_for(unused)
     with pinging(tmp_path / "output", *server, "-i", "0.02") as ping:
         ping.shows("seq=1 lost: cannot connect: Connection refused")
-        with Daemon(listen=[f"127.0.0.1:{server[3]}"]):
+        with Daemon(listen=[f"127.0.0.2:{server[3]}"]):
             ping.shows("seq=[0-9]+ time=.* ms")
             assert ping.end() == 1
     sent, answered, lost, wrong, reconnected = counts(ping.text, -1)
@@ -349,13 +349,13 @@ def test_answer_that_came_while_the_client_was_stopped_is_in_time(tmp_path: Path
 
     with (
         serving(answer_when_told) as server,
-        pinging(tmp_path / "output", *server, "--timeout", "0.5", "-c", "1") as ping,
+        pinging(tmp_path / "output", *server, "--timeout", "1", "-c", "1") as ping,
     ):
         assert received.wait(DEADLINE)
         with stopped(ping.process.pid):
             proceed.set()
             assert answered.wait(DEADLINE)
-            assert_still_running(ping.process, 0.6)  # until its time has passed
+            assert_still_running(ping.process, 1.1)  # until its time has passed
         assert ping.process.wait(DEADLINE) == 0
     assert counts(ping.text) == [1, 1, 0, 0, 0]
 
@@ -386,7 +386,7 @@ def test_signal_ends_a_run_without_answers(tmp_path: Path) -> None:
 
 def test_deadline_ends_with_a_summary() -> None:
     with serving(upper_all) as server:
-        done = run("--ping", *server, "-i", "0.01", "-w", "0.3")
+        done = run("--ping", *server, "-i", "0.01", "-w", "1")
     sent, answered, *rest = counts(done.stdout.decode())
     assert done.returncode == 0
     assert sent == answered > 0

@@ -14,6 +14,9 @@ from integration.daemon import Daemon
 from integration.processes import stopped
 from waiting import until
 
+#: Addresses that another run of the tests does not use begin with this.
+LOCAL = f"@tcpupperd-{os.getpid()}"
+
 #: Seconds that a new worker may take on a busy machine.
 LATENESS = 2.0
 
@@ -75,14 +78,14 @@ def test_reload_that_cannot_listen_changes_nothing() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        daemon.configure(listen=["127.0.0.1:0", "@tcpupperd-test-reload", address])
+        daemon.configure(listen=["127.0.0.1:0", f"{LOCAL}-reload", address])
         daemon.send_signal(signal.SIGHUP)
         daemon.manager.wait("RELOADING=1")
         daemon.manager.wait("READY=1")
         assert f"cannot listen on {address}: Address already in use" in daemon.log
         assert daemon.connect().ask(b"hello") == b"HELLO"
         with pytest.raises(ConnectionRefusedError):
-            daemon.connect("@tcpupperd-test-reload")
+            daemon.connect(f"{LOCAL}-reload")
 
 
 def test_reloads_in_a_row_are_each_answered() -> None:
@@ -180,20 +183,20 @@ def test_reload_changes_the_number_of_workers() -> None:
 
 
 def test_reload_changes_the_addresses() -> None:
-    with Daemon(listen=["127.0.0.1:0", "@tcpupperd-test-old"]) as daemon:
-        old = daemon.connect("@tcpupperd-test-old")
+    with Daemon(listen=["127.0.0.1:0", f"{LOCAL}-old"]) as daemon:
+        old = daemon.connect(f"{LOCAL}-old")
         kept = daemon.addresses[0]
 
-        daemon.reload(listen=["@tcpupperd-test-new", "127.0.0.1:0"])
-        until(lambda: "@tcpupperd-test-new" in daemon.manager.status)
+        daemon.reload(listen=[f"{LOCAL}-new", "127.0.0.1:0"])
+        until(lambda: f"{LOCAL}-new" in daemon.manager.status)
 
         assert daemon.connect(kept).ask(b"kept") == b"KEPT"
-        assert daemon.connect("@tcpupperd-test-new").ask(b"new") == b"NEW"
+        assert daemon.connect(f"{LOCAL}-new").ask(b"new") == b"NEW"
         assert old.ask(b"old") == b"OLD"
-        until(lambda: is_refused("@tcpupperd-test-old"))
+        until(lambda: is_refused(f"{LOCAL}-old"))
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "@tcpupperd-test-named"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", f"{LOCAL}-named"], ids=["TCP", "Unix"])
 def test_reload_can_name_the_service_of_an_address(address: str) -> None:
     with Daemon() as daemon:
         # A port that is free again once the daemon has left it.
@@ -208,9 +211,9 @@ def test_reload_can_name_the_service_of_an_address(address: str) -> None:
 
 
 def test_who_waits_at_an_address_that_a_reload_drops_is_served() -> None:
-    with Daemon(listen=["127.0.0.1:0", "@tcpupperd-test-old"]) as daemon:
+    with Daemon(listen=["127.0.0.1:0", f"{LOCAL}-old"]) as daemon:
         with stopped(*daemon.workers()):
-            waiting = [daemon.connect("@tcpupperd-test-old") for _ in range(40)]
+            waiting = [daemon.connect(f"{LOCAL}-old") for _ in range(40)]
             daemon.reload(listen=["127.0.0.1:0"])
         assert [client.ask(b"hello") for client in waiting] == [b"HELLO"] * 40
 
