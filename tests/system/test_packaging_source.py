@@ -21,8 +21,9 @@ VARIED = (
     "umask 002; export DEB_BUILD_OPTIONS=parallel=7 HOME=/nonexistent/second"
     " LC_ALL=C.UTF-8 LANG=tr_TR.UTF-8 TZ=Pacific/Kiritimati;"
     " mkdir -p /mnt/a/path/that/is/longer; cd /mnt/a/path/that/is/longer;"
-    f" faketime --exclude-monotonic '+400 days' sh -ec '{BUILD}'"
+    f" ANOTHER_TIME sh -ec '{BUILD}'"
 )
+ANOTHER_TIME = "faketime --exclude-monotonic '+400 days'"
 PLAIN = f"export LC_ALL=C TZ=UTC; mkdir /mnt/one; cd /mnt/one; {BUILD}"
 CONTENTS = "dpkg-deb --contents /mnt/one/tcpupperd_*.deb | awk '{ print $6 }'"
 SORT = (
@@ -59,7 +60,9 @@ def source(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_builds_are_reproducible_and_clean(release: str, source: Path) -> None:
     run_offline(release, source, PLAIN)
-    run_offline(release, source, VARIED)
+    # The time is varied on later releases only: in faketime of Debian 12, time.sleep() fails.
+    another_time = "" if release == "bookworm" else ANOTHER_TIME
+    run_offline(release, source, VARIED.replace("ANOTHER_TIME", another_time))
     (plain, varied) = (
         next(source.glob(f"{path}/tcpupperd_*.deb")) for path in ("one", "a/path/*/*/*")
     )

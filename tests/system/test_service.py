@@ -117,7 +117,7 @@ def test_ping_loses_nothing_by_a_restart(machine: Container) -> None:
             read_on(ping)
             machine.run("systemctl", "restart", SERVICE)
         read_on(ping)
-        machine.run("pkill", "--signal", "INT", "--full", " --ping ")
+        machine.run("pkill", "--full", " --ping ")
         output, _ = ping.communicate(timeout=DEADLINE)
         assert ping.returncode == 0
     assert re.search(r"^([0-9]+) sent, \1 answered, 0 lost, 0 wrong, 0 reconnected,", output, re.M)
