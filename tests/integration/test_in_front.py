@@ -1,7 +1,8 @@
-"""The examples of what stands in front of the service, run as they are on addresses of our own."""
+"""The examples of what stands in front of the service, at addresses and ports of our own."""
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import ssl
@@ -23,8 +24,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 #: Of HAProxy.
 NAMES = ("haproxy.cfg", "tls.cfg", "send-proxy.cfg")
 
-#: The ports of the examples: the balancer's, and its servers'.
-LINES, TLS, INTRODUCED, UPPER, PROXY, AGENT = 9999, 9993, 9994, 9999, 9997, 9996
+#: The balancer's ports, and its servers': those of the examples, which may be in use, and 10000.
+LINES, TLS, INTRODUCED, UPPER, PROXY, AGENT = 19999, 19993, 19994, 19999, 19997, 19996
 
 
 #: How the greetings of the servers begin.
@@ -130,7 +131,7 @@ def test_nginx_serves_from_all_servers(tmp_path: Path, host: str, servers: Serve
     nginx = need("nginx")
     changes = {
         **servers.addresses,
-        "listen 9999": f"listen {host}:9999",
+        "listen ": f"listen {host}:",
         "/run": str(tmp_path),
         "/var/log/nginx": str(tmp_path),
         "user www-data;": "",
@@ -165,6 +166,7 @@ def changed(folder: Path, name: str, changes: dict[str, str]) -> Path:
     for old, new in changes.items():
         text = text.replace(old, new)
     assert "192.0.2." not in text
+    text = re.sub(r"\b999(\d)\b", r"1999\1", text)
     file = folder / Path(name).name
     file.write_text(text)
     return file

@@ -328,7 +328,9 @@ def test_lines_that_the_server_does_not_read_are_sent_later(tmp_path: Path) -> N
         listener.listen()
         with (
             serving(answer_when_told, listener=listener) as server,
-            pinging(tmp_path / "output", *server, "-c", "2000", "-i", "0.001") as ping,
+            pinging(
+                tmp_path / "output", *server, "--timeout", "60", "-c", "2000", "-i", "0.001"
+            ) as ping,
         ):
             until(lambda: ping.counts()[0] > 1000)  # a queue of 208 KiB has room for some 280
             proceed.set()

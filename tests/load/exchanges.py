@@ -22,7 +22,7 @@ from waiting import until
 
 CLIENTS = 8  # of each kind
 PACE = 0.01  # seconds between two lines of a client
-TIMEOUT = 15.0  # seconds until a client gives up
+TIMEOUT = 30.0  # seconds until a client gives up
 
 
 class Report(NamedTuple):

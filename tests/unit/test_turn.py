@@ -243,11 +243,14 @@ def test_signal_handler_may_raise(turn: Turn, counts: "array[int]") -> None:
     def handler(*_: object) -> NoReturn:
         raise ZeroDivisionError
 
+    def interrupted() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        turn(server.fileno(), counts)
+
     client, server = socket.socketpair()
     with client, server, alarm_handler(handler):
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(ZeroDivisionError):
-            turn(server.fileno(), counts)
+        with pytest.raises(ZeroDivisionError):  # it may come before the turn on a busy machine
+            interrupted()
         assert list(counts) == [0, 0]
 
 
