@@ -274,7 +274,7 @@ def test_silent_server_is_given_up() -> None:
     assert done.returncode == 1
     assert "\nseq=1 lost: no answer for 0.3 s\nreconnected\nseq=2 time=" in done.stdout.decode()
     assert counts(done.stdout.decode()) == [2, 1, 1, 0, 1]
-    assert longest_gap(done.stdout.decode()) >= 1  # from the first line on
+    assert longest_gap(done.stdout.decode()) > 0.7  # not from the loss on, but from the line
 
 
 def test_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
