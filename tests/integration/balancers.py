@@ -46,6 +46,7 @@ def haproxy(
 ) -> Iterator[dict[str, str]]:
     """HAProxy with a frontend for each of some options of the keyword `server`; the address of
     each frontend."""
+    program = need("haproxy")
     sockets = {name: listening(host) for name in options}
     frontends = [
         HAPROXY_LISTEN.format(name=name, fd=one.fileno(), address=address, options=options[name])
@@ -54,20 +55,21 @@ def haproxy(
     path = directory / "haproxy.cfg"
     path.write_text(HAPROXY + "".join(frontends))
     addresses = {name: name_of(one) for name, one in sockets.items()}
-    with running([need("haproxy"), "-db", "-f", str(path)], list(sockets.values())):
+    with running([program, "-db", "-f", str(path)], list(sockets.values())):
         yield addresses
 
 
 @contextmanager
 def nginx(directory: Path, address: str, host: str = "127.0.0.1") -> Iterator[str]:
     """nginx with its module stream, which sends headers of version 1; its address."""
+    program = need("nginx")
     one = listening(host)
     path = directory / "nginx.conf"
     where = name_of(one)
     path.write_text(NGINX.format(directory=directory, port=where, address=address))
     # How it gets the sockets of the process that it replaces.
     environment = os.environ | {"NGINX": f"{one.fileno()};"}
-    with running([need("nginx"), "-e", "stderr", "-c", str(path)], [one], environment):
+    with running([program, "-e", "stderr", "-c", str(path)], [one], environment):
         yield where
 
 

@@ -105,7 +105,7 @@ def running() -> Iterator[Container]:
 def command() -> list[str]:
     user, _, group = instruction("USER").partition(":")
     ids = f"setpriv --reuid={user} --regid={group} --clear-groups -- " if AS_ROOT else ""
-    script = f'ip link set lo up && exec {ids}"$@"'
+    script = f'{need("ip")} link set lo up && exec {ids}"$@"'
     return [
         *(need("unshare"), "--net", "--pid", "--fork", "--kill-child"),
         *(() if AS_ROOT else ("--user", "--map-root-user")),
