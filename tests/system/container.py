@@ -119,9 +119,15 @@ def own_cgroup() -> Iterator[Path]:
     finally:
         until(lambda: "populated 0" in read_lines(cgroup / "cgroup.events"))
         # systemd-nspawn makes groups of this name in the older hierarchies, too.
-        for group in list(CGROUPS.rglob(cgroup.name)):
+        for group in groups_named(cgroup.name):
             for folder, _, _ in os.walk(group, topdown=False):
                 Path(folder).rmdir()
+
+
+def groups_named(name: str) -> list[Path]:
+    """The control groups of a name in all hierarchies."""
+    # Not Path.rglob(), which fails if another container's group goes meanwhile.
+    return [Path(folder, name) for folder, names, _ in os.walk(CGROUPS) if name in names]
 
 
 def start_machine(
