@@ -210,7 +210,8 @@ def test_each_bit_is_covered_by_the_checksum() -> None:
 
 hosts_4 = st.ip_addresses(v=4).map(str)
 hosts_6 = st.ip_addresses(v=6).flatmap(
-    lambda host: st.sampled_from([str(host), host.exploded, str(host).upper()])
+    # Not host.exploded, which since Python 3.13 may be longer than a header of version 1 allows.
+    lambda host: st.sampled_from([str(host), host.packed.hex(":", 2), str(host).upper()])
 )
 ports = st.integers(0, 65535)
 pairs = st.tuples(hosts_4, ports, hosts_4, ports) | st.tuples(hosts_6, ports, hosts_6, ports)
