@@ -12,7 +12,7 @@ from typing import NamedTuple
 DAEMON, LIMIT = "tcpupperd", "C epoll"
 OURS = (DAEMON, f"{DAEMON} without its C module")
 
-NAME_WIDTH, FIGURE_WIDTH = 210, 780
+NAME_WIDTH, FIGURE_WIDTH = 250, 820
 RATIO_WIDTH = 260  # of 1.00: one length in all panels
 TICK = 0.25
 BAR_HEIGHT, STEP = 14, 20
