@@ -49,6 +49,19 @@ def serving(*behaviours: Behaviour, listener: socket.socket | None = None) -> It
     assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def full_queue() -> Iterator[list[str]]:
+    """A server that takes no connection; yield the client's options for it."""
+    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):  # a queue of 0 holds one; the kernel ignores attempts beyond it
+            attempt = waiting.enter_context(socket.socket())
+            attempt.setblocking(False)
+            attempt.connect_ex(listener.getsockname())
+        yield options_for(listener)
+
+
 def options_for(listener: socket.socket) -> list[str]:
     address = listener.getsockname()
     if listener.family == socket.AF_UNIX:

@@ -17,6 +17,7 @@ from integration.tcpupper import (
     CLIENT,
     PIPE,
     ROOT,
+    full_queue,
     options_for,
     read_from,
     run,
@@ -208,15 +209,8 @@ def test_full_queue_of_a_unix_socket_is_reported_at_once(tmp_path: Path) -> None
 
 
 def test_unanswered_connection_attempt_is_given_up() -> None:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    with listener, contextlib.ExitStack() as waiting:
-        for _ in range(2):  # a queue of 0 holds one; the kernel ignores attempts beyond it
-            attempt = waiting.enter_context(socket.socket())
-            attempt.setblocking(False)
-            attempt.connect_ex(listener.getsockname())
-        done = run(*options_for(listener), "--timeout", "0.2", "hello")
+    with full_queue() as server:
+        done = run(*server, "--timeout", "0.2", "hello")
     assert done.returncode == 1
     assert done.stderr.endswith(b": timed out\n")
 

@@ -171,7 +171,7 @@ def test_progress_of_an_input_of_unknown_size(terminal: Terminal) -> None:
 def answer_after_a_while(connection: socket.socket) -> None:
     """Answer something, and something more when the input has become a long one."""
     connection.sendall(connection.recv(100).upper())
-    time.sleep(LONGER)
+    time.sleep(LONGER)  # the server's own pace
     upper_all(connection)
 
 

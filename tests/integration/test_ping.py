@@ -22,6 +22,7 @@ from integration.tcpupper import (
     PIPE,
     ROOT,
     assert_still_running,
+    full_queue,
     options_for,
     run,
     serving,
@@ -290,15 +291,8 @@ def test_server_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_unanswered_attempt_to_connect_is_given_up() -> None:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    with listener, contextlib.ExitStack() as waiting:
-        for _ in range(2):  # a queue of 0 holds one; the kernel ignores attempts beyond it
-            attempt = waiting.enter_context(socket.socket())
-            attempt.setblocking(False)
-            attempt.connect_ex(listener.getsockname())
-        done = run("--ping", *options_for(listener), "--timeout", "0.2", "-c", "1")
+    with full_queue() as server:
+        done = run("--ping", *server, "--timeout", "0.2", "-c", "1")
     assert done.returncode == 1
     assert "\nseq=1 lost: cannot connect: timed out\n" in done.stdout.decode()
 
