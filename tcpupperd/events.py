@@ -6,6 +6,9 @@ The journal has both; `data/catalog/tcpupperd.catalog` explains each event to `j
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
+
+from tcpupperd.address import plain_host
 
 #: For `extra=` of a log call.
 Extra = dict[str, dict[str, object]]
@@ -15,6 +18,13 @@ def fields(**values: object) -> Extra:
     """Fields of the journal for a log message, systemd.journal-fields(7). Ours begin with
     TCPUPPERD_."""
     return {"fields": values}
+
+
+def client_fields(address: Any) -> dict[str, object]:
+    """The fields that name a client by its address; none for a local client, which has none."""
+    if not isinstance(address, tuple):
+        return {}
+    return {"TCPUPPERD_CLIENT": plain_host(address[0]), "TCPUPPERD_PORT": address[1]}
 
 
 class Event(Enum):

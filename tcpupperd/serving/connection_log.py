@@ -7,8 +7,8 @@ import logging
 import math
 import os
 
-from tcpupperd.address import plain_host, written
-from tcpupperd.events import Event
+from tcpupperd.address import written
+from tcpupperd.events import Event, client_fields
 from tcpupperd.host import tcp_info
 from tcpupperd.serving.connection import Connection
 from tcpupperd.words import counted
@@ -75,13 +75,12 @@ def about(connection: Connection, now: float) -> dict[str, object]:
     client, one = connection.client_address, connection.socket
     fields: dict[str, object] = {
         "TCPUPPERD_CLIENT": written(client),
+        **client_fields(client),
         "TCPUPPERD_WORKER": os.getpid(),
         "TCPUPPERD_REASON": connection.reason,
         "TCPUPPERD_LINES": connection.protocol.lines,
         "TCPUPPERD_DURATION_USEC": round((now - connection.began) * 1_000_000),
     }
-    if isinstance(client, tuple):
-        fields |= {"TCPUPPERD_CLIENT": plain_host(client[0]), "TCPUPPERD_PORT": client[1]}
     with contextlib.suppress(OSError):  # it is closed, or no TCP connection
         fields["TCPUPPERD_CONNECTION"] = f"{tcp_info.cookie(one):x}"
         fields["TCPUPPERD_LISTENER"] = written(one.getsockname())

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from tcpupperd.address import Networks, plain_host, written
-from tcpupperd.events import Event
+from tcpupperd.address import Networks, written
+from tcpupperd.events import Event, client_fields
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.serving.connection import Connection
 from tcpupperd.serving.counters import PROXY_UNTRUSTED, Tally
@@ -48,12 +48,9 @@ class Introductions:
 
     def _refuse(self, counter: int, balancer: object, reason: str) -> None:
         self._tally.add(counter)
-        where = {}
-        if isinstance(balancer, tuple):
-            where = {"TCPUPPERD_CLIENT": plain_host(balancer[0]), "TCPUPPERD_PORT": balancer[1]}
         self._refusals.warn(
             "%s: PROXY header refused: %s",
             written(balancer),
             reason,
-            extra=Event.PROXY_REFUSED.fields(**where),
+            extra=Event.PROXY_REFUSED.fields(**client_fields(balancer)),
         )

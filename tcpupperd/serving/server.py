@@ -23,7 +23,7 @@ from typing import Any
 
 from tcpupperd.address import plain_host, written
 from tcpupperd.config import Config
-from tcpupperd.events import Event
+from tcpupperd.events import Event, client_fields
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
@@ -83,10 +83,8 @@ class UpperServer(socketserver.BaseServer):
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
         self._ended = ConnectionLog(self.config.worker_count)
-        hooks = Hooks(self._introduce, self.shutdown_request, self.handle_error)
-        if self.config.log_connections and log.isEnabledFor(logging.INFO):
-            hooks = hooks._replace(ended=self._ended.ended)
-        self.connections = Connections(self.poller, Limits.of(self.config), self.tally, hooks)
+        limits = Limits.of(self.config)
+        self.connections = Connections(self.poller, limits, self.tally, self._hooks())
         self.acceptor = Acceptor(
             self.poller, listeners, self.connections, self.welcome, self.tally
         )
@@ -105,6 +103,13 @@ class UpperServer(socketserver.BaseServer):
         self._serving_thread: int | None = None
         self._stopped = threading.Event()
         self.acceptor.update_interest()
+
+    def _hooks(self) -> Hooks:
+        """What the connections call."""
+        hooks = Hooks(self._introduce, self.shutdown_request, self.handle_error)
+        if self.config.log_connections and log.isEnabledFor(logging.INFO):
+            hooks = hooks._replace(ended=self._ended.ended)
+        return hooks
 
     def _listen(self, server_address: Any) -> Listener:
         backlog, reuse = self.request_queue_size, self.allow_reuse_address
@@ -285,9 +290,7 @@ class UpperServer(socketserver.BaseServer):
         self._refusals.warn(
             "%s has max_connections_per_source open, refused another",
             host,
-            extra=Event.SOURCE_REFUSED.fields(
-                TCPUPPERD_CLIENT=host, TCPUPPERD_PORT=client_address[1]
-            ),
+            extra=Event.SOURCE_REFUSED.fields(**client_fields(client_address)),
         )
         return False
 
