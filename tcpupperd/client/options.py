@@ -129,8 +129,8 @@ def check_together(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> None:
-    """The options that any use of the client has; ``timeout`` is what --timeout means. Plugins
-    have short options for some."""
+    """The options that any use of the client has; `timeout` is what --timeout means. Plugins have
+    short options for some."""
     parser.add_argument(
         *(["-V"] if short else []),
         "--version",
@@ -138,6 +138,25 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
         version=f"tcpupper {__version__}",
         help="show the version and exit",
     )
+    add_address_options(parser, short=short)
+    parser.add_argument(
+        *(["-t"] if short else []),
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help=f"{timeout} (default: 10)",
+    )
+    parser.add_argument(
+        "--greeting", action="store_true", help="expect a line before the first answer"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show the address of each connection"
+    )
+
+
+def add_address_options(parser: Parser, *, short: bool) -> None:
+    """Where the server is, and from where to connect to it."""
     parser.add_argument(
         *(["-H"] if short else []),
         "--host",
@@ -165,20 +184,6 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
     parser._has_negative_number_optionals.clear()
     parser.add_argument(
         "--bind", type=own_address, metavar="ADDRESS", help="connect from this address of ours"
-    )
-    parser.add_argument(
-        *(["-t"] if short else []),
-        "--timeout",
-        type=seconds,
-        default=10.0,
-        metavar="SECONDS",
-        help=f"{timeout} (default: 10)",
-    )
-    parser.add_argument(
-        "--greeting", action="store_true", help="expect a line before the first answer"
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the address of each connection"
     )
 
 

@@ -1,7 +1,7 @@
 """Handshakes in progress, of which no event tells: sock_diag(7).
 
-/proc/net/tcp lists them too, but with all other connections of the machine: if 70,000 of these are
-in TIME_WAIT, one look takes 0.3 s. The kernel is asked for one port and one state instead.
+/proc/net/tcp lists them too, but with all other connections of the machine: with 9,000 of these,
+reading it took 37 ms. The kernel is asked for one port and one state instead, which took 0.1 ms.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from time import monotonic
 
@@ -88,7 +89,7 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-class Handler(logging.Handler):
+class Handler(logging.Handler, ABC):
     """Counts the messages that cannot be written, and tells the number later."""
 
     def __init__(self) -> None:
@@ -103,9 +104,9 @@ class Handler(logging.Handler):
         if not self.write(record):
             self._dropped += 1
 
+    @abstractmethod
     def write(self, record: logging.LogRecord) -> bool:
         """Write a message now; whether that was possible."""
-        raise NotImplementedError
 
     def _of_dropped(self) -> logging.LogRecord:
         """A message that says how many were dropped."""

@@ -5,8 +5,8 @@ specification is HAProxy's doc/proxy-protocol.txt; what is quoted below is from 
 must not guess: what is not exactly a header is refused, with a reason that helps whoever runs the
 balancer.
 
-Libraries for this accept more, such as a port "+80" or a line without end: `int` and `ip_address`
-of Python do. Here, a number is ASCII digits and an address is what inet_pton(3) accepts.
+The libraries that exist accept malformed headers, among them ports such as "+80", which Python's
+`int` accepts. Here, a number is ASCII digits, and an address is what inet_pton(3) accepts.
 """
 
 from __future__ import annotations
