@@ -87,7 +87,7 @@ def check(session: list[Step], printed: str) -> None:
 
 #: The documents whose commands tests/system/test_documents.py runs, on a machine with the package
 #: installed. The tutorial has a test of its own.
-ON_INSTALLED = ("docs/hand-over.md", "docs/operating.md", "docs/reuse.md")
+ON_INSTALLED = ("docs/handover.md", "docs/operating.md", "docs/reuse.md")
 
 #: The parts of the README that it runs there; test_readme.py runs the others.
 README_ON_INSTALLED = ("See it survive a restart", "See it in the journal")

@@ -2,7 +2,7 @@
 
 It is a pair of SOCK_SEQPACKET sockets. A process that leaves gives its connections into one end,
 another process takes them out of the other. The service manager keeps both ends, so the other
-process may be the next run of the same service (docs/hand-over.md).
+process may be the next run of the same service (docs/handover.md).
 
 A message carries up to 252 sockets as SCM_RIGHTS (unix(7) allows 253 descriptors), and a memfd
 with whatever the service knows of them. So the message itself stays tiny, and the channel's buffer
