@@ -91,7 +91,7 @@ ON_INSTALLED = ("docs/handover.md", "docs/operating.md", "docs/reuse.md")
 
 #: The parts of the README that it runs there; test_readme.py runs the others.
 README_ON_INSTALLED = ("See it survive a restart", "See it in the journal")
-README_ELSEWHERE = ("Run it", "Install it", "Work on it")
+README_ELSEWHERE = ("Run it", "Install it", "Development")
 
 
 def section(text: str, heading: str) -> str:

@@ -54,7 +54,7 @@ def readme(heading: str) -> list[str]:
 
 [RUN] = readme("Run it")
 INSTALL, INSTALL_ELSEWHERE = readme("Install it")
-TEST = readme("Work on it")[0].splitlines()[0]
+TEST = readme("Development")[0].splitlines()[0]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def clone(tmp_path: Path) -> Path:
 
 def test_ci_runs_what_the_readme_says() -> None:
     script = (TREE / ".ci/run").read_text()
-    for line in readme("Work on it")[0].splitlines():
+    for line in readme("Development")[0].splitlines():
         assert f"\n{line.removeprefix('sudo ')} " in script
 
 
