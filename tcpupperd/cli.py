@@ -134,7 +134,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; exit with status 2 if it is wrong."""
     parser = Parser(
         prog="tcpupperd",
-        description="Answer every line of text that arrives over TCP in upper case.",
+        description="Serve TCP clients, sending every line of text back in upper case.",
         epilog="See tcpupperd(8) and tcpupperd.toml(5).",
         # Without a width, it would import shutil with all its compressors, which takes 3 ms.
         formatter_class=partial(argparse.HelpFormatter, width=HELP_WIDTH),
@@ -143,15 +143,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--version",
         action="version",
         version=f"%(prog)s {__version__}, {turn.implementation}",
-        help="show the version, and whether its C module is in use, and exit",
+        help="show the version and whether the C module is in use, then exit",
     )
     # Absolute, because a daemon in the background changes its working directory.
     parser.add_argument(
         "--config", metavar="FILE", type=os.path.abspath, help="read settings from a TOML file"
     )
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument(
-        "--verbose", action="store_true", help="with --check: show each setting and its origin"
+        "--check",
+        action="store_true",
+        help="check the configuration, report every error, and exit",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="with --check: show the value of each setting and where it comes from",
     )
     parser.add_argument("--daemonize", action="store_true", help="run in the background")
     for option, metavar, text in (
@@ -160,7 +166,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--group", "NAME", "run as this group instead of the user's own"),
     ):
         parser.add_argument(option, metavar=metavar, help=f"with --daemonize: {text}")
-    settings = parser.add_argument_group("settings, which override the file")
+    settings = parser.add_argument_group("settings (these override the configuration file)")
     for setting in SETTINGS:
         add_setting(settings, setting)
     arguments = parser.parse(argv)

@@ -165,15 +165,16 @@ SETTINGS = (
         ("localhost:9999",),
         addresses,
         "ADDRESS",
-        "address to listen on: host:port, [::1]:port, port, /path or @abstract, after NAME= for a"
-        " service other than upper; may be repeated; ignored if a service manager passes sockets",
+        "address to listen on: host:port, [::1]:port, port, /path or @abstract; prefix NAME="
+        " selects a service other than upper; may be repeated; ignored if the service manager"
+        " passes sockets",
     ),
     Setting(
         "proxy_from",
         ("127.0.0.0/8", "::1"),
         networks,
         "NETWORK",
-        "address or network of load balancers that may connect to the service proxy; may be"
+        "address or network from which load balancers may connect to the proxy service; may be"
         " repeated",
     ),
     Setting(
@@ -181,109 +182,112 @@ SETTINGS = (
         "auto",
         workers,
         "N",
-        "number of worker processes; auto: one for each usable CPU",
+        'number of worker processes; "auto" means one per usable CPU',
     ),
     Setting(
         "framing",
         "line",
         one_of("line", "none"),
         "KIND",
-        "line: answer each line once it is complete; none: answer data as it arrives",
+        '"line": answer each line once it is complete; "none": answer data as it arrives',
     ),
     Setting(
         "lines_per_connection",
         0,
         whole(0, 2**31 - 1),
         "N",
-        "close a connection after this many lines; 0: no limit",
+        "close a connection after this many lines (0 for no limit)",
     ),
     Setting(
         "max_line",
         65536,
         whole(1, 2**30),
         "BYTES",
-        "answer a line that is longer than this in pieces",
+        "answer lines longer than this in pieces",
     ),
     Setting(
         "greeting",
         "",
         greeting,
         "TEXT",
-        "line to send to each client that connects; {host}, {instance}, {worker} and {client} are"
-        " replaced",
+        "line to send to each client when it connects; {host}, {instance}, {worker} and {client}"
+        " are expanded",
     ),
     Setting(
         "max_connections",
         10000,
         whole(1, 10**6),
         "N",
-        "open connections per worker; more wait in the kernel's queue",
+        "maximum number of open connections per worker; additional clients wait in the accept"
+        " queue",
     ),
     Setting(
         "max_connections_per_source",
         0,
         whole(0, 10**6),
         "N",
-        "open connections per worker from one client address (IPv6: /64 network); more are"
-        " closed at once; 0: no limit",
+        "maximum number of open connections per worker from one client address (one /64 for"
+        " IPv6); any more are closed immediately (0 for no limit)",
     ),
     Setting(
         "idle_timeout",
         300.0,
         seconds(0, DAY),
         "SECONDS",
-        "close a connection without traffic for this long; 0: never",
+        "close a connection after this long without traffic (0 for never)",
     ),
     Setting(
         "line_timeout",
         60.0,
         seconds(0, DAY),
         "SECONDS",
-        "close a connection if a line takes longer than this to arrive; 0: never",
+        "close a connection if a line takes longer than this to arrive (0 for never)",
     ),
     Setting(
         "write_timeout",
         60.0,
         seconds(0, DAY),
         "SECONDS",
-        "close a connection if the client reads no answer for this long; 0: never",
+        "reset a connection if the client reads nothing of a pending answer for this long (0 for"
+        " never)",
     ),
     Setting(
         "keepalive",
         60.0,
         seconds(0, KEEPALIVE_MAX),
         "SECONDS",
-        "probe a client that has been silent for this long, and cut the connection after as long"
-        " again without an answer from its host; 0: never",
+        "send keepalive probes to a client that has been silent for this long, and drop the"
+        " connection if its host does not respond for as long again (0 for never)",
     ),
     Setting(
         "shutdown_delay",
         0.0,
         seconds(0, 3600),
         "SECONDS",
-        "time to go on serving before a stop, while the agent tells load balancers to send new"
-        " clients elsewhere; 0: none",
+        "when told to stop, keep serving for this long while the agent tells load balancers to"
+        " send new clients elsewhere (0 for no delay)",
     ),
     Setting(
         "drain_timeout",
         10.0,
         seconds(0, 3600),
         "SECONDS",
-        "time to deliver answers when the service stops",
+        "time allowed for delivering pending answers when the service stops; connections with"
+        " undelivered answers are then reset",
     ),
     Setting(
         "log_level",
         "info",
         one_of("debug", "info", "warning", "error"),
         "LEVEL",
-        "least severe messages to log; debug includes each connection",
+        "log messages of at least this severity; debug also logs each connection",
     ),
     Setting(
         "log_connections",
         False,
         switch,
         "BOOLEAN",
-        "true: log why each connection has ended, with how much was received and sent",
+        "log why each connection ended and how much was received and sent",
     ),
 )
 

@@ -1,6 +1,6 @@
-"""Prints the shell completion of tcpupperd and tcpupper: python3 data/completion/make.py bash|zsh.
+"""Prints shell completion for tcpupperd and tcpupper: python3 data/completion/make.py bash|zsh.
 
-Both follow from the table of settings, so they offer exactly what the commands accept.
+The daemon's settings come from the table of settings, so exactly what it accepts is offered.
 """
 
 import sys
@@ -31,13 +31,13 @@ class Option(NamedTuple):
 HELP = Option("--help", "show all options and exit")
 VERSION = Option("--version", "show the version and exit")
 
-#: The daemon's options that are no settings.
+#: The daemon's options that are not settings.
 DAEMON = (
     HELP,
     VERSION,
     Option("--config", "read settings from a TOML file", "file"),
-    Option("--check", "check the configuration and exit"),
-    Option("--verbose", "with --check: show each setting and its origin"),
+    Option("--check", "check the configuration, report every error, and exit"),
+    Option("--verbose", "with --check: show the value of each setting and where it comes from"),
     Option("--daemonize", "run in the background"),
     Option("--pid-file", "write the process ID to this file", "file"),
     Option("--user", "run as this user", "user"),
@@ -49,22 +49,24 @@ CLIENT = (
     VERSION,
     Option("--host", "name or address of the server", "host"),
     Option("--port", "its TCP port", "port", ("9999",)),
-    Option("--unix", "its Unix socket, instead of host and port", "file"),
+    Option("--unix", "Unix socket of the server, instead of a host and port", "file"),
     Option("--timeout", "give up after this long without progress", "seconds", ("10",)),
     Option("-4", "use only IPv4 addresses"),
     Option("-6", "use only IPv6 addresses"),
-    Option("--bind", "connect from this address of ours", "address", ("127.0.0.1", "::1")),
-    Option("--greeting", "expect a line before the first answer"),
+    Option("--bind", "connect from this local address", "address", ("127.0.0.1", "::1")),
+    Option("--greeting", "expect a greeting line before the first answer"),
     Option("--verbose", "show the address of each connection"),
-    Option("--ping", "send lines at intervals, and see whether any is lost"),
-    Option("--count", "with --ping: end after so many lines on each connection", "count", ("10",)),
-    Option("--interval", "with --ping: time between two lines", "seconds", ("1",)),
-    Option("--deadline", "with --ping: end after this long", "seconds", ("60",)),
+    Option("--ping", "send lines at intervals and report losses"),
+    Option(
+        "--count", "with --ping: stop after this many lines on each connection", "count", ("10",)
+    ),
+    Option("--interval", "with --ping: time between lines", "seconds", ("1",)),
+    Option("--deadline", "with --ping: stop after this long", "seconds", ("60",)),
     Option("--quiet", "with --ping: print only the summary"),
-    Option("--connections", "with --ping: so many at once", "count", ("1",)),
-    Option("--check", "check the server, as a monitoring plugin"),
-    Option("--warning", "with --check: a longer time is WARNING", "seconds", ("1",)),
-    Option("--critical", "with --check: a longer time is CRITICAL", "seconds", ("5",)),
+    Option("--connections", "with --ping: number of simultaneous connections", "count", ("1",)),
+    Option("--check", "act as a monitoring plugin"),
+    Option("--warning", "with --check: report WARNING above this time", "seconds", ("1",)),
+    Option("--critical", "with --check: report CRITICAL above this time", "seconds", ("5",)),
 )
 
 
@@ -96,7 +98,7 @@ def bash(options: Iterable[Option]) -> str:
 
 
 def bash_words(words: Iterable[str]) -> str:
-    """Offers the words that begin like the one at the cursor; bash splits words at colons."""
+    """Offers the words that begin with the one at the cursor; bash splits words at colons."""
     offer = f"""COMPREPLY=($(compgen -W '{" ".join(words)}' -- "$cur"))"""
     return offer + ("""; __ltrim_colon_completions "$cur\"""" if ":" in "".join(words) else "")
 
@@ -123,7 +125,7 @@ def zsh_escape(text: str) -> str:
 
 def main() -> None:
     writers = {"bash": bash, "zsh": zsh}
-    parser = ArgumentParser(description="Print the shell completion of tcpupperd and tcpupper.")
+    parser = ArgumentParser(description="Print the shell completion for tcpupperd and tcpupper.")
     parser.add_argument("shell", choices=writers)
     shell = parser.parse_args().shell
     daemon = (*DAEMON, *map(of_setting, SETTINGS))

@@ -127,7 +127,7 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
         [ -z "$(find . -user root)" ]
         ls dist/*.deb
         {as_somebody("make clean")}
-        {as_somebody("$(sed -n 's/^== To remove what the build needed: //p' /tmp/told) --yes")}
+        {as_somebody("$(sed -n 's/^== To remove the build dependencies: //p' /tmp/told) --yes")}
         tcpupper --version
         dpkg --status tcpupperd
         echo added: $({list_packages} | comm -13 /tmp/before -)
@@ -138,7 +138,7 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
     [added] = re.findall(r"^added: (.*)$", output, re.M)
     assert set(added.split()) >= {"make", "tcpupperd"}
     assert set(added.split()) <= {"make", "tcpupperd", *NEEDED}
-    told = output.index("== The build needs these packages.")
+    told = output.index("== The build requires these packages.")
     assert told < output.index("The following NEW packages will be installed", told)
 
 
@@ -167,7 +167,7 @@ def test_package_needs_the_repository(clone: Path) -> None:
         )
         assert done.returncode == 2
         [told, _] = done.stderr.splitlines()  # make adds a line
-        assert told == "A package for Debian can only be made in a clone of the git repository."
+        assert told == "A Debian package can only be built from a clone of the Git repository."
 
 
 def as_somebody(script: str) -> str:
