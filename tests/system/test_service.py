@@ -284,3 +284,26 @@ def test_stop_has_the_time_of_drain_timeout_whatever_the_unit_allows(machine: Co
         client.kill()
     assert machine.show(SERVICE, "Result") == "success"
     assert "timed out" not in machine.journal(f"--unit={SERVICE}")
+
+
+def test_restart_of_the_socket_resets_its_queue_and_nothing_else(machine: Container) -> None:
+    """What docs/operating.md says about a change of Backlog=."""
+    machine.write(CONFIGURATION, "workers = 1\nmax_connections = 1\n")
+    machine.run("systemctl", "restart", SERVICE)
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        waiting = machine.popen("tcpupper", "two", stderr=subprocess.PIPE)
+        try:
+            until(lambda: queued(machine) == 1)
+            machine.run("systemctl", "restart", SOCKET)
+            _, error = waiting.communicate(timeout=DEADLINE)
+        finally:
+            waiting.kill()
+        assert "reset by peer" in error
+        assert conversation.ask("three") == "THREE"
+
+
+def queued(machine: Container) -> int:
+    """Connections that wait in the accept queues of port 9999."""
+    listening = machine.run("ss", "-Hltn", "sport = :9999").splitlines()
+    return sum(int(line.split()[1]) for line in listening)
