@@ -38,12 +38,12 @@ ACCEPTS_PER_TURN = 4
 #: the end of the queue, which spreads them evenly.
 ACCEPTS_BEFORE_REQUEUE = 16
 
-#: Seconds between two looks at how long connections wait to be accepted; each costs as much as a
-#: twentieth of a connection.
+#: Seconds between samples of how long connections wait to be accepted; each sample costs a
+#: twentieth of accepting a connection.
 TIMING_INTERVAL = 0.1
 
-#: Connections of privileged services that are accepted beyond the capacity: whoever looks why a
-#: worker is full must not have to wait until it is not.
+#: Connections of privileged services that are accepted beyond the capacity: someone trying to find
+#: out why a worker is full must not have to wait until it no longer is.
 SPARE = 8
 
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
@@ -56,8 +56,8 @@ class Acceptor:
     """All listeners of a server.
 
     They are polled only while the server has room: a full worker leaves new connections in the
-    kernel's queue, for the other workers or until it has room again. There is room for a few
-    more of privileged services.
+    accept queue, for the other workers or until it has room again. A few more connections of
+    privileged services are accepted even then.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class Acceptor:
         self._tally = tally
         self._accepted: Counter[Listener] = Counter()
         self._polled: set[Listener] = set()
-        self._may_come = False, False  # clients; connections of privileged services
+        self._may_come = False, False  # clients; users of privileged services
         self._paused_until = 0.0
         self._open_at_pause = 0
-        self._short = False  # whether there was a shortage since a queue was last seen empty
+        self._short = False  # whether there has been a shortage since a queue was last empty
         self._complained = False  # whether this was logged
         self._may_complain_at = 0.0
         self._may_time_at = 0.0
 
     def update_interest(self) -> None:
-        """Poll the listeners if, and only if, there is room for more connections."""
+        """Poll the listeners while there is room for more connections, and only then."""
         connections = len(self._connections)
         if self._paused_until <= self._poller.now or connections < self._open_at_pause:
-            self._paused_until = 0.0  # a connection that has ended frees its descriptor
+            self._paused_until = 0.0  # a closed connection has freed its descriptor
         room = self.capacity - connections
         if self.listeners and room <= 0:
-            self._complain("no more are allowed by max_connections and RLIMIT_NOFILE")
+            self._complain("the limit set by max_connections or RLIMIT_NOFILE is reached")
         may_come = (False, False) if self._paused_until else (room > 0, room > -SPARE)
         if may_come != self._may_come:
             self._may_come = may_come
@@ -104,13 +104,13 @@ class Acceptor:
         return self._paused_until
 
     def accept_from_each(self) -> None:
-        """Accept from each queue as in one loop iteration, as if all listeners were ready."""
+        """Accept from each queue as one loop iteration would if all listeners were ready."""
         for listener in self.listeners:
             self._accept(listener)
 
     def take_queues(self) -> None:
-        """Accept all waiting connections, whatever the limits; if they arrive without pause, no
-        more than a queue holds."""
+        """Accept all waiting connections regardless of the limits, but no more from each queue
+        than it holds, because new ones may keep arriving."""
         for listener in self.listeners:
             for _ in range(BACKLOG):
                 if not self._accept_one(listener):
@@ -124,7 +124,7 @@ class Acceptor:
         self.listeners.clear()
 
     def _poll(self, clients: bool, privileged: bool) -> None:
-        """Poll the listeners of those that may come, and no others."""
+        """Poll the listeners that may accept connections, and no others."""
         for listener in self.listeners:
             wanted = privileged if listener.name in PRIVILEGED else clients
             if wanted and listener not in self._polled:
@@ -151,7 +151,7 @@ class Acceptor:
         try:
             request, client_address = listener.accept()
         except BlockingIOError:
-            if self._may_come[0]:  # else those of clients may be full
+            if self._may_come[0]:  # otherwise the clients' queues, not polled, may be full
                 self._queue_seen_empty()
             return False
         except OSError as error:
@@ -168,14 +168,14 @@ class Acceptor:
         return True
 
     def _time(self, request: socket.socket) -> None:
-        """Note how long a connection has waited. Looking at some is enough: the first that is
-        accepted after a long time is among them, and it has waited longest."""
+        """Record how long a connection has waited. A sample is enough: it includes the first
+        connection accepted after a pause, which has waited longest."""
         self._may_time_at = self._poller.now + TIMING_INTERVAL
         waited, numbers = int(time_in_queue(request) * 1_000_000), self._tally.numbers
         numbers[LONGEST_QUEUE] = max(waited, numbers[LONGEST_QUEUE])
 
     def _failed(self, error: OSError) -> None:
-        """Pause after a shortage; any other error concerns only that one connection."""
+        """Pause after a shortage; any other error affects only that one connection."""
         if error.errno not in SHORTAGE:
             log.debug("a connection failed before it was accepted: %s", error)
             return
@@ -187,7 +187,7 @@ class Acceptor:
         self._open_at_pause = len(self._connections)
 
     def _complain(self, why: str, **fields: object) -> None:
-        """Count a shortage and log it, early but at a limited rate."""
+        """Count a shortage and log it immediately, but at a limited rate."""
         if not self._short:
             self._short = True
             self._tally.add(SHORTAGES)
@@ -195,7 +195,7 @@ class Acceptor:
             self._complained = True
             self._may_complain_at = self._poller.now + RateLimitedLog.INTERVAL
             log.warning(
-                "cannot accept: %s; %s open, new ones wait in the kernel's queue",
+                "not accepting connections: %s; %s open, new ones wait in the accept queue",
                 why,
                 counted(len(self._connections), "connection"),
                 extra=Event.ACCEPTING_PAUSED.fields(**fields),
@@ -205,9 +205,9 @@ class Acceptor:
         self._short = False
         if self._complained:
             self._complained = False
-            log.warning("accepting again", extra=Event.ACCEPTING_RESUMED.fields())
+            log.warning("accepting connections again", extra=Event.ACCEPTING_RESUMED.fields())
 
 
 def no_limit() -> float:
-    """The allowance of a server that is alone."""
+    """The allowance of a server without other workers."""
     return math.inf

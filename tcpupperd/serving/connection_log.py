@@ -15,16 +15,16 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: Messages of all workers together: in the long run a second, and at once. The unit allows more
-#: (LogRateLimitBurst=), so that the journal drops no other message because of these.
+#: Messages of all workers together: per second on average, and in a burst. The unit allows more
+#: (LogRateLimitBurst=), so that these messages never make the journal drop others.
 RATE, BURST = 1000, 50_000
 
-#: Seconds until the number of messages that were left out is logged.
+#: Seconds until the number of suppressed messages is logged.
 TELL_AFTER = 10.0
 
 
 class ConnectionLog:
-    """Logs connections that have ended, for one of a number of workers."""
+    """Logs connections that have ended, for one of several workers."""
 
     def __init__(self, workers: int) -> None:
         self._rate = RATE / workers
@@ -35,7 +35,7 @@ class ConnectionLog:
         self.tell_at = math.inf  # when `tell` must be called
 
     def ended(self, connection: Connection, now: float) -> None:
-        """Log that a connection has ended, or count it as left out."""
+        """Log that a connection has ended, or count its message as suppressed."""
         if self._may_log(now):
             log.info(
                 "%s: %s after %s in %.1f s",
@@ -51,17 +51,17 @@ class ConnectionLog:
         self._left_out += 1
 
     def tell(self) -> None:
-        """Log how many connections were left out, if any."""
+        """Log the number of connections whose messages were suppressed, if any."""
         if self._left_out:
             log.warning(
-                "%s ended without a message: there were too many",
+                "%s ended without being logged (rate limit)",
                 counted(self._left_out, "connection"),
                 extra=Event.MESSAGES_DROPPED.fields(),
             )
         self._left_out, self.tell_at = 0, math.inf
 
     def _may_log(self, now: float) -> bool:
-        """Take one of the messages that are allowed, if there is any (a token bucket)."""
+        """Use up one of the allowed messages, if there are any left (a token bucket)."""
         self._allowed = min(self._burst, self._allowed + (now - self._since) * self._rate)
         self._since = now
         if self._allowed < 1:
@@ -71,7 +71,7 @@ class ConnectionLog:
 
 
 def about(connection: Connection, now: float) -> dict[str, object]:
-    """The fields of the journal for a connection."""
+    """The journal fields that describe a connection."""
     client, one = connection.client_address, connection.socket
     fields: dict[str, object] = {
         "TCPUPPERD_CLIENT": written(client),
@@ -81,7 +81,7 @@ def about(connection: Connection, now: float) -> dict[str, object]:
         "TCPUPPERD_LINES": connection.protocol.lines,
         "TCPUPPERD_DURATION_USEC": round((now - connection.began) * 1_000_000),
     }
-    with contextlib.suppress(OSError):  # it is closed, or no TCP connection
+    with contextlib.suppress(OSError):  # it is closed, or is not a TCP connection
         fields["TCPUPPERD_CONNECTION"] = f"{tcp_info.cookie(one):x}"
         fields["TCPUPPERD_LISTENER"] = written(one.getsockname())
         received, sent = tcp_info.traffic(one, eof=connection.eof)

@@ -1,7 +1,7 @@
-"""Ending a server without losing an answer.
+"""Stopping a server without losing an answer.
 
-No new connection begins, connections in the queues are accepted, input that has arrived is
-answered, and each connection ends once its answers are sent, at the latest after `drain_timeout`.
+No new connections are admitted, those in the accept queues are accepted, input that has arrived is
+answered, and each connection is closed once its answers are sent, or when `drain_timeout` expires.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: Seconds allowed for handshakes in progress. They take a round trip, unless a segment is lost: it
-#: is sent again after a second, and once more two seconds later.
+#: Seconds allowed for handshakes in progress. They take one round trip unless a segment is lost,
+#: which is retransmitted after one second and again two seconds later.
 HANDSHAKE_TIME = 3.5
 
-#: Seconds between two checks for handshakes in progress: there is no event for their end.
+#: Seconds between two checks for handshakes in progress: no event reports that they are complete.
 HANDSHAKE_TICK = 0.02
 
-#: The number of times that a connection is answered before it is ended from our side. Otherwise, a
-#: client that never stops sending would delay the end until `drain_timeout`.
+#: The number of times that a connection is answered before the server closes its side. Otherwise,
+#: a client that never stops sending would delay the stop until `drain_timeout`.
 LAST_TURNS = 64
 
 
 class Drain:
-    """Ends the connections of one server, step by step.
+    """Closes the connections of one server, step by step.
 
-    A `gentle` drain waits for what may be in flight: handshakes, and the first line of a client
-    that has just connected.
+    A `gentle` drain waits for handshakes in progress, and for the first line of a client that has
+    just connected.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Drain:
         self._give_up_at = now + timeout
         self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
         self._answer = partial(Connection.drain, newcomer_time=NEWCOMER_TIME if gentle else 0.0)
-        self._turns_left: dict[Connection, int] = {}  # of each connection that is not ending yet
+        self._turns_left: dict[Connection, int] = {}  # for each connection that is not closing yet
         self._next_look = now
         self._take(connections)
         for listener in acceptor.listeners:
             stop_new_connections(listener.socket)
 
     def go_on(self, now: float) -> None:
-        """Accept what still arrives, and end the connections that can be ended."""
+        """Accept connections that still arrive, and close those that can be closed."""
         if self._acceptor.listeners:
             self._take_queues(now)
         for connection, turns in list(self._turns_left.items()):
@@ -77,7 +77,7 @@ class Drain:
 
     @property
     def unfinished(self) -> bool:
-        """Whether clients may still connect, or still wait for answers."""
+        """Whether clients may still connect or are still waiting for answers."""
         coming = self._acceptor.listeners or self._turns_left
         return bool(coming) or any(one.unsent for one in self._connections)
 
@@ -96,7 +96,7 @@ class Drain:
 
     def _drain(self, connection: Connection, turns: int, now: float) -> None:
         """Answer what one connection has received, unless it was already served in this loop
-        iteration; end it if it is time."""
+        iteration; close it if it is time."""
         has_had_turn = connection.unsent or connection.last_activity == now
         if connection in self._connections and not has_had_turn:
             self._connections.attempt(self._answer if turns > 0 else Connection.stop, connection)
@@ -108,16 +108,16 @@ class Drain:
     def _when_next(self, now: float) -> float:
         waiting = [one for one in self._turns_left if not one.unsent]
         if any(one.last_activity == now for one in waiting):
-            return now  # there may be more
+            return now  # there may be more input
         soon = bool(self._acceptor.listeners or waiting)
         return min(now + HANDSHAKE_TICK if soon else math.inf, self._give_up_at)
 
     def _give_up(self) -> None:
-        """Close what could not be drained in time."""
+        """Close or reset the connections that could not be drained in time."""
         self._give_up_at = math.inf
         if cut := sum(bool(one.unsent) for one in self._connections):
             log.warning(
-                "drain_timeout is over, ending %s with unsent answers",
+                "drain_timeout expired, resetting %s with unsent answers",
                 counted(cut, "connection"),
                 extra=Event.DRAIN_CUT_SHORT.fields(),
             )

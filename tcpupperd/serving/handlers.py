@@ -1,8 +1,8 @@
-"""The two request handlers, for any server of `socketserver`.
+"""The two request handlers, for any `socketserver` server.
 
 In `socketserver.TCPServer`, `ThreadingTCPServer`, `ForkingTCPServer` and their Unix counterparts,
-they run like any handler: from beginning to end, and blocking. `UpperServer` does the same with
-one epoll, without creating a handler for each connection.
+they run like any handler: from beginning to end, and blocking. `UpperServer` does the same from
+one epoll instance, without creating a handler for each connection.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tcpupperd.serving.turn import RECEIVE_SIZE
 class UpperHandler(socketserver.StreamRequestHandler):
     """Answers each line in upper case when it is complete.
 
-    A server with an attribute `config` sets `max_line` and `lines_per_connection`; without one,
-    all lines of a connection are answered.
+    If the server has an attribute `config`, its `max_line` and `lines_per_connection` apply;
+    otherwise, the defaults do, and all lines of a connection are answered.
     """
 
     def handle(self) -> None:
@@ -42,22 +42,22 @@ class ChunkHandler(socketserver.BaseRequestHandler):
             self.request.sendall(protocol.receive(data) if data else protocol.receive_eof())
 
 
-#: What stands for each framing.
+#: The handler for each framing.
 HANDLERS: dict[str, type[socketserver.BaseRequestHandler]] = {
     "line": UpperHandler,
     "none": ChunkHandler,
 }
 
-#: What makes a handler: one that inherits all of these from another does the same.
+#: The attributes that define a handler: a class that inherits all of these behaves the same.
 STEPS = ("__init__", "setup", "handle", "finish")
 
 
 def framing_of(handler: type[socketserver.BaseRequestHandler]) -> str:
-    """The framing that a handler stands for; TypeError if there is none."""
+    """The framing that a handler implements; raises TypeError if it implements none."""
     for framing, known in HANDLERS.items():
         if all(getattr(handler, step, None) is getattr(known, step) for step in STEPS):
             return framing
     raise TypeError(
-        f"UpperServer cannot run {handler.__name__}: it serves UpperHandler and ChunkHandler"
-        " themselves, from one epoll; give other handlers to socketserver.ThreadingTCPServer"
+        f"UpperServer supports only UpperHandler and ChunkHandler, not {handler.__name__}; use"
+        " socketserver.ThreadingTCPServer for other handlers"
     )

@@ -1,6 +1,6 @@
-"""Introductions: which load balancers may introduce clients, and whom they introduce.
+"""PROXY headers: which load balancers may send them, and the clients that they identify.
 
-What is refused is counted and logged with the reason, for whoever runs the load balancer.
+Rejections are counted and logged with the reason, for the administrator of the load balancer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Introductions:
-    """Those that one server gets."""
+    """The PROXY headers that one server receives."""
 
     def __init__(self, trusted: Iterable[str], tally: Tally) -> None:
         self._trusted = Networks(trusted)
@@ -27,21 +27,20 @@ class Introductions:
         self._refusals = RateLimitedLog(log)
 
     def accepted_from(self, address: object) -> bool:
-        """Whether the load balancer with this address may introduce clients."""
+        """Whether the load balancer at this address may identify clients with a PROXY header."""
         if address in self._trusted:
             return True
         self._refuse(PROXY_UNTRUSTED, address, "the address is not in proxy_from")
         return False
 
     def of(self, connection: Connection) -> tuple[object, bytes] | None:
-        """The address of the client that was introduced, and what it has sent already; None if
-        none was."""
+        """The client's address and the data it has already sent; None if there is no client."""
         header, balancer = connection.protocol, connection.client_address
         assert isinstance(header, HeaderProtocol)
         found = header.introduction
         if isinstance(found, Header):
             return balancer if found.source is None else found.source, header.rest
-        if found and not connection.reason:  # else it ends for another one, as in a stop
+        if found and not connection.reason:  # otherwise another reason ended it, such as a stop
             connection.reason = "refused"
             self._refuse(found.counter, balancer, str(found))
         return None
@@ -49,7 +48,7 @@ class Introductions:
     def _refuse(self, counter: int, balancer: object, reason: str) -> None:
         self._tally.add(counter)
         self._refusals.warn(
-            "%s: PROXY header refused: %s",
+            "%s: PROXY header rejected: %s",
             written(balancer),
             reason,
             extra=Event.PROXY_REFUSED.fields(**client_fields(balancer)),

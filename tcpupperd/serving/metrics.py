@@ -1,7 +1,7 @@
-"""A report as Prometheus reads it: its text format, version 0.0.4.
+"""The report in the text format of Prometheus, version 0.0.4.
 
-Names follow its conventions: base units, `_total` for what only grows, one label to say of which
-kind. No client is ever a label: their number has no bound.
+Names follow the conventions of Prometheus: base units, `_total` for counters, one label for the
+kind. A client is never a label, because the number of clients is unbounded.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import NamedTuple
 from tcpupperd.serving.http import Page
 from tcpupperd.serving.report import STATES, Report
 
-#: Exactly this: Prometheus 3 refuses what it does not know.
+#: This exact text is required: Prometheus 3 rejects content types that it does not know.
 CONTENT_TYPE = "text/plain; version=0.0.4"
 
 
 class Counter(NamedTuple):
-    """A metric that only grows, from one or more of a report's counters, each with its value of
+    """A metric that only grows, made from one or more counters of a report, each with its value of
     the label."""
 
     name: str
@@ -53,7 +53,7 @@ COUNTERS = (
     ),
     Counter(
         "connections_refused",
-        "Connections ended before anything was answered, by reason.",
+        "Connections closed before anything was answered, by reason.",
         "reason",
         {
             "source_limit": "refused",
@@ -66,22 +66,22 @@ COUNTERS = (
     ),
     Counter(
         "connections_handed_over",
-        "Connections that left one process for another, by direction.",
+        "Connections handed over from one process to another, by direction.",
         "direction",
         {"given": "given", "taken": "taken"},
     ),
     Counter(
         "accept_shortages",
-        "Times that accepting stopped for lack of room, descriptors or memory.",
+        "Number of times that accepting was paused for lack of capacity, descriptors or memory.",
         "",
         {"": "shortages"},
     ),
     Counter("turns", "Iterations of the workers' event loops.", "", {"": "turns"}),
-    Counter("restarts_survived", "Restarts that live connections survived.", "", {"": "restarts"}),
+    Counter("restarts_survived", "Restarts that kept the open connections.", "", {"": "restarts"}),
     Counter("workers_started", "Workers started.", "", {"": "workers_started"}),
     Counter(
         "workers_died",
-        "Workers that ended without having been told to, or had to be killed, by reason.",
+        "Workers that exited unexpectedly or had to be killed, by reason.",
         "reason",
         {
             "exit": "workers_exited",
@@ -123,14 +123,19 @@ def _gauges(report: Report) -> Iterator[Family]:
 
     python = ".".join(map(str, sys.version_info[:3]))
     build = {"version": report.version, "python": python}
-    yield "tcpupperd_build_info", "gauge", "The version, as labels of the value 1.", [(build, 1)]
-    yield gauge(
-        "process_start_time_seconds", "When the main process began, since 1970.", report.began
+    text = (
+        "A metric with the constant value 1, labelled with the versions of tcpupperd and Python."
     )
-    yield gauge("tcpupperd_connections_open", "Connections open now.", report.counters.get("open"))
+    yield "tcpupperd_build_info", "gauge", text, [(build, 1)]
+    yield gauge(
+        "process_start_time_seconds",
+        "Start time of the main process since the Unix epoch in seconds.",
+        report.began,
+    )
+    yield gauge("tcpupperd_connections_open", "Open connections.", report.counters.get("open"))
     yield gauge(
         "tcpupperd_connections_limit",
-        "Connections that all workers together may have.",
+        "Maximum number of open connections for all workers together.",
         report.limit,
     )
     states = [worker.state for worker in report.workers]
@@ -140,16 +145,18 @@ def _gauges(report: Report) -> Iterator[Family]:
     yield from _times(report)
     in_force = None if report.in_force is None else float(report.in_force)
     yield gauge(
-        "tcpupperd_configuration_in_force", "Whether the file on disk is in force.", in_force
+        "tcpupperd_configuration_in_force",
+        "Whether the running configuration matches the file on disk.",
+        in_force,
     )
     yield gauge(
         "tcpupperd_configuration_loaded_timestamp_seconds",
-        "When the configuration in use came into force, since 1970.",
+        "Time at which the running configuration was loaded, in seconds since the Unix epoch.",
         report.loaded or None,
     )
     yield gauge(
         "tcpupperd_last_reload_successful",
-        "Whether the last reload succeeded, or there was none.",
+        "Whether the last reload succeeded (1 if there has been none).",
         float(not report.last_reload_failed),
     )
 
@@ -160,24 +167,26 @@ def _queues(report: Report) -> Iterator[Family]:
         for one in report.listeners
         if one.queue is not None and one.queue_limit is not None
     ]
-    text = "Connections that wait to be accepted."
+    text = "Connections waiting to be accepted."
     values = [(labels, float(queue)) for labels, queue, _ in known]
     yield "tcpupperd_accept_queue_connections", "gauge", text, values
-    text = "Connections that may wait to be accepted; more are dropped."
+    text = (
+        "Maximum number of connections waiting to be accepted; beyond it, the kernel drops them."
+    )
     limits = [(labels, float(limit)) for labels, _, limit in known]
     yield "tcpupperd_accept_queue_limit", "gauge", text, limits
 
 
 def _times(report: Report) -> Iterator[Family]:
-    """Counters of time and maxima, which are in microseconds in the report."""
+    """Times and maxima; the report has the counter of time in microseconds."""
     busy = report.counters.get("busy", 0) / 1_000_000
-    text = "Time that the workers spent in loop iterations, without waiting."
+    text = "Time spent by workers in event loop iterations, excluding time spent waiting."
     yield "tcpupperd_turn_seconds_total", "counter", text, [({}, busy)]
     longest = max((worker.longest_turn for worker in report.workers), default=0.0)
-    text = "The longest loop iteration of the workers that run."
+    text = "Longest event loop iteration of any running worker."
     yield "tcpupperd_turn_longest_seconds", "gauge", text, [({}, longest)]
     longest = max((worker.longest_queue for worker in report.workers), default=0.0)
-    text = "The longest time that a connection to the workers that run waited to be accepted."
+    text = "Longest time that a connection waited before a running worker accepted it."
     yield "tcpupperd_accept_queue_longest_seconds", "gauge", text, [({}, longest)]
 
 
@@ -197,5 +206,5 @@ def _escaped(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Large ones without an exponent: counters stay exact."""
+    """Large numbers without an exponent, so that counters stay exact."""
     return str(int(value)) if value == int(value) else repr(value)

@@ -1,12 +1,12 @@
 """The PROXY protocol, versions 1 and 2, sans I/O.
 
-A load balancer sends a header ahead of a client's data to tell the client's address. The
-specification is HAProxy's doc/proxy-protocol.txt; what is quoted below is from there. A receiver
-must not guess: what is not exactly a header is refused, with a reason that helps whoever runs the
-balancer.
+A load balancer sends a header ahead of a client's data to pass on the client's address. The
+specification is HAProxy's doc/proxy-protocol.txt; the quotations below are from there. A receiver
+must not guess: anything other than a valid header is rejected, with a reason that helps the
+administrator of the balancer.
 
-The libraries that exist accept malformed headers, among them ports such as "+80", which Python's
-`int` accepts. Here, a number is ASCII digits, and an address is what inet_pton(3) accepts.
+Existing libraries accept malformed headers, among them ports such as "+80", which Python's `int`
+accepts. Here, a number is ASCII digits, and an address is what inet_pton(3) accepts.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 #: The beginning of a header of version 2.
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
-#: Signature; version, command, address family and transport protocol in four bits each; the length
-#: of the rest.
+#: The signature; version, command, address family and transport protocol, four bits each; the
+#: length of the rest.
 _HEAD = struct.Struct("!12sHH")
 _LOCAL, _PROXY = 0, 1  # commands
 _FAMILY_MAX, _TRANSPORT_MAX = 3, 2  # AF_UNIX, DGRAM
 
-#: The types of the extensions after the addresses (TLVs: type, length, value) that matter here.
+#: The extensions after the addresses (TLVs: type, length, value), and the type that matters here.
 _TLV = struct.Struct("!BH")
 _CRC32C = 3
 
@@ -55,12 +55,12 @@ class Header(NamedTuple):
 
     size: int  # in bytes
     source: tuple[str, int] | str | None
-    """The client's host and port, or "" if it is on a Unix socket; None if the header names no
+    """The client's host and port, or "" if it uses a Unix socket; None if the header names no
     client, which means that the connection itself is the client's."""
 
 
 class HeaderError(Exception):
-    """It is not a header: `counter` counts the kind of reason, the message is the exact one."""
+    """There is no valid header: `counter` is the kind of reason, the message the exact reason."""
 
     def __init__(self, counter: int, message: str) -> None:
         super().__init__(message)
@@ -68,8 +68,8 @@ class HeaderError(Exception):
 
 
 class HeaderProtocol:
-    """Receives the header and answers nothing. It is finished when `introduction` says who the
-    client is, or why it is refused; `rest` is what was received after the header."""
+    """Receives the header and answers nothing. It is finished when `introduction` identifies the
+    client or says why the header is rejected; `rest` is the data received after the header."""
 
     __slots__ = ("_data", "finished", "introduction", "mid_line")
 
@@ -83,7 +83,7 @@ class HeaderProtocol:
         self._data: bytes | bytearray = b""
         self.introduction: Header | HeaderError | None = None
         self.finished = False
-        self.mid_line = False  # the header has begun; it has as much time as a line
+        self.mid_line = False  # the header has begun; line_timeout applies to it
 
     def receive(self, data: bytes) -> bytes:
         """Nothing."""
@@ -106,22 +106,24 @@ class HeaderProtocol:
         return b""
 
     def finish(self) -> None:
-        """Receive nothing more. A client that has sent nothing at all is no error: it may be a
-        health check."""
+        """Receive nothing more. A client that has sent nothing is not an error: it may be a health
+        check."""
         if self.mid_line:
             size = counted(len(self._data), "byte")
-            self.introduction = HeaderError(PROXY_INCOMPLETE, f"nothing more came after {size}")
+            self.introduction = HeaderError(
+                PROXY_INCOMPLETE, f"the header was incomplete after {size}"
+            )
         self.mid_line = False
         self.finished = True
 
     @property
     def held(self) -> bytes:
-        """What has been received of an incomplete header."""
+        """The received part of an incomplete header."""
         return b"" if self.finished else bytes(self._data)
 
     @property
     def rest(self) -> bytes:
-        """What was received after the header."""
+        """The data received after the header."""
         found = self.introduction
         return bytes(self._data[found.size :]) if isinstance(found, Header) else b""
 
@@ -135,8 +137,8 @@ class HeaderProtocol:
 def parse(data: bytes | bytearray) -> Header | None:
     """The header at the beginning of `data`, or None if it is not complete yet.
 
-    Raises HeaderError once `data` cannot become a header. The outcome does not depend on how the
-    bytes were split. The size of a header is limited only by its format, to 65,551 bytes.
+    Raises HeaderError once `data` cannot become a header. The result does not depend on how the
+    bytes are split into chunks. Only the format limits the size of a header, to 65,551 bytes.
     """
     if data.startswith(SIGNATURE):
         return _parse_binary(data)
@@ -145,13 +147,11 @@ def parse(data: bytes | bytearray) -> Header | None:
     if SIGNATURE.startswith(data) or KEYWORD.startswith(data):
         return None
     at = max(_common(data, SIGNATURE), _common(data, KEYWORD))
-    raise HeaderError(
-        PROXY_ABSENT, f"no header begins like this: byte {at + 1} is {data[at]:#04x}"
-    )
+    raise HeaderError(PROXY_ABSENT, f"not a PROXY header: byte {at + 1} is {data[at]:#04x}")
 
 
 def _common(data: bytes | bytearray, start: bytes) -> int:
-    """The number of bytes that are the same at the beginning of both."""
+    """The length of the common prefix."""
     pairs = enumerate(zip(data, start, strict=False))
     return next((at for at, (one, other) in pairs if one != other), min(len(data), len(start)))
 
@@ -185,9 +185,9 @@ def _source_in(fields: list[str]) -> tuple[str, int] | None:
     if family == "UNKNOWN":  # "the receiver must ignore anything presented before the CRLF"
         return None
     if family not in _FAMILIES:
-        raise _invalid(f"{family!r} is none of TCP4, TCP6 and UNKNOWN")
+        raise _invalid(f"{family!r} is not TCP4, TCP6 or UNKNOWN")
     if len(fields) != 6:
-        raise _invalid(f"there are {len(fields)} fields, not 6, with single spaces between them")
+        raise _invalid(f"expected 6 fields separated by single spaces, found {len(fields)}")
     _, _, source, destination, source_port, destination_port = fields
     host, _ = _host(family, source), _host(family, destination)
     port, _ = _port(source_port), _port(destination_port)
@@ -195,32 +195,32 @@ def _source_in(fields: list[str]) -> tuple[str, int] | None:
 
 
 def _host(family: str, text: str) -> str:
-    """An address, as the kernel's are written."""
+    """An address in the form in which the kernel's addresses are written."""
     number = _FAMILIES[family]
     try:
         return socket.inet_ntop(number, socket.inet_pton(number, text))
     except (OSError, ValueError):  # ValueError: a NUL
-        raise _invalid(f"{text!r} is not an address of {family}") from None
+        raise _invalid(f"{text!r} is not a valid {family} address") from None
 
 
 def _port(text: str) -> int:
     if _PORT.fullmatch(text) and int(text) <= 65535:
         return int(text)
-    raise _invalid(f"{text!r} is not a port: a number from 0 to 65535 without leading zeros")
+    raise _invalid(f"{text!r} is not a valid port (0 to 65535, no leading zeros)")
 
 
 # Version 2
 
 
 class _Layout(NamedTuple):
-    """How two addresses, with their ports if they have any, are written."""
+    """The layout of two addresses, with their ports if they have any."""
 
     family: int
     addresses: struct.Struct
 
 
-#: Of version 2, command PROXY, by all four numbers: those of streams. "The receiver should ignore
-#: address information" of any other, and what follows it is unknown.
+#: The layouts for streams in version 2, command PROXY, by all four numbers. "The receiver should
+#: ignore address information" of any other kind, and what follows it is unknown.
 _LAYOUTS = {
     0x2111: _Layout(socket.AF_INET, struct.Struct("!4s4sHH")),
     0x2121: _Layout(socket.AF_INET6, struct.Struct("!16s16sHH")),
@@ -239,7 +239,7 @@ def _parse_binary(data: bytes | bytearray) -> Header | None:
         return Header(size, None) if len(data) >= size else None
     family, addresses = layout
     if length < addresses.size:
-        raise _invalid(f"its length is {length}, but the addresses have {addresses.size} bytes")
+        raise _invalid(f"the length is {length}, but the addresses take {addresses.size} bytes")
     if len(data) < size:
         return None
     if length > addresses.size:
@@ -251,36 +251,38 @@ def _parse_binary(data: bytes | bytearray) -> Header | None:
 
 
 def _check_kind(kind: int) -> None:
-    """Raise HeaderError unless it is a kind of header whose addresses are to be ignored."""
+    """Raise HeaderError unless this is a kind of header whose addresses must be ignored."""
     version, command, family, transport = (kind >> shift & 15 for shift in (12, 8, 4, 0))
     if version != 2:
-        raise _invalid(f"its version is {version}, not 2")
+        raise _invalid(f"the version is {version}, not 2")
     if command == _LOCAL:  # "must [...] discard the protocol block including the family"
         return
     if command != _PROXY:
-        raise _invalid(f"its command is {command}, neither 0 (LOCAL) nor 1 (PROXY)")
+        raise _invalid(f"the command is {command}, not 0 (LOCAL) or 1 (PROXY)")
     if family > _FAMILY_MAX:
-        raise _invalid(f"its address family is {family}, above {_FAMILY_MAX} (AF_UNIX)")
+        raise _invalid(f"unknown address family {family} (the highest is {_FAMILY_MAX}, AF_UNIX)")
     if transport > _TRANSPORT_MAX:
-        raise _invalid(f"its transport protocol is {transport}, above {_TRANSPORT_MAX} (DGRAM)")
+        highest = f"{_TRANSPORT_MAX}, DGRAM"
+        raise _invalid(f"unknown transport protocol {transport} (the highest is {highest})")
 
 
 def _check_extensions(header: bytes, start: int) -> None:
-    """Raise HeaderError unless the extensions end exactly where the header ends, and a checksum
-    among them is right. Their other contents do not matter here."""
+    """Raise HeaderError unless the extensions end exactly where the header ends, and any checksum
+    among them is correct. Their other contents do not matter here."""
     checksum = None
     at = start
     while at < len(header):
         value = at + _TLV.size
         if value > len(header):
-            raise _invalid(f"it ends within the TLV that begins with byte {at + 1}")
+            raise _invalid(f"the header ends inside the TLV that starts at byte {at + 1}")
         kind, length = _TLV.unpack_from(header, at)
         at = value + length
         if at > len(header):
-            raise _invalid(f"its TLV of type {kind:#04x} ends {at - len(header)} bytes after it")
+            excess = counted(at - len(header), "byte")
+            raise _invalid(f"the TLV of type {kind:#04x} extends {excess} beyond the header")
         if kind == _CRC32C:
             if checksum or length != 4:
-                raise _invalid("its checksum is not one TLV of 4 bytes")
+                raise _invalid("the checksum must be a single TLV of 4 bytes")
             checksum = slice(value, at)
     if checksum:
         _verify(header, checksum)
@@ -290,11 +292,12 @@ def _verify(header: bytes, checksum: slice) -> None:
     found = int.from_bytes(header[checksum], "big")
     right = crc32c(header[: checksum.start] + bytes(4) + header[checksum.stop :])
     if found != right:
-        raise HeaderError(PROXY_CHECKSUM, f"its CRC32c is {found:#010x}, not {right:#010x}")
+        message = f"the CRC32c is {found:#010x}, but should be {right:#010x}"
+        raise HeaderError(PROXY_CHECKSUM, message)
 
 
 def crc32c(data: bytes) -> int:
-    """The checksum of RFC 4960, appendix B, which Python's library lacks."""
+    """The checksum of RFC 4960, appendix B, which Python's standard library lacks."""
     table, rest = _crc_table(), 0xFFFFFFFF
     for byte in data:
         rest = table[(rest ^ byte) & 0xFF] ^ rest >> 8

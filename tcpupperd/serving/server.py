@@ -1,8 +1,8 @@
-"""A stream server that serves all connections with one epoll.
+"""A stream server that serves all connections from one epoll instance.
 
 While `socketserver.ThreadingMixIn` starts a thread for each connection, `UpperServer` creates a
 `Connection` and adds it to the poller. The extension points of `socketserver.BaseServer` keep
-their meaning, and the server is embedded like any other of that module::
+their meaning, and the server is embedded like any other `socketserver` server::
 
     with UpperServer(("localhost", 0)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -47,7 +47,7 @@ class UpperServer(socketserver.BaseServer):
     """Answers every line in upper case, on any number of listeners.
 
     `RequestHandlerClass` is `UpperHandler` or `ChunkHandler`; the default depends on the
-    configured framing. The server runs until `shutdown`, or after `drain` until the last
+    configured framing. The server runs until `shutdown` or, after `drain`, until the last
     connection has ended.
     """
 
@@ -59,8 +59,8 @@ class UpperServer(socketserver.BaseServer):
         super().__init_subclass__()
         if issubclass(cls, (socketserver.ThreadingMixIn, socketserver.ForkingMixIn)):
             raise TypeError(
-                f"{cls.__name__}: UpperServer serves all connections from one epoll; leave the"
-                " mix-in out, or mix it with socketserver.TCPServer"
+                f"{cls.__name__}: UpperServer cannot be combined with ThreadingMixIn or"
+                " ForkingMixIn; remove the mix-in, or use it with socketserver.TCPServer"
             )
 
     def __init__(
@@ -105,7 +105,7 @@ class UpperServer(socketserver.BaseServer):
         self.acceptor.update_interest()
 
     def _hooks(self) -> Hooks:
-        """What the connections call."""
+        """The callbacks for the connections."""
         hooks = Hooks(self._introduce, self.shutdown_request, self.handle_error)
         if self.config.log_connections and log.isEnabledFor(logging.INFO):
             hooks = hooks._replace(ended=self._ended.ended)
@@ -118,7 +118,7 @@ class UpperServer(socketserver.BaseServer):
     # Serving
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve; `poll_interval` is accepted but not needed, because nothing polls."""
+        """Serve. `poll_interval` is accepted, but not needed: no flag is polled."""
         self._stopped.clear()
         self._serving_thread = threading.get_ident()
         try:
@@ -132,7 +132,7 @@ class UpperServer(socketserver.BaseServer):
 
     def handle_request(self) -> None:
         """Run one loop iteration: wait, serve what is ready, and handle what is due. With a
-        `timeout`, call `handle_timeout` if nothing was ready for that many seconds."""
+        `timeout`, call `handle_timeout` if nothing becomes ready within that many seconds."""
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
         while not self.turn(self.poll_timeout(give_up_at)):
             if monotonic() >= give_up_at:
@@ -140,7 +140,8 @@ class UpperServer(socketserver.BaseServer):
                 return
 
     def turn(self, timeout: float | None) -> bool:
-        """Wait up to `timeout` seconds, and serve what is ready; return whether anything was."""
+        """Run one loop iteration, which waits up to `timeout` seconds; return whether anything
+        was ready."""
         ready = self.poller.wait(timeout)
         for fd in self.connections.serve(ready):
             self.poller.dispatch(fd)
@@ -169,10 +170,10 @@ class UpperServer(socketserver.BaseServer):
         """Whether there is a listener or a connection left."""
         return bool(self.acceptor.listeners or self.connections)
 
-    # Ends
+    # Stopping
 
     def is_leaving(self) -> bool:
-        """Whether new clients should go to another server, because this one stops soon."""
+        """Whether new clients should go to another server, because this one is about to stop."""
         return self.draining is not None
 
     def report(self) -> Report:
@@ -181,10 +182,10 @@ class UpperServer(socketserver.BaseServer):
         return report_of_one(self.tally.numbers, self.acceptor.listeners, limit)
 
     def drain(self, *, take_queues: bool = True, gentle: bool = True) -> Drain:
-        """Stop accepting, answer what has been received, and end all connections.
+        """Stop accepting, answer what has been received, and close all connections.
 
-        With `take_queues`, connections that wait in the queues of the listeners are served first;
-        leave this to another process if it has the listeners too. `gentle` is that of `Drain`.
+        With `take_queues`, connections that wait in the accept queues are served first; omit it if
+        another process has the same listeners and accepts them. For `gentle`, see `Drain`.
         """
         self.poller.look_at_clock()
         if not take_queues:
@@ -200,14 +201,14 @@ class UpperServer(socketserver.BaseServer):
         return self.draining
 
     def shutdown(self) -> None:
-        """End `serve_forever`, and wait until it has ended. May be called from any thread."""
+        """Stop `serve_forever`, and wait until it has returned. May be called from any thread."""
         self._stop_requested = True
         self.poller.wake()
         if self._serving_thread not in (None, threading.get_ident()):
             self._stopped.wait()
 
     def server_close(self) -> None:
-        """End `serve_forever`, answer what has been received, in up to `drain_timeout` seconds,
+        """Stop `serve_forever`, answer what has been received, for up to `drain_timeout` seconds,
         and close everything. A second call does nothing."""
         if self._closed:
             return
@@ -223,18 +224,18 @@ class UpperServer(socketserver.BaseServer):
             self.poller.close()
 
     def fileno(self) -> int:
-        """The epoll: readable when there is something to do."""
+        """The epoll descriptor, which is readable when there is something to do."""
         return self.poller.fileno()
 
-    # The life of a request, as in `socketserver.BaseServer`
+    # The stages of a request, as in `socketserver.BaseServer`
 
     def welcome(
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
-        """Serve a new connection, or end it if `verify_request` refuses it."""
+        """Serve a new connection, or close it if `verify_request` refuses it."""
         self._service = self._services[listener] if listener else upper
         try:
-            if self._service is proxy:  # whose clients are verified when they are known
+            if self._service is proxy:  # whose clients are verified once their address is known
                 is_welcome = self._introductions.accepted_from(client_address)
             else:
                 is_welcome = self._is_verified(request, client_address)
@@ -257,7 +258,7 @@ class UpperServer(socketserver.BaseServer):
         return verified
 
     def _introduce(self, connection: Connection, now: float) -> Next | None:
-        """Serve a client that a load balancer has introduced, or refuse it."""
+        """Serve the client that a PROXY header identifies, or refuse it."""
         if introduced := self._introductions.of(connection):
             client_address, received = introduced
             if self._is_verified(connection.socket, client_address):
@@ -273,12 +274,12 @@ class UpperServer(socketserver.BaseServer):
         return Next.CLOSE
 
     def _refuse(self, request: socket.socket) -> None:
-        """End a connection before it begins; its client reads end of file, not a reset.
+        """Close a connection before it is served; its client reads end of file, not a reset.
 
-        We do not wait for the client to end its side: meanwhile, the connection would take the
-        place of another one.
+        Do not wait for the client to close its side: in the meantime, the connection would take up
+        the place of another one.
         """
-        with contextlib.suppress(OSError):  # its client is gone
+        with contextlib.suppress(OSError):  # the client has already disconnected
             request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)
 
@@ -288,19 +289,19 @@ class UpperServer(socketserver.BaseServer):
             return True
         host = plain_host(client_address[0])
         self._refusals.warn(
-            "%s has max_connections_per_source open, refused another",
+            "%s already has max_connections_per_source connections open; closed another",
             host,
             extra=Event.SOURCE_REFUSED.fields(**client_fields(client_address)),
         )
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begin to serve an accepted connection; `shutdown_request` is called when it ends."""
+        """Start serving an accepted connection; `shutdown_request` is called when it ends."""
         self.finish_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Add a connection to those that are served. No handler is created: the connection does
-        what `RequestHandlerClass` would do."""
+        """Add a connection to those being served. No handler is created: the connection does what
+        `RequestHandlerClass` would do."""
         connection = self.new_connection(request, client_address, self._service)
         self.connections.add(connection)
         if self.tally.debug:
@@ -319,8 +320,8 @@ class UpperServer(socketserver.BaseServer):
         return Connection(request, client_address, service(self._situation), limits, self.tally)
 
     def shutdown_request(self, request: Any) -> None:
-        """End a connection without losing answers in flight; when it has ended, `close_request` is
-        called."""
+        """Close a connection without losing answers in flight; `close_request` is called once it
+        has ended."""
         connection = self.connections.of(request)
         if connection:
             self.connections.attempt(Connection.end, connection)
@@ -335,6 +336,6 @@ class UpperServer(socketserver.BaseServer):
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a bug that affects one connection; the others are still served."""
+        """Log a bug that affects one connection; the others continue to be served."""
         self.tally.add(ERRORS)
-        log.exception("bug in serving %s, closing the connection", client_address)
+        log.exception("bug while serving %s; closing the connection", client_address)

@@ -1,4 +1,4 @@
-"""A report as people read it: a page that needs nothing from elsewhere."""
+"""The report as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tcpupperd.serving.metrics import COUNTERS, Counter
 from tcpupperd.serving.report import Report, WorkerReport
 from tcpupperd.words import counted
 
-#: Seconds without a turn after which a worker is in trouble: any healthy one, busy or idle, is
-#: far from it.
+#: Seconds without a heartbeat after which a warning is shown; a healthy worker, busy or idle,
+#: stays far below it.
 SILENT = 10.0
 
-#: Share of a limit from which on it is in trouble.
+#: Fraction of a limit above which a warning is shown.
 NEARLY = 0.9
 
-#: The hashes of the style and the script of the page; a browser runs no other.
+#: The hashes of the page's style and script; a browser will run no other.
 STYLE = "sha256-TcuwXLSYk/2JqoRHtdyP6K24JsPFqsTh//f2qlW4oyU="
-SCRIPT = "sha256-BGqVpvk08LcPfzYkLK8mBSDNfMi+qZVWZ4CGj5k7RPY="
+SCRIPT = "sha256-XBH5ivithrzkaBiB53pKcrWWo0v9ZEoneX9rsnqKahw="
 
 POLICY = (
     f"Content-Security-Policy: default-src 'none'; style-src '{STYLE}'; script-src '{SCRIPT}';"
@@ -49,30 +49,33 @@ def page(report: Report) -> Page:
         ),
         totals=_counters(report, without=_REASONS),
         reasons=_counters(report, only=_REASONS),
-        now=f"As of {_moment(report.now)}; all numbers count from the start",
+        now=f"As of {_moment(report.now)}; totals since the daemon started",
     )
     return Page("text/html; charset=utf-8", text, (POLICY, "Referrer-Policy: no-referrer"))
 
 
 def troubles(report: Report) -> Iterator[str]:
-    """What an administrator should look at first."""
+    """Problems that need the administrator's attention."""
     if report.last_reload_failed:
         yield "The last reload failed; the log says why."
     if report.in_force is False:
-        yield f"{report.configuration} is not in force: it was changed, is wrong or is missing."
+        yield (
+            f"{report.configuration} does not match the running configuration: it was changed, is"
+            " invalid or is missing."
+        )
     for worker in report.workers:
         if worker.silent_for and worker.silent_for > SILENT:
             silence = duration(worker.silent_for)
-            yield f"Worker {worker.pid} has shown no sign of life for {silence}."
+            yield f"Worker {worker.pid} has not responded for {silence}."
     for one in report.listeners:
         if one.queue and one.queue_limit and one.queue > NEARLY * one.queue_limit:
             yield f"The queue of {one.address} is nearly full."
     if report.limit and report.counters.get("open", 0) > NEARLY * report.limit:
-        yield f"Of {report.limit:,} possible connections, nearly all are in use."
+        yield f"Nearly all of the {report.limit:,} allowed connections are in use."
 
 
 def duration(seconds: float) -> str:
-    """In words, with two units at most."""
+    """A duration in words, with at most two units."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
     if seconds < 60:
@@ -87,7 +90,7 @@ def duration(seconds: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text for HTML, also between quotes."""
+    """Text for HTML, including attribute values."""
     for character, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"), ("'", "#39")):
         text = text.replace(character, f"&{name};")
     return text
@@ -100,7 +103,7 @@ def _figures(report: Report) -> str:
         ("Connections", f"{counters.get('open', 0):,}"),
         ("Lines answered", f"{counters.get('lines', 0):,}"),
         ("Workers", f"{serving} of {len(report.workers)}"),
-        ("Up for", duration(report.now - report.began)),
+        ("Uptime", duration(report.now - report.began)),
     )
     return "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in figures)
 
@@ -116,13 +119,13 @@ def _facts(report: Report) -> str:
 def _configuration(report: Report) -> str:
     path = escaped(report.configuration)
     if not report.in_force:
-        return f'{path}, <span class="bad">not in force</span>'
-    return f'{path}, <span class="good">in force</span> since {_moment(report.loaded)}'
+        return f'{path}, <span class="bad">not current</span>'
+    return f'{path}, <span class="good">current</span>, loaded {_moment(report.loaded)}'
 
 
 def _last_reload(report: Report) -> str:
     if not report.last_reload:
-        return "none since the start"
+        return "none since the daemon started"
     outcome = (
         '<span class="bad">failed</span>'
         if report.last_reload_failed
@@ -156,14 +159,14 @@ def _counters(report: Report, *, only: tuple[str, ...] = (), without: tuple[str,
 
 
 def _name(counter: Counter, value: str) -> str:
-    """What a row is about, from the name and the label of a metric."""
+    """The heading of a row, from the name and the label of a metric."""
     name = counter.name.removeprefix("connections_")
     words = value if name == "closed" else f"{name}: {value}" if value else name
     return words.replace("_", " ").capitalize()
 
 
 def _row(*cells: str, numbers: int) -> str:
-    """A row of a table whose last cells are `numbers`."""
+    """A table row whose last `numbers` cells are numbers."""
     first, *rest = map(escaped, cells)
     words = len(rest) - numbers
     row = "".join(f"<td>{cell}" for cell in rest[:words])

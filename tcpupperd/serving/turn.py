@@ -61,17 +61,17 @@ def python_turn(fd: int, counts: Counts) -> Outcome:
 def choose() -> tuple[Callable[[int, Counts], Outcome], str]:
     """The turn to take, and how it is called where the version is told."""
     if os.environ.get(SWITCH):
-        return python_turn, f"without its C module ({SWITCH})"
+        return python_turn, f"not using the C module ({SWITCH})"
     if "t" in sys.abiflags:
         # Its objects are laid out in another way, and the binary has the layout of all others.
-        return python_turn, "without its C module (free-threaded Python)"
+        return python_turn, "not using the C module (free-threaded Python)"
     try:
         from tcpupperd.serving._turn import turn  # type: ignore[import-not-found]
     except ModuleNotFoundError:
-        return python_turn, "without its C module"
+        return python_turn, "not using the C module"
     except ImportError as error:  # built, but of no use here: better slow than down
-        return python_turn, f"without its C module ({error})"
-    return turn, "with its C module"
+        return python_turn, f"not using the C module ({error})"
+    return turn, "using the C module"
 
 
 turn, implementation = choose()

@@ -88,7 +88,7 @@ def test_haproxy_that_sends_no_header_is_told_so_in_the_log(tmp_path: Path) -> N
         ):
             client.sendall(b"hello\n")
             assert client.recv(100) == b""
-        assert "PROXY header refused: no header begins like this: byte 1 is 0x68" in daemon.log
+        assert "PROXY header rejected: not a PROXY header: byte 1 is 0x68" in daemon.log
 
 
 def test_introduced_clients_outlive_a_reload_behind_haproxy(tmp_path: Path) -> None:

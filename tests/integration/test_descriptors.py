@@ -24,7 +24,7 @@ def short_daemon() -> Daemon:
 def fill(daemon: Daemon) -> list[Client]:
     """Connect until the worker can take no more; those served."""
     served = []
-    while "cannot accept" not in daemon.log:
+    while "not accepting connections" not in daemon.log:
         served.append(daemon.connect())
         assert served[-1].ask(b"first") == b"FIRST"
     return served
@@ -44,7 +44,7 @@ def test_no_free_descriptors() -> None:
         use_up_descriptors(daemon)
         served += [daemon.connect() for _ in range(2)]
         check_shortage(daemon, served)
-        assert "cannot accept: Too many open files" in daemon.log
+        assert "not accepting connections: Too many open files" in daemon.log
 
 
 def test_no_room_within_the_limit_of_descriptors() -> None:
@@ -70,12 +70,12 @@ def check_shortage(daemon: Daemon, served: list[Client]) -> None:
     print(f"longest wait for a descriptor that came free: {max(waits):.3f} s")
     assert max(waits) < 1
 
-    assert daemon.log.count("cannot accept") == 1
+    assert daemon.log.count("not accepting connections") == 1
     for client in served[:5]:
         client.close()
     assert daemon.connect().ask(b"more") == b"MORE"
-    until(lambda: "accepting again" in daemon.log)
-    assert daemon.log.count("cannot accept") == 1
+    until(lambda: "accepting connections again" in daemon.log)
+    assert daemon.log.count("not accepting connections") == 1
     assert daemon.counters()["shortages"] == 1
 
 
@@ -90,8 +90,8 @@ def test_shortages_in_a_row_do_not_flood_the_log() -> None:
             served[:2] = [daemon.connect(), daemon.connect()]
             assert [client.ask(b"in") for client in served[:2]] == [b"IN", b"IN"]
         told = 1 + (time.monotonic() - began) // QUIET
-        assert daemon.log.count("cannot accept") <= told
-        assert daemon.log.count("accepting again") <= told
+        assert daemon.log.count("not accepting connections") <= told
+        assert daemon.log.count("accepting connections again") <= told
 
 
 def test_nobody_is_lost_in_a_reload_without_descriptors() -> None:
@@ -113,7 +113,7 @@ def test_nobody_is_lost_where_fewer_workers_have_not_room_for_all() -> None:
 
         def all_are_full() -> bool:
             clients.append(daemon.connect())
-            return daemon.log.count("cannot accept") == 2
+            return daemon.log.count("not accepting connections") == 2
 
         until(all_are_full)
         taken = daemon.counters()["open"]

@@ -141,7 +141,9 @@ def test_each_line_of_a_traceback_has_its_priority(journal: Journal) -> None:
     lines = journal.read_to_end()
     bug = lines.index("<3>Traceback (most recent call last):")
     end = lines.index("<3>RuntimeError: a bug", bug)
-    assert re.match(r"<3>bug in serving .*127\.0\.0\.1.*, closing the connection", lines[bug - 1])
+    assert re.match(
+        r"<3>bug while serving .*127\.0\.0\.1.*; closing the connection", lines[bug - 1]
+    )
     assert all(line.startswith("<3>") for line in lines[bug:end])
 
 

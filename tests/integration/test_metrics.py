@@ -191,7 +191,7 @@ def test_full_worker_is_still_scraped() -> None:
         assert value(daemon, "tcpupperd_connections_limit") == 5
         assert value(daemon, "tcpupperd_lines_total") == 5
         assert value(daemon, "tcpupperd_accept_shortages_total") == 1  # and it is not over
-        assert "accepting again" not in daemon.log
+        assert "accepting connections again" not in daemon.log
 
         # Scrapers are limited as well, and take no place of a client for good.
         silent = [daemon.connect(daemon.address_of("metrics")) for _ in range(SPARE + 3)]
@@ -203,7 +203,7 @@ def test_full_worker_is_still_scraped() -> None:
         assert waiting.read_line() == b"WAITING\n"
         until(lambda: daemon.counters()["open"] == 1)
         assert daemon.connect().ask(b"new") == b"NEW"
-        until(lambda: "accepting again" in daemon.log)
+        until(lambda: "accepting connections again" in daemon.log)
 
 
 def test_many_scrapers_at_once_get_whole_pages_and_hinder_nobody() -> None:

@@ -35,10 +35,10 @@ HEADERS = [line(), binary(checksum=True)]
 
 #: Anything that is refused, the counter of it and the reason in the log.
 REFUSED = [
-    (b"hello\n", "proxy_absent", "no header begins like this: byte 1 is 0x68"),
-    (b"PROXY TCP4 1.2.3.4 1.2.3.4 +80 2\r\nhello\n", "proxy_invalid", "'+80' is not a port"),
-    (binary(tlvs=[b"\2\0\x0a12345"]), "proxy_invalid", "its TLV of type 0x02 ends 5 bytes after"),
-    (binary(tlvs=[tlv(CRC32C, bytes(4))]), "proxy_checksum", "its CRC32c is 0x00000000, not 0x"),
+    (b"hello\n", "proxy_absent", "not a PROXY header: byte 1 is 0x68"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3.4 +80 2\r\nhello\n", "proxy_invalid", "'+80' is not a valid port"),
+    (binary(tlvs=[b"\2\0\x0a12345"]), "proxy_invalid", "the TLV of type 0x02 extends 5 bytes"),
+    (binary(tlvs=[tlv(CRC32C, bytes(4))]), "proxy_checksum", "the CRC32c is 0x00000000, but"),
 ]
 
 
@@ -133,7 +133,7 @@ def test_what_is_no_header_is_refused_and_the_reason_is_logged(
     with Balanced(idle_timeout=0, line_timeout=0) as daemon:
         client = daemon.balancer(sent)
         assert client.read_to_end() == b""
-        assert f"WARNING 127.0.0.1:{client.port}: PROXY header refused: {reason}" in daemon.log
+        assert f"WARNING 127.0.0.1:{client.port}: PROXY header rejected: {reason}" in daemon.log
         counters = daemon.counters()
         assert (counters[counter], counters["lines"]) == (1, 0)
         until(lambda: daemon.counters()["open"] == 0)
@@ -143,7 +143,7 @@ def test_header_of_an_address_that_is_not_in_proxy_from_is_refused() -> None:
     with Balanced(proxy_from=["192.0.2.0/24", "::1"]) as daemon:
         client = daemon.balancer(line())
         assert client.read_to_end() == b""
-        reason = "PROXY header refused: the address is not in proxy_from"
+        reason = "PROXY header rejected: the address is not in proxy_from"
         assert f"WARNING 127.0.0.1:{client.port}: {reason}" in daemon.log
         assert daemon.counters()["proxy_untrusted"] == 1
         replace_workers(daemon, proxy_from=["127.0.0.1"])
@@ -155,7 +155,7 @@ def test_header_that_ends_early_is_incomplete() -> None:
         client = daemon.balancer(b"PROXY")
         client.end()
         assert client.read_to_end() == b""
-        assert "PROXY header refused: nothing more came after 5 bytes" in daemon.log
+        assert "PROXY header rejected: the header was incomplete after 5 bytes" in daemon.log
         assert daemon.counters()["proxy_incomplete"] == 1
 
 
@@ -165,7 +165,7 @@ def test_header_that_does_not_end_in_time_is_incomplete() -> None:
     with Balanced(idle_timeout=0, line_timeout=0.2) as daemon:
         silent, half = daemon.balancer(), daemon.balancer(line()[:20])
         assert half.read_to_end() == b""
-        assert "PROXY header refused: nothing more came after 20 bytes" in daemon.log
+        assert "PROXY header rejected: the header was incomplete after 20 bytes" in daemon.log
         counters = daemon.counters()
         assert (counters["proxy_incomplete"], counters["line_timeout"]) == (1, 0)
         silent.send(line())
@@ -198,7 +198,7 @@ def test_refusals_do_not_flood_the_log() -> None:
         for _ in range(200):
             assert daemon.balancer(b"hello\n").read_to_end() == b""
         assert daemon.counters()["proxy_absent"] == 200
-        said = daemon.log.count("PROXY header refused")
+        said = daemon.log.count("PROXY header rejected")
         assert 1 <= said <= 1 + (time.monotonic() - began) // RateLimitedLog.INTERVAL
 
 
@@ -222,7 +222,10 @@ def test_limit_of_a_source_counts_clients_not_the_balancer() -> None:
         first, second = (daemon.balancer(line()) for _ in range(2))
         assert [first.ask(b"one"), second.ask(b"two")] == [b"ONE", b"TWO"]
         assert daemon.balancer(line() + b"three\n").read_to_end() == b""
-        assert "192.0.2.7 has max_connections_per_source open, refused another" in daemon.log
+        assert (
+            "192.0.2.7 already has max_connections_per_source connections open; closed another"
+            in daemon.log
+        )
         assert daemon.counters()["refused"] == 1
         for number, client in enumerate(idle):
             client.send(binary(addresses((f"198.51.100.{number}", 1))))

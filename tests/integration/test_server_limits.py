@@ -207,7 +207,9 @@ def test_connections_wait_while_there_are_no_descriptors(tmp_path: Path) -> None
         for number, client in enumerate(clients):
             stack.callback(client.close)
             client.send(b"client %d\n" % number)
-        pattern = "WARNING cannot accept: Too many open files; ([0-9]+) connections? open"
+        pattern = (
+            "WARNING not accepting connections: Too many open files; ([0-9]+) connections? open"
+        )
         served = int(until(lambda: re.search(pattern, log.read_text()))[1])
         assert 5 < served < 20
         for number, client in enumerate(clients[:served]):
@@ -223,5 +225,5 @@ def test_connections_wait_while_there_are_no_descriptors(tmp_path: Path) -> None
         stack.close()
         with contextlib.closing(Client(address)) as client:
             assert client.ask(b"room again") == b"ROOM AGAIN"
-            until(lambda: "WARNING accepting again\n" in log.read_text())
+            until(lambda: "WARNING accepting connections again\n" in log.read_text())
         assert log.read_text().count("WARNING") == 2

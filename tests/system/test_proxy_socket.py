@@ -27,7 +27,7 @@ def test_socket_for_load_balancers_can_be_added_while_clients_are_connected(
     assert machine.run("tcpupper", stdin=HEADER).rstrip() == HEADER.upper().rstrip()
     assert machine.try_run("tcpupper", "--port=9997", "hello").returncode != 0
     told = machine.journal(f"--unit={SERVICE}", "--priority=warning", "--output=cat")
-    assert "PROXY header refused: no header begins like this: byte 1 is 0x68" in told
+    assert "PROXY header rejected: not a PROXY header: byte 1 is 0x68" in told
 
     machine.run("systemctl", "stop", SOCKET, SERVICE)
     until(lambda: "LISTEN" not in machine.run("ss", "-tln"))

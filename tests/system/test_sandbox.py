@@ -61,7 +61,7 @@ def test_c_module_is_in_use(machine: Container) -> None:
     maps = machine.run("cat", f"/proc/{main_pid(machine)}/maps")
     mapped = re.findall(r" (r.x)p .* /usr/lib/tcpupperd/.*/_turn\.abi3\.so$", maps, re.MULTILINE)
     assert mapped == ["r-x"]
-    assert ", with its C module" in machine.run("journalctl", f"--unit={SERVICE}")
+    assert ", using the C module" in machine.run("journalctl", f"--unit={SERVICE}")
 
 
 @pytest.mark.parametrize("release", EVERYWHERE, indirect=True)

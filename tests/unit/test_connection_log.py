@@ -108,7 +108,7 @@ def test_number_left_out_is_told_in_time(log: Log, caplog: pytest.LogCaptureFixt
     assert log.connections.tell_at == NOW + TELL_AFTER
     log.connections.tell()
     (record,) = caplog.records
-    assert record.getMessage() == "7 connections ended without a message: there were too many"
+    assert record.getMessage() == "7 connections ended without being logged (rate limit)"
     assert record.levelno == logging.WARNING
     assert vars(record)["fields"]["MESSAGE_ID"] == Event.MESSAGES_DROPPED.message_id
     assert log.connections.tell_at == math.inf

@@ -98,61 +98,73 @@ BAD = [
     (b"PROXY UNKNOWN \r\r\n", "proxy_invalid", "byte 15 is a CR without an LF"),
     (b"PROXY UNKNOWN " + b"f" * 92 + b"\r\n", "proxy_invalid", "no CRLF in the first 107 bytes"),
     (b"PROXY " + b" " * 500, "proxy_invalid", "no CRLF in the first 107 bytes"),
-    (b"PROXY \r\n", "proxy_invalid", "'' is none of TCP4, TCP6 and UNKNOWN"),
-    (b"PROXY SOMETHING\r\n", "proxy_invalid", "'SOMETHING' is none of TCP4, TCP6 and UNKNOWN"),
-    (b"PROXY tcp4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "'tcp4' is none of"),
-    (b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "'UDP4' is none of"),
-    (b"PROXY UNKNOWNS\r\n", "proxy_invalid", "'UNKNOWNS' is none of"),
-    (b"PROXY TCP\xb4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", r"'TCP\\xb4' is none of"),
-    (b"PROXY  TCP4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "'' is none of"),
-    (b"PROXY TCP4\r\n", "proxy_invalid", "there are 2 fields, not 6"),
-    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n", "proxy_invalid", "there are 5 fields, not 6"),
-    (b"PROXY TCP4 1.2.3.4 1.2.3.4  1 2\r\n", "proxy_invalid", "there are 7 fields, not 6"),
-    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 \r\n", "proxy_invalid", "there are 7 fields, not 6"),
-    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n", "proxy_invalid", "there are 7 fields, not 6"),
-    (b"PROXY TCP4 wrong wrong 1 2\r\n", "proxy_invalid", "'wrong' is not an address of TCP4"),
-    (b"PROXY TCP4 ::1 ::1 1 2\r\n", "proxy_invalid", "'::1' is not an address of TCP4"),
-    (b"PROXY TCP6 ::1 1.2.3.4 1 2\r\n", "proxy_invalid", "'1.2.3.4' is not an address of TCP6"),
-    (b"PROXY TCP4 1.2.3.4 1.2.3 1 2\r\n", "proxy_invalid", "'1.2.3' is not an address of TCP4"),
-    (b"PROXY TCP4 ::ffff:1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "is not an address of TCP4"),
-    (b"PROXY TCP4 1.2.3.04 1.2.3.4 1 2\r\n", "proxy_invalid", "'1.2.3.04' is not an address"),
-    (b"PROXY TCP4 1.2.3.4\0 1.2.3.4 1 2\r\n", "proxy_invalid", r"'1.2.3.4\x00' is not an address"),
-    (b"PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n", "proxy_invalid", "'fe80::1%eth0' is not an address"),
-    (b"PROXY TCP6 1::2::3 ::1 1 2\r\n", "proxy_invalid", "'1::2::3' is not an address of TCP6"),
-    (b"PROXY TCP6 [::1] ::1 1 2\r\n", "proxy_invalid", "'[::1]' is not an address of TCP6"),
+    (b"PROXY \r\n", "proxy_invalid", "'' is not TCP4, TCP6 or UNKNOWN"),
+    (b"PROXY SOMETHING\r\n", "proxy_invalid", "'SOMETHING' is not TCP4, TCP6 or UNKNOWN"),
+    (b"PROXY tcp4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "'tcp4' is not TCP4"),
+    (b"PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "'UDP4' is not TCP4"),
+    (b"PROXY UNKNOWNS\r\n", "proxy_invalid", "'UNKNOWNS' is not TCP4"),
+    (b"PROXY TCP\xb4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", r"'TCP\\xb4' is not TCP4"),
+    (b"PROXY  TCP4 1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "'' is not TCP4"),
+    (b"PROXY TCP4\r\n", "proxy_invalid", "single spaces, found 2"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1\r\n", "proxy_invalid", "single spaces, found 5"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3.4  1 2\r\n", "proxy_invalid", "single spaces, found 7"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 \r\n", "proxy_invalid", "single spaces, found 7"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n", "proxy_invalid", "single spaces, found 7"),
+    (b"PROXY TCP4 wrong wrong 1 2\r\n", "proxy_invalid", "'wrong' is not a valid TCP4 address"),
+    (b"PROXY TCP4 ::1 ::1 1 2\r\n", "proxy_invalid", "'::1' is not a valid TCP4 address"),
+    (b"PROXY TCP6 ::1 1.2.3.4 1 2\r\n", "proxy_invalid", "'1.2.3.4' is not a valid TCP6 address"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3 1 2\r\n", "proxy_invalid", "'1.2.3' is not a valid TCP4 address"),
+    (b"PROXY TCP4 ::ffff:1.2.3.4 1.2.3.4 1 2\r\n", "proxy_invalid", "is not a valid TCP4"),
+    (b"PROXY TCP4 1.2.3.04 1.2.3.4 1 2\r\n", "proxy_invalid", "'1.2.3.04' is not a valid TCP"),
+    (
+        b"PROXY TCP4 1.2.3.4\0 1.2.3.4 1 2\r\n",
+        "proxy_invalid",
+        r"'1.2.3.4\x00' is not a valid TCP",
+    ),
+    (b"PROXY TCP6 fe80::1%eth0 ::1 1 2\r\n", "proxy_invalid", "'fe80::1%eth0' is not a valid TCP"),
+    (b"PROXY TCP6 1::2::3 ::1 1 2\r\n", "proxy_invalid", "'1::2::3' is not a valid TCP6 address"),
+    (b"PROXY TCP6 [::1] ::1 1 2\r\n", "proxy_invalid", "'[::1]' is not a valid TCP6 address"),
     *(
         (
             b"PROXY TCP4 1.2.3.4 1.2.3.4 %s 2\r\n" % port,
             "proxy_invalid",
-            f"{port.decode('ascii', 'backslashreplace')!r} is not a port",
+            f"{port.decode('ascii', 'backslashreplace')!r} is not a valid port",
         )
         for port in (b"080", b"00", b"+80", b"-1", b"8_0", b"\t80", b"65536", b"99999", b"100000")
     ),
-    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 0x50\r\n", "proxy_invalid", "'0x50' is not a port"),
-    ("PROXY TCP4 1.2.3.4 1.2.3.4 1 ٨٠\r\n".encode(), "proxy_invalid", "is not a port"),
-    (binary(command=0x11), "proxy_invalid", "its version is 1, not 2"),
-    (binary(command=0x31), "proxy_invalid", "its version is 3, not 2"),
-    (binary(command=0x30), "proxy_invalid", "its version is 3, not 2"),
-    (binary(command=0x22), "proxy_invalid", "its command is 2, neither 0 (LOCAL) nor 1 (PROXY)"),
-    (SIGNATURE + b"\x99\x99\x99\x99", "proxy_invalid", "its version is 9, not 2"),
-    (binary(kind=0x41), "proxy_invalid", "its address family is 4, above 3 (AF_UNIX)"),
-    (binary(kind=0x13), "proxy_invalid", "its transport protocol is 3, above 2 (DGRAM)"),
-    (binary(b""), "proxy_invalid", "its length is 0, but the addresses have 12 bytes"),
-    (binary(bytes(11)), "proxy_invalid", "its length is 11, but the addresses have 12 bytes"),
-    (binary(kind=TCP6), "proxy_invalid", "its length is 12, but the addresses have 36 bytes"),
-    (binary(bytes(215), UNIX_STREAM), "proxy_invalid", "its length is 215, but the addresses"),
-    (binary(tlvs=[b"\2\0"]), "proxy_invalid", "it ends within the TLV that begins with byte 29"),
-    (binary(tlvs=[tlv(NOOP), b"\2"]), "proxy_invalid", "within the TLV that begins with byte 32"),
+    (b"PROXY TCP4 1.2.3.4 1.2.3.4 1 0x50\r\n", "proxy_invalid", "'0x50' is not a valid port"),
+    ("PROXY TCP4 1.2.3.4 1.2.3.4 1 ٨٠\r\n".encode(), "proxy_invalid", "is not a valid port"),
+    (binary(command=0x11), "proxy_invalid", "the version is 1, not 2"),
+    (binary(command=0x31), "proxy_invalid", "the version is 3, not 2"),
+    (binary(command=0x30), "proxy_invalid", "the version is 3, not 2"),
+    (binary(command=0x22), "proxy_invalid", "the command is 2, not 0 (LOCAL) or 1 (PROXY)"),
+    (SIGNATURE + b"\x99\x99\x99\x99", "proxy_invalid", "the version is 9, not 2"),
+    (binary(kind=0x41), "proxy_invalid", "unknown address family 4 (the highest is 3, AF_UNIX)"),
+    (binary(kind=0x13), "proxy_invalid", "unknown transport protocol 3 (the highest is 2, DGRAM)"),
+    (binary(b""), "proxy_invalid", "the length is 0, but the addresses take 12 bytes"),
+    (binary(bytes(11)), "proxy_invalid", "the length is 11, but the addresses take 12 bytes"),
+    (binary(kind=TCP6), "proxy_invalid", "the length is 12, but the addresses take 36 bytes"),
+    (binary(bytes(215), UNIX_STREAM), "proxy_invalid", "the length is 215, but the addresses"),
+    (binary(tlvs=[b"\2\0"]), "proxy_invalid", "inside the TLV that starts at byte 29"),
+    (binary(tlvs=[tlv(NOOP), b"\2"]), "proxy_invalid", "inside the TLV that starts at byte 32"),
     (
         binary(tlvs=[b"\2\0\x0a12345"]),
         "proxy_invalid",
-        "its TLV of type 0x02 ends 5 bytes after it",
+        "the TLV of type 0x02 extends 5 bytes beyond the header",
     ),
-    (binary(tlvs=[b"\2\0\x041234", b"5"]), "proxy_invalid", "within the TLV that begins with"),
-    (binary(tlvs=[tlv(CRC32C, bytes(3))]), "proxy_invalid", "not one TLV of 4 bytes"),
-    (binary(tlvs=[tlv(CRC32C, bytes(4))], checksum=True), "proxy_invalid", "not one TLV of 4 by"),
-    (binary(tlvs=[tlv(CRC32C, bytes(4))]), "proxy_checksum", "its CRC32c is 0x00000000, not 0x"),
-    (binary(checksum=True)[:-1] + b"\0", "proxy_checksum", "its CRC32c is 0x"),
+    (binary(tlvs=[b"\2\0\x041234", b"5"]), "proxy_invalid", "inside the TLV that starts at"),
+    (binary(tlvs=[tlv(CRC32C, bytes(3))]), "proxy_invalid", "a single TLV of 4 bytes"),
+    (
+        binary(tlvs=[tlv(CRC32C, bytes(4))], checksum=True),
+        "proxy_invalid",
+        "a single TLV of 4 bytes",
+    ),
+    (
+        binary(tlvs=[tlv(CRC32C, bytes(4))]),
+        "proxy_checksum",
+        "the CRC32c is 0x00000000, but",
+    ),
+    (binary(checksum=True)[:-1] + b"\0", "proxy_checksum", "the CRC32c is 0x"),
 ]
 
 
@@ -274,7 +286,7 @@ def test_protocol_says_why_it_refuses() -> None:
     assert protocol.receive(b"BE\n") == b""
     assert protocol.finished
     assert isinstance(protocol.introduction, HeaderError)
-    assert str(protocol.introduction) == "no header begins like this: byte 4 is 0x42"
+    assert str(protocol.introduction) == "not a PROXY header: byte 4 is 0x42"
     assert protocol.rest == b""
 
 
@@ -286,7 +298,7 @@ def test_header_that_ends_too_early_is_incomplete(end: Callable[[HeaderProtocol]
     assert (protocol.finished, protocol.mid_line, protocol.held) == (True, False, b"")
     assert isinstance(protocol.introduction, HeaderError)
     assert FIELDS[protocol.introduction.counter] == "proxy_incomplete"
-    assert str(protocol.introduction) == "nothing more came after 5 bytes"
+    assert str(protocol.introduction) == "the header was incomplete after 5 bytes"
 
 
 @pytest.mark.parametrize("end", [HeaderProtocol.receive_eof, HeaderProtocol.finish])

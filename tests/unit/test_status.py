@@ -63,13 +63,13 @@ def test_page_shows_what_there_is() -> None:
     for shown in (
         "on example.org",
         "Version 1.2.3",
-        "Up for 1 day 0 h",
+        "Uptime 1 day 0 h",
         "Workers 1 of 2",
         "11 serving 5 12,345 250 ms 12 ms 1 day 0 h",
         "12 starting 0 0 - 0.0 ms 1.0 ms",
         "127.0.0.1:9999 upper 7 4,096",
         "/run/socket metrics - -",
-        "/etc/tcpupperd/tcpupperd.toml, in force since 2026-11-24 21:20:55 UTC",
+        "/etc/tcpupperd/tcpupperd.toml, current , loaded 2026-11-24 21:20:55 UTC",
         "Last reload succeeded , 2026-11-24 21:20:56 UTC",
         "As of 2026-11-25 21:20:54 UTC",
     ):
@@ -126,15 +126,15 @@ def test_heading_of_each_table_and_row_is_known_to_a_screen_reader() -> None:
     ("changed", "trouble"),
     [
         ({"last_reload_failed": True}, "The last reload failed"),
-        ({"in_force": False}, "tcpupperd.toml is not in force"),
-        ({"limit": 1100}, "Of 1,100 possible connections, nearly all are in use"),
+        ({"in_force": False}, "tcpupperd.toml does not match the running configuration"),
+        ({"limit": 1100}, "Nearly all of the 1,100 allowed connections are in use"),
         (
             {"listeners": [ListenerReport("upper", "[::1]:1", 4000, 4096)]},
             "The queue of [::1]:1 is nearly full",
         ),
         (
             {"workers": [REPORT.workers[0]._replace(silent_for=75.2)]},
-            "Worker 11 has shown no sign of life for 1 min 15 s",
+            "Worker 11 has not responded for 1 min 15 s",
         ),
     ],
 )

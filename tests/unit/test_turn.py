@@ -395,7 +395,7 @@ def test_compilers_vectorize_the_loop(tmp_path: Path, compiler: str, option: str
     assert any("for (" in line for line in (lines[place - 1] for place in places)), said
 
 
-@pytest.mark.parametrize(("switch", "expected"), [("1", f"without its C module ({SWITCH})")])
+@pytest.mark.parametrize(("switch", "expected"), [("1", f"not using the C module ({SWITCH})")])
 def test_switch(switch: str, expected: str) -> None:
     program = "from tcpupperd.serving import turn as t; print(t.implementation, t.turn)"
     command = (sys.executable, "-c", program)
