@@ -123,7 +123,7 @@ def test_programs_are_clean(tmp_path: Path) -> None:
 
 
 def test_parts_are_there_and_documented() -> None:
-    table = (ROOT / "docs/reuse.md").read_text().partition("| of `tcpupperd.host`")[2]
+    table = (ROOT / "docs/reuse.md").read_text().partition("| in `tcpupperd.host`")[2]
     names = re.findall(r"`(\w+)\.(\w+)(?:\(([^)]*)\))?`", table.partition("\n\n")[0])
     assert len(names) > 10
     for module, name, parameters in names:
