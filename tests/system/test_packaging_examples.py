@@ -92,7 +92,7 @@ def test_self_binding_service(machine: Container) -> None:
 
 
 def test_process_for_each_connection(machine: Container) -> None:
-    units = ("tcpupperd-each.socket", "tcpupperd-each@.service")
+    units = ("tcpupperd-per-connection.socket", "tcpupperd-per-connection@.service")
     machine.run("cp", *(f"{EXAMPLES}/{unit}" for unit in units), UNITS)
     machine.run("systemctl", "daemon-reload")
     assert machine.run("systemd-analyze", "verify", "--man=no", units[0]) == ""
@@ -102,16 +102,18 @@ def test_process_for_each_connection(machine: Container) -> None:
         Conversation(machine, "--port=9995") as other,
     ):
         assert (one.ask("one"), other.ask("other")) == ("ONE", "OTHER")
-        until(lambda: each_connections_units(machine).count(" running ") == 2)
+        until(lambda: connection_units(machine).count(" running ") == 2)
         assert (one.end(), other.end()) == ("", "")
     # Those that succeed are forgotten, those that fail as well, but not without a trace.
-    until(lambda: each_connections_units(machine) == "")
-    assert "Failed with result" not in machine.journal("--unit=tcpupperd-each@*")
+    until(lambda: connection_units(machine) == "")
+    assert "Failed with result" not in machine.journal("--unit=tcpupperd-per-connection@*")
     assert machine.run("systemctl", "list-units", "--no-legend", "--failed") == ""
 
 
-def each_connections_units(machine: Container) -> str:
-    return machine.run("systemctl", "list-units", "--plain", "--no-legend", "tcpupperd-each@*")
+def connection_units(machine: Container) -> str:
+    return machine.run(
+        "systemctl", "list-units", "--plain", "--no-legend", "tcpupperd-per-connection@*"
+    )
 
 
 def start_instance(machine: Container, configuration: str) -> None:
