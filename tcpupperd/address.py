@@ -37,7 +37,9 @@ def parse_address(text: str) -> Address:
     """Parse an address in the syntax of ListenStream= in systemd.socket(5). Raises ValueError."""
     if text.startswith(("/", "@")):
         if len(os.fsencode(text)) > PATH_MAX or "\0" in text or len(text) == 1:
-            raise ValueError(f'"{text}": a socket path has 1 to {PATH_MAX} bytes and no NUL')
+            raise ValueError(
+                f'"{text}": a socket path must be 1 to {PATH_MAX} bytes long and contain no NUL'
+            )
         return Address(path="\0" + text[1:] if text.startswith("@") else text)
     found = re.fullmatch(r"(?:(?:\[([^][]+)\]|([^][:@/\s]+)):)?([0-9]{1,5})", text, re.ASCII)
     if not found or int(found[3]) > 65535:
@@ -60,7 +62,7 @@ def split_service(text: str) -> tuple[str, str]:
         return SERVICES[0], text
     if name not in SERVICES:
         known = ", ".join(SERVICES)
-        raise ValueError(f'"{text}": there is no service "{name}"; there are {known}')
+        raise ValueError(f'"{text}": unknown service "{name}"; the services are {known}')
     return name, address
 
 
@@ -126,9 +128,7 @@ def parse_network(text: str) -> tuple[bytes, int]:
         raise ValueError(f'"{text}": must be an IP address or a network such as 192.0.2.0/24')
     packed = socket.inet_pton(family, host)
     if family == socket.AF_INET6 and packed.startswith(MAPPED_PREFIX):
-        raise ValueError(
-            f'"{text}": is an IPv4 address in the form of IPv6; write it in its own form'
-        )
+        raise ValueError(f'"{text}": is an IPv4-mapped IPv6 address; write it as an IPv4 address')
     bits = len(packed) * 8
     if slash and not (re.fullmatch(r"0|[1-9][0-9]{0,2}", size, re.ASCII) and int(size) <= bits):
         raise ValueError(f'"{text}": the prefix length must be a number from 0 to {bits}')
@@ -136,7 +136,7 @@ def parse_network(text: str) -> tuple[bytes, int]:
     first = _first_bits(packed, prefix)
     if first != packed:
         network = f"{socket.inet_ntop(family, first)}/{prefix}"
-        raise ValueError(f'"{text}": is not the first address of its network; write "{network}"')
+        raise ValueError(f'"{text}": has host bits set; write "{network}"')
     return packed, prefix
 
 

@@ -35,4 +35,4 @@ class Parser(argparse.ArgumentParser):
             return f"unexpected argument: {wrong!r}"
         option = wrong.partition("=")[0]
         close = get_close_matches(option, self._option_string_actions, n=1)
-        return f"{option}: no such option" + (f"; did you mean {close[0]}?" if close else "")
+        return f"{option}: unknown option" + (f"; did you mean {close[0]}?" if close else "")

@@ -52,18 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.critical("%s", line)
         return error.status
     except Exception:
-        log.critical("bug, please report it", exc_info=True)
+        log.critical("internal error; please report this bug", exc_info=True)
         return 1
     return 0
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Print that the configuration is good, or raise ConfigError; with --verbose, print it."""
+    """Print that the configuration is valid, or raise ConfigError; with --verbose, print the
+    configuration."""
     given = given_settings(arguments)
     lines = config.explain(arguments.config, given)
-    print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is good")
+    print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is valid")
     if unknown := not_judged(config.load(arguments.config, given)):
-        print(f"tcpupperd: not known here: {', '.join(unknown)}", file=sys.stderr)
+        print(
+            f"tcpupperd: cannot be checked outside the unit: {', '.join(unknown)}",
+            file=sys.stderr,
+        )
 
 
 def serve(arguments: argparse.Namespace) -> None:

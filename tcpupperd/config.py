@@ -364,22 +364,22 @@ def read_text(path: str) -> str:
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{path}: is not a regular file; name a TOML file")
+                raise ConfigError(f"{path}: not a regular file; specify a TOML file")
             content = file.read(FILE_SIZE_MAX + 1)
     except FileNotFoundError as error:
-        remedy = "create it (an empty file has all defaults)"
+        remedy = "create it (in an empty file, every setting has its default)"
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > FILE_SIZE_MAX:
-        raise ConfigError(f"{path}: is larger than {FILE_SIZE_MAX} bytes; name a TOML file")
+        raise ConfigError(f"{path}: larger than {FILE_SIZE_MAX} bytes; specify a TOML file")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
         raise ConfigError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save as UTF-8"
+            f"{path}:{line}: byte 0x{byte:02x} is not valid UTF-8; save the file as UTF-8"
         ) from None
 
 
@@ -397,7 +397,7 @@ def parse(text: str, name: str) -> dict[str, Any]:
         errors.sort(key=lambda error: error[0])
         lines = [f"{_place(name, line)}: {what}" for line, what in errors[:ERRORS_MAX]]
         if len(errors) > ERRORS_MAX:
-            lines.append(f"{name}: there are more errors than these {ERRORS_MAX}")
+            lines.append(f"{name}: only the first {ERRORS_MAX} errors are shown")
         raise ConfigError("\n".join(lines))
     return settings
 
@@ -452,7 +452,7 @@ def _read_toml(text: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:
             return tomllib.loads("\n".join(lines) + "\n"), errors
         except (ValueError, RecursionError) as error:
             line, what = _locate_syntax_error(str(error))
-        errors.append((line, f"is not TOML: {what}"))
+        errors.append((line, f"invalid TOML: {what}"))
         if not line or not (what.startswith("Cannot") or _is_wrong_alone(lines[line - 1])):
             break
         lines[line - 1] = ""
@@ -485,7 +485,7 @@ def _check(name: str, value: Any) -> Any:
             except ValueError as error:
                 raise ValueError(f"{name} = {_shown(value)}: {error}") from None
     shown = name if name.isprintable() else as_toml(name)
-    raise TypeError(f"{_cut(shown)}: no such setting; {_hint(name)}")
+    raise TypeError(f"{_cut(shown)}: unknown setting; {_hint(name)}")
 
 
 def _find_line(text: str, name: str) -> int:
@@ -504,7 +504,7 @@ def _shown(value: Any) -> str:
     try:
         text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
     except ValueError:  # Python converts at most 4300 digits
-        return "a number of very many digits"
+        return "a number too long to display"
     return _cut(text)
 
 
@@ -517,4 +517,4 @@ def _hint(name: str) -> str:
 
     names = [setting.name for setting in SETTINGS]
     close = get_close_matches(name[:SHOWN_MAX], names, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    return f"did you mean {close[0]}?" if close else f"the settings are {', '.join(names)}"

@@ -85,11 +85,13 @@ def _number(variables: dict[str, str], name: str) -> int:
     text = variables.get(name, "")
     if re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) and int(text) > 0:
         return int(text)
-    raise ListenError(f'{name}="{text}" is not a number above 0; a service manager sets it')
+    raise ListenError(
+        f'{name}="{text}" is not a positive number; the service manager sets this variable'
+    )
 
 
 def _sort_in(fd: int, name: str, passed: Passed, *, stored: bool, kept: bool) -> None:
-    what = f'descriptor {fd} ("{name}"), which was passed in,'
+    what = f'descriptor {fd} ("{name}"), which was passed by the service manager,'
     try:
         os.set_inheritable(fd, False)
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
@@ -128,4 +130,4 @@ def _objection(one: socket.socket | None) -> str:
         return "is not a socket"
     if one.type != socket.SOCK_STREAM:
         return f"is a {one.type.name} socket"
-    return "neither listens nor is connected"
+    return "is neither listening nor connected"

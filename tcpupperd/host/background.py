@@ -56,7 +56,7 @@ def forbid_service_manager(environ: Mapping[str, str]) -> None:
     else:
         return
     raise BackgroundError(
-        f"--daemonize: a service manager started this process ({reason} is set) and already keeps "
+        f"--daemonize: a service manager started this process ({reason} is set) and already runs "
         "it in the background; remove the option"
     )
 
@@ -83,18 +83,18 @@ def find_owner(user: str | None, group: str | None) -> Owner:
     BackgroundError if there is no such user or group."""
     if user is None:
         if group is not None:
-            raise BackgroundError(f"--group {group}: can only be used with --user")
+            raise BackgroundError(f"--group {group} requires --user")
         return Owner(os.getuid(), os.getgid(), os.getgroups())
     if os.geteuid() != 0:
         raise BackgroundError(f"--user {user}: only root can change the user; remove the option")
     try:
         account = pwd.getpwnam(user)
     except KeyError:
-        raise BackgroundError(f"--user {user}: there is no such user") from None
+        raise BackgroundError(f"--user {user}: no such user") from None
     try:
         gid = account.pw_gid if group is None else grp.getgrnam(group).gr_gid
     except KeyError:
-        raise BackgroundError(f"--group {group}: there is no such group") from None
+        raise BackgroundError(f"--group {group}: no such group") from None
     return Owner(account.pw_uid, gid, os.getgrouplist(user, gid))
 
 
@@ -131,7 +131,8 @@ class PidFile:
             holder = read_text(descriptor) or "(just starting)"
             os.close(descriptor)
             raise self._error(
-                f"tcpupperd already runs as process {holder}; stop it first or name another file"
+                f"tcpupperd is already running as process {holder}; stop it first or specify"
+                " another file"
             ) from None
         except BackgroundError:
             os.close(descriptor)
@@ -197,7 +198,7 @@ class Background:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.failed(1, f"bug, please report it: {error!r}")
+            self.failed(1, f"internal error; please report this bug: {error!r}")
         if self.pid_file is not None:
             self.pid_file.remove()
 
@@ -270,7 +271,7 @@ def repeat_report(reading: int) -> NoReturn:
     """Act as the launcher: wait for the daemon's report, print it and exit."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    report = os.read(reading, LONGEST_REPORT) or b"\1the daemon ended before it was ready"
+    report = os.read(reading, LONGEST_REPORT) or b"\1the daemon exited before it was ready"
     if report[1:]:
         os.write(2, b"tcpupperd: " + report[1:] + b"\n")
     os._exit(report[0])  # without cleanup: the pid file and everything else is the daemon's now
@@ -291,7 +292,7 @@ def import_daemon_context() -> Any:
         if limit > MOST_DESCRIPTORS and int(version.split(".")[0]) < 3:
             raise BackgroundError(
                 f"--daemonize: python-daemon {version} cannot cope with a limit of {limit} open "
-                f"files; set it with 'ulimit -Hn {MOST_DESCRIPTORS}' first, or install version 3"
+                f"files; lower it first with 'ulimit -Hn {MOST_DESCRIPTORS}', or install version 3"
             )
         from daemon import DaemonContext
     except ImportError:

@@ -89,7 +89,7 @@ def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store:
         channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
     else:
         for name, end in stored.items():
-            log.warning("closing the stored socket %s, which is of no use", name)
+            log.warning("closing the stored socket %s, which cannot be used", name)
             end.close()
             notifier.forget(name)
         channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
@@ -224,7 +224,9 @@ def take_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, 
                 states = message.read(_read_states)
             except HandoverError as error:
                 log.error(
-                    "ending %s taken over: %s", counted(len(error.sockets), "connection"), error
+                    "closing %s whose state cannot be restored: %s",
+                    counted(len(error.sockets), "connection"),
+                    error,
                 )
                 for one in error.sockets:
                     one.close()
@@ -241,10 +243,10 @@ def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
         (length,) = _LENGTH.unpack_from(content)
         state, content = content[_LENGTH.size :][:length], content[_LENGTH.size + length :]
         if len(state) < length:
-            raise ValueError("the state is cut short")
+            raise ValueError("the state is truncated")
         states.append(bytes(state))
     if content:
-        raise ValueError(f"{len(content)} bytes are left over")
+        raise ValueError(f"{len(content)} unexpected bytes at the end")
     return states
 
 
@@ -268,7 +270,7 @@ def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return "there is no memory for it" if isinstance(error, MemoryError) else str(error)
+    return "out of memory" if isinstance(error, MemoryError) else str(error)
 
 
 def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:

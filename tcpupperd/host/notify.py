@@ -104,7 +104,7 @@ class Notifier:
         if not self._failed:
             self._failed = True
             log.warning(
-                "cannot tell the service manager %s: %s", state.split(maxsplit=1)[0], error
+                "cannot send %s to the service manager: %s", state.split(maxsplit=1)[0], error
             )
 
 

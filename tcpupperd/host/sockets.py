@@ -125,7 +125,7 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
         return _listen_unix(os.fsdecode(server_address), backlog)
     host, port = server_address[:2]
     if not 0 <= port <= 65535:
-        raise OverflowError(f"port {port} is not from 0 to 65535")  # as socket.bind does
+        raise OverflowError(f"port {port} is out of range (0 to 65535)")  # as socket.bind does
     if not host:
         return _listen_everywhere(port, backlog, reuse)
     family, where = _resolve(Address(host, port))[0]
@@ -187,7 +187,7 @@ def _listen_all(
                 close(bound)
                 raise
             missing = error
-            log.info("%s: not on %s: %s", text, where[0], os.strerror(error.errno))
+            log.info("%s: not listening on %s: %s", text, where[0], os.strerror(error.errno))
     if missing and not bound and not kept:
         raise missing
     return kept + bound
@@ -256,11 +256,12 @@ def _is_stale(path: str) -> bool:
 
 
 _REMEDIES = {
-    errno.EADDRINUSE: "another program listens there (ss -lp shows it): stop it or choose another",
+    errno.EADDRINUSE: "another program is listening there (ss -lp shows which); stop it or choose"
+    " another address",
     errno.EADDRNOTAVAIL: "this host has no such address",
-    errno.EACCES: "a port below 1024 needs root or CAP_NET_BIND_SERVICE",
-    errno.EAFNOSUPPORT: "not allowed or not supported here; in the sandbox of the service only"
-    " sockets that systemd passes in can be used: set the address in tcpupperd.socket",
+    errno.EACCES: "ports below 1024 require root or CAP_NET_BIND_SERVICE",
+    errno.EAFNOSUPPORT: "not permitted or not supported here; inside the service's sandbox, only"
+    " sockets passed by systemd can be used, so set the address in tcpupperd.socket",
 }
 
 _REMEDIES_FOR_PATHS = _REMEDIES | {
@@ -359,8 +360,8 @@ class Listeners:
             for one in self._bound[text]:
                 if services.setdefault(one, service) != service:
                     raise ListenError(
-                        f"cannot listen on {text}: {address} is also that of {services[one]};"
-                        " give each service an address of its own"
+                        f"cannot listen on {text}: {address} is already used by the"
+                        f" {services[one]} service; give each service its own address"
                     )
 
     def _all_bound(self) -> list[Listener]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from tcpupperd.config import Config
 from tcpupperd.host.channel import BATCH
+from tcpupperd.words import counted
 
 #: Descriptors that a worker needs besides its connections.
 RESERVE = 64
@@ -27,11 +28,11 @@ class Capacity(NamedTuple):
         """Which limit applies instead of max_connections; "" if none does."""
         if self.accepted >= config.max_connections:
             return ""
-        why = "more cannot be handed over" if self.kept else "a worker has no room for more"
+        why = "a restart could not hand over more" if self.kept else "there is no room for more"
         return (
-            f"max_connections is {config.max_connections}, but each of {config.worker_count}"
-            f" workers accepts no more than {self.accepted} connections: {why} with a limit of"
-            f" {self.limit} descriptors (RLIMIT_NOFILE, LimitNOFILE= of a unit)"
+            f"max_connections is {config.max_connections}, but each worker will accept at most"
+            f" {self.accepted} connections: with {counted(config.worker_count, 'worker')} and a"
+            f" limit of {self.limit} descriptors (RLIMIT_NOFILE; LimitNOFILE= in the unit), {why}"
         )
 
 

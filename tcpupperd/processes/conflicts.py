@@ -18,7 +18,7 @@ def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, 
     found = []
     if passed and is_set(settings, "listen"):
         text = (
-            "listen has no effect: the service manager passes the sockets in;"
+            "listen is ignored because the service manager passes sockets;"
             " set the addresses in the socket unit"
         )
         found.append((logging.WARNING, text))
@@ -32,9 +32,9 @@ def not_judged(settings: Config) -> list[str]:
     """Settings that a check cannot judge without knowing the unit."""
     found = []
     if is_set(settings, "listen"):
-        found.append("listen (no effect if a service manager passes sockets in)")
+        found.append("listen (ignored if the service manager passes sockets)")
     if is_set(settings, "max_connections"):
-        found.append("max_connections (LimitNOFILE= of the unit may allow fewer)")
+        found.append("max_connections (LimitNOFILE= in the unit may allow fewer)")
     return found
 
 

@@ -74,7 +74,7 @@ def take(end: socket.socket) -> list[Connection]:
     families = [family for family, _, _ in records]
     sockets = message.sockets(families)
     if [one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) for one in sockets] != families:
-        raise HandoverError("a descriptor is not the socket that it should be", sockets)
+        raise HandoverError("a descriptor is not the expected kind of socket", sockets)
     return [
         Connection(one, address, state)
         for one, (_, address, state) in zip(sockets, records, strict=True)
@@ -111,7 +111,7 @@ def _read_all(form: struct.Struct, file: BinaryIO, size: int, count: int) -> lis
         record, left = _read(form, file, left)
         records.append(record)
     if left:
-        raise ValueError(f"{left} bytes are left over")
+        raise ValueError(f"{left} unexpected bytes at the end")
     return records
 
 
@@ -120,20 +120,22 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
     that."""
     head = file.read(form.size)
     if len(head) < form.size:
-        raise ValueError("the state is cut short")
+        raise ValueError("the state is truncated")
     family, port, flags, lines, *rest = form.unpack(head)
     times, (name_size, held_size, unsent_size, *later) = rest[:3], rest[3:]
     service_size, open_for, reason_size = later or (0, 0.0, 0)
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
-        raise ValueError(f"family {family}, flags {flags}, {lines} lines: one of them is wrong")
+        raise ValueError(
+            f"family {family}, flags {flags}, {lines} lines: at least one of these is out of range"
+        )
     if not all(abs(time) < _TIME_MAX for time in (*times, open_for)):
         raise ValueError("a time is out of range")
     if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
-        raise ValueError(f"{sizes}: one of them is too long")
+        raise ValueError(f"{sizes}: at least one of these is too long")
     left -= form.size + name_size + held_size + unsent_size + service_size + reason_size
     if left < 0:
-        raise ValueError("the state is cut short")
+        raise ValueError("the state is truncated")
     address = _address(file.read(name_size), port)
     state = State(
         lines=lines,

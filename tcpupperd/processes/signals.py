@@ -42,7 +42,7 @@ def fetch(timeout: float) -> int | None:
 def describe(status: int) -> str:
     """How a process ended, by the result of `os.waitstatus_to_exitcode`."""
     if status >= 0:
-        return f"ended with status {status}"
+        return f"exited with status {status}"
     if status == -signal.SIGKILL:
         return "was killed by SIGKILL (out of memory?)"
     # Not signal.Signals: most real-time signals have no name.

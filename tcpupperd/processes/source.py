@@ -55,7 +55,7 @@ class Source:
             try:
                 found |= config.parse(line, "the stored configuration")
             except ConfigError as error:  # of another version
-                log.warning("left out: %s", error)
+                log.warning("ignoring a stored setting: %s", error)
         return Config(**(found | self._options))
 
     def fall_back(self, error: ExpectedError) -> Config:
@@ -76,7 +76,7 @@ class Source:
             self.path,
             extra=Event.FALLEN_BACK.fields(),
         )
-        self.trouble = f"{self.path} is wrong, running with the last good configuration"
+        self.trouble = f"{self.path} is invalid; running with the last good configuration"
 
     def keep(self, good: Config) -> None:
         """Store a configuration that works."""

@@ -83,7 +83,7 @@ class Store:
         try:
             self.configuration = read_sealed(fd)
         except (OSError, ValueError) as error:
-            log.warning("the stored configuration is of no use: %s", error)
+            log.warning("the stored configuration cannot be used: %s", error)
             self._notifier.forget(CONFIGURATION)
         os.close(fd)
 
@@ -107,7 +107,7 @@ class Store:
     def _drop(self, name: str, fd: int) -> None:
         os.close(fd)
         if name != WITNESS:  # which every process creates anew
-            log.warning("closing the stored descriptor %s, which is of no use", name)
+            log.warning("closing the stored descriptor %s, which cannot be used", name)
             self._notifier.forget(name)
 
 

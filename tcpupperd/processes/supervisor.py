@@ -195,7 +195,7 @@ class Supervisor:
         except OSError as error:
             self._scoreboard.release(slot)
             extra = Event.WORKER_REPLACED.fields(ERRNO=error.errno)
-            self._cannot_start(f"a worker cannot be started: {error.strerror}", extra)
+            self._cannot_start(f"cannot start a worker: {error.strerror}", extra)
         else:
             self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
 
@@ -238,7 +238,7 @@ class Supervisor:
             )
             status = 0
         except BaseException:
-            log.exception("bug: worker %d cannot go on", os.getpid())
+            log.exception("bug: worker %d cannot continue", os.getpid())
         finally:
             with contextlib.suppress(Exception):
                 logging.shutdown()  # os._exit does not call it
@@ -260,7 +260,7 @@ class Supervisor:
         self._scoreboard.release(dead.slot)
         self._scoreboard.daemon[LOST] += lost
         if retired:
-            log.debug("worker %d has left", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
+            log.debug("worker %d has exited", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
             return
         if not dead.killed:
             self._count(WORKERS_EXITED if status >= 0 else WORKERS_SIGNALLED)
@@ -271,9 +271,9 @@ class Supervisor:
         elif served:
             self._early_deaths, self._retry_at = 0, 0.0
             ended = counted(lost, "connection")
-            log.warning("%s; %s ended with it, replacing it", how, ended, extra=extra)
+            log.warning("%s; %s lost, starting a replacement", how, ended, extra=extra)
         else:
-            self._try_later(f"{how} before it served anybody", extra)
+            self._try_later(f"{how} before it had served a client", extra)
 
     def _cannot_start(self, why: str, extra: Extra) -> None:
         """Handle a worker of the current configuration that died before accepting."""
@@ -289,7 +289,7 @@ class Supervisor:
         delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
         self._retry_at = monotonic() + delay
         level = logging.DEBUG if self._early_deaths else logging.WARNING
-        log.log(level, "%s; trying again, ever more slowly", why, extra=extra)
+        log.log(level, "%s; will retry at increasing intervals", why, extra=extra)
         self._early_deaths = min(self._early_deaths + 1, 30)
         self._tell_status()
 
@@ -297,7 +297,7 @@ class Supervisor:
         for one in workers:
             served = counted(one.slot.numbers[OPEN], "connection")
             log.warning(
-                "killing worker %d, %s",
+                "killing worker %d, which still has %s",
                 one.pid,
                 served,
                 extra=Event.DRAIN_CUT_SHORT.fields(TCPUPPERD_WORKER=one.pid),
@@ -341,8 +341,8 @@ class Supervisor:
         self._scoreboard.reload_ended(failed=True)
         for line in why.splitlines():
             extra = Event.RELOAD_REFUSED.fields()
-            log.error("reload failed, going on as before: %s", line, extra=extra)
-        self._trouble = self._source.trouble or "the last reload failed, see the log"
+            log.error("reload failed, keeping the current configuration: %s", line, extra=extra)
+        self._trouble = self._source.trouble or "the last reload failed; see the log"
         self._listeners.keep(self._config.listen)
         self._notifier.ready()
         self._tell_status()
@@ -397,7 +397,7 @@ class Supervisor:
         self._scoreboard.daemon[LEAVES] = True
         self._notifier.stopping()
         self._notifier.extend_timeout(delay + self._config.drain_timeout + 2 * GRACE)
-        log.info("stopping in %g s (shutdown_delay), or when told again", delay)
+        log.info("stopping in %g s (shutdown_delay), or on a second signal", delay)
         self._tell_status()
 
     def _stop(self, order: bytes) -> None:
@@ -410,8 +410,8 @@ class Supervisor:
         self._notifier.stopping()
         self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
         log.info(
-            "stopping, %s %s",
-            "keeping" if order == worker.STORE else "ending",
+            "stopping: %s %s",
+            "handing over" if order == worker.STORE else "closing",
             counted(self._scoreboard.totals()["open"], "connection"),
         )
         self._tell_status()
@@ -424,10 +424,10 @@ class Supervisor:
         if order == worker.STORE:
             return
         if self._order == worker.DRAIN:
-            log.warning("told to stop again, stopping at once")
+            log.warning("second stop signal: stopping immediately")
             self._kill(self._workers.values())
             return
-        log.info("stopping for good, ending the connections that were kept")
+        log.info("told to stop during a restart: closing the connections that were being kept")
         self._order = worker.DRAIN
         self._take_back = True
 
@@ -463,7 +463,7 @@ class Supervisor:
             # By the time at which we looked, for we too may be stopped in between.
             if min(one.silent_for(now), now - self._awake_since) > interval:
                 log.error(
-                    "worker %d shows no sign of life, killing it",
+                    "worker %d is not responding, killing it",
                     one.pid,
                     extra=Event.WORKER_HUNG.fields(TCPUPPERD_WORKER=one.pid),
                 )
@@ -475,14 +475,15 @@ class Supervisor:
         if self._store.has_failed and not self._store_failed:
             self._store_failed = True
             log.warning(
-                "the service manager keeps no descriptors, so a restart ends all connections;"
-                " set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its environment"
+                "the service manager does not keep file descriptors, so a restart will close all"
+                " connections; set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its"
+                " environment"
             )
             self._tell_status()
 
     def _tell_status(self) -> None:
         totals = self._scoreboard.totals()
-        serving = f"{'Stopping soon, l' if self._leaving else 'L'}istening on {self._listeners}"
+        serving = f"{'Stopping shortly, l' if self._leaving else 'L'}istening on {self._listeners}"
         parts = [
             "Stopping" if self._stopping else serving,
             f"{counted(len(self._workers), 'worker')}, {counted(totals['open'], 'connection')}",
@@ -491,11 +492,14 @@ class Supervisor:
         if died := self._scoreboard.deaths():
             parts.append(f"{counted(died, 'worker')} died")
         if self._source.is_stale:
-            parts.append(f"{self._source.path} was changed, reload it")
+            parts.append(f"{self._source.path} changed on disk; reload to apply it")
         if self._early_deaths and self._missing():
-            parts.append(f"a worker cannot start, tried {counted(self._early_deaths, 'time')}")
+            attempts = counted(self._early_deaths, "attempt")
+            parts.append(f"a worker cannot be started ({attempts})")
         if self._store_failed:
-            parts.append("a restart ends all connections: nothing keeps them")
+            parts.append(
+                "a restart will close all connections: the descriptor store does not work"
+            )
         if self._trouble:
             parts.append(self._trouble)
         self._notifier.status("; ".join(parts))

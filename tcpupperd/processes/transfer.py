@@ -117,7 +117,7 @@ class Giver:
             connection.socket.close()
             if self._server.tally.debug:
                 lines = counted(connection.protocol.lines, "line")
-                log.debug("%s: given after %s", connection, lines)
+                log.debug("%s: handed over after %s", connection, lines)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(GIVEN, len(batch))
         self._given += len(batch)
@@ -131,7 +131,7 @@ class Giver:
             self.look_at = self._server.poller.now + STEP_BACK
         else:
             log.warning(
-                "ending %s that cannot be handed over: %s (%s)",
+                "closing %s that cannot be handed over: %s (%s)",
                 counted(len(self._server.connections), "connection"),
                 error,
                 "the channel is full" if full else "see LimitNOFILE=",
@@ -222,11 +222,11 @@ class Taker:
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()
-            log.error("ending %s taken over: %s", ended, error, extra=extra)
+            log.error("closing %s whose state cannot be restored: %s", ended, error, extra=extra)
             self._server.tally.add(DAMAGED, len(error.sockets))
             connections = [handover.Connection(one, "", GONE) for one in error.sockets]
         except EOFError:  # not the end, because this process has the giving end, too
-            log.error("an empty message was in the channel")
+            log.error("ignored an empty message in the handover channel")
             return
         for connection in self._without_strange(connections):
             self._take_over(connection)
@@ -251,7 +251,7 @@ class Taker:
             return connections
         ended = counted(len(names), "connection")
         log.error(
-            "ending %s taken over: there is no service %s",
+            "closing %s whose state cannot be restored: unknown service %s",
             ended,
             ascii(names[0]),
             extra=Event.HANDOVER_DAMAGED.fields(),

@@ -127,7 +127,7 @@ class Worker(UpperServer):
         self.poller.remove(self._context.control)
         if not order:
             order = STORE if self._context.channel_outlives_us() else DRAIN
-            log.warning("the supervisor is gone, leaving")
+            log.warning("the supervisor has exited; exiting")
         self._context.numbers[STATE] = LEAVING  # so that nobody leaves the channel to us any more
         self._taker.stop()
         if order == DRAIN:

@@ -104,7 +104,7 @@ class Daemon:
             if self.knock_at:
                 until(self._knock)
             until(lambda: self._is_ready() or self.process.poll() is not None)
-            assert self._is_ready(), f"ended with status {self.process.poll()}"
+            assert self._is_ready(), f"exited with status {self.process.poll()}"
             if self._notify:
                 self.manager.wait("READY=1")  # so that a later call waits for a later one
         except BaseException:

@@ -105,14 +105,16 @@ def test_death_before_ready_is_a_failed_start(python: str) -> None:
     with launched(python) as launch:
         assert launch.daemon is not None
         launch.daemon.tell("die")
-        assert launch.end() == (1, "tcpupperd: the daemon ended before it was ready\n")
+        assert launch.end() == (1, "tcpupperd: the daemon exited before it was ready\n")
 
 
 def test_unexpected_error_reaches_the_terminal(python: str) -> None:
     with launched(python) as launch:
         assert launch.daemon is not None
         launch.daemon.tell("stumble")
-        message = "tcpupperd: bug, please report it: ZeroDivisionError('no answer')\n"
+        message = (
+            "tcpupperd: internal error; please report this bug: ZeroDivisionError('no answer')\n"
+        )
         assert launch.end() == (1, message)
 
 

@@ -124,7 +124,7 @@ def first_process(outer: subprocess.Popen[bytes]) -> int:
             return pid
         if b"Operation not permitted" in line:
             cannot("this system lets only root make namespaces")
-    raise AssertionError(f"ended with status {outer.wait()}")
+    raise AssertionError(f"exited with status {outer.wait()}")
 
 
 def with_number(parent: int, number: int) -> list[int]:

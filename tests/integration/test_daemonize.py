@@ -80,7 +80,7 @@ def test_second_tcpupperd_is_refused(python: str, tmp_path: Path) -> None:
         arguments = ["tcpupperd", "--daemonize", "--pid-file", str(tmp_path / "pid")]
         status, message = command(python, *arguments)
         assert status == 1
-        assert f"tcpupperd already runs as process {pid};" in message
+        assert f"tcpupperd is already running as process {pid};" in message
         assert ask(python, tmp_path, "hello") == (0, "HELLO\n")
 
 

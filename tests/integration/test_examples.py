@@ -110,7 +110,7 @@ def test_client_of_a_damaged_message_ends_alone(service: Service, log: Path) -> 
     with Reversed(service, log):
         assert lost.read_to_end() == b""
         assert whole.ask(b"two") == b"owt"
-    assert "ending 1 connection taken over: " in log.read_text()
+    assert "closing 1 connection whose state cannot be restored: " in log.read_text()
 
 
 def test_client_that_resets_harms_nobody(service: Service, log: Path) -> None:

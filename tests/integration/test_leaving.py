@@ -76,7 +76,7 @@ def test_clients_are_served_during_the_delay(sockets: Sockets) -> None:
         until(lambda: sockets.agent_says() == LEAVING)
         daemon.manager.wait("STOPPING=1")
         daemon.manager.wait(f"EXTEND_TIMEOUT_USEC={int(LONG + 12) * 10**6}")
-        until(lambda: daemon.manager.status.startswith("Stopping soon, listening on "))
+        until(lambda: daemon.manager.status.startswith("Stopping shortly, listening on "))
         assert daemon.connect().ask(b"new") == b"NEW"
         assert before.ask(b"more") == b"MORE"
         daemon.send_signal(signal.SIGTERM)
@@ -84,7 +84,7 @@ def test_clients_are_served_during_the_delay(sockets: Sockets) -> None:
             assert client.read_to_end() == b""
             client.close()
         assert daemon.wait() == 0
-        assert "stopping at once" not in daemon.log
+        assert "stopping immediately" not in daemon.log
 
 
 def test_delay_ends_by_itself(sockets: Sockets) -> None:
@@ -92,7 +92,7 @@ def test_delay_ends_by_itself(sockets: Sockets) -> None:
         client = daemon.connect()
         assert client.ask(b"before") == b"BEFORE"
         daemon.send_signal(signal.SIGTERM)
-        daemon.manager.wait("STATUS=Stopping soon, .*")
+        daemon.manager.wait("STATUS=Stopping shortly, .*")
         daemon.manager.wait("STATUS=Stopping; .*")
         assert client.read_to_end() == b""
         client.close()

@@ -134,7 +134,7 @@ def test_serves_ipv4_where_ipv6_is_switched_off(tmp_path: Path) -> None:
     if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
         cannot("no namespaces without IPv6 can be made")
     with Daemon(listen=["localhost:0", "0"], wrapper=wrapper) as daemon:
-        assert "localhost:0: not on ::1: Cannot assign requested address" in daemon.log
+        assert "localhost:0: not listening on ::1: Cannot assign requested address" in daemon.log
         assert len(daemon.addresses) == 2
         enter = ("nsenter", "-t", str(daemon.pid), "-U", "-n", "--preserve-credentials")
         for address in daemon.addresses:
@@ -275,15 +275,15 @@ def test_names_are_not_needed(environment: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("variable", "why"),
     [
-        ("LISTEN_PID=me", 'LISTEN_PID="me" is not a number above 0'),
-        ("LISTEN_PID=", 'LISTEN_PID="" is not a number above 0'),
-        ("LISTEN_FDS=0", 'LISTEN_FDS="0" is not a number above 0'),
-        ("LISTEN_FDS=-1", 'LISTEN_FDS="-1" is not a number above 0'),
-        ("LISTEN_FDS=all", 'LISTEN_FDS="all" is not a number above 0'),
+        ("LISTEN_PID=me", 'LISTEN_PID="me" is not a positive number'),
+        ("LISTEN_PID=", 'LISTEN_PID="" is not a positive number'),
+        ("LISTEN_FDS=0", 'LISTEN_FDS="0" is not a positive number'),
+        ("LISTEN_FDS=-1", 'LISTEN_FDS="-1" is not a positive number'),
+        ("LISTEN_FDS=all", 'LISTEN_FDS="all" is not a positive number'),
         ("LISTEN_FDS=9999999999999999999", "LISTEN_FDNAMES has 1 names"),
         ("LISTEN_FDNAMES=a:b", "LISTEN_FDNAMES has 2 names for LISTEN_FDS=1 sockets"),
         ("LISTEN_FDNAMES=a:", "LISTEN_FDNAMES has 2 names for LISTEN_FDS=1 sockets"),
-        ("LISTEN_PIDFDID=x", 'LISTEN_PIDFDID="x" is not a number above 0'),
+        ("LISTEN_PIDFDID=x", 'LISTEN_PIDFDID="x" is not a positive number'),
     ],
 )
 def test_refuses_malformed_variables(variable: str, why: str) -> None:
@@ -299,7 +299,8 @@ def test_refuses_a_descriptor_that_is_closed() -> None:
         wrapper = ("env", "-u", "LISTEN_FDNAMES", "LISTEN_FDS=2")
         status, log = Daemon(passed=[("name", one)], wrapper=wrapper).run()
     assert status == 71
-    assert 'descriptor 4 ("unknown"), which was passed in, cannot be used: Bad file' in log
+    passed = 'descriptor 4 ("unknown"), which was passed by the service manager,'
+    assert f"{passed} cannot be used: Bad file" in log
 
 
 def datagram() -> socket.socket:
@@ -316,7 +317,7 @@ def not_listening() -> socket.socket:
     ("make", "why"),
     [
         (datagram, "is a SOCK_DGRAM socket; use ListenStream="),
-        (not_listening, "neither listens nor is connected; use ListenStream="),
+        (not_listening, "is neither listening nor connected; use ListenStream="),
     ],
 )
 def test_refuses_other_kinds_of_sockets(make: Callable[[], socket.socket], why: str) -> None:
@@ -324,7 +325,7 @@ def test_refuses_other_kinds_of_sockets(make: Callable[[], socket.socket], why: 
         status, log = Daemon(passed=[("good", good), ("bad", bad)]).run()
     assert status == 71
     (line,) = log.splitlines()
-    assert f'descriptor 4 ("bad"), which was passed in, {why}' in line
+    assert f'descriptor 4 ("bad"), which was passed by the service manager, {why}' in line
 
 
 def test_refuses_a_file() -> None:
@@ -332,7 +333,7 @@ def test_refuses_a_file() -> None:
         wrapper = ("sh", "-c", 'exec "$@" 3</dev/null', "sh")
         status, log = Daemon(passed=[("name", one)], wrapper=wrapper).run()
     assert status == 71
-    assert 'descriptor 3 ("name"), which was passed in, is not a socket' in log
+    assert 'descriptor 3 ("name"), which was passed by the service manager, is not a socket' in log
 
 
 def test_variables_are_not_left_to_others(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_connections_are_not_logged_otherwise() -> None:
         ready = f"ready: 2 workers, {turn.implementation}, listening on 127.0.0.1:"
         assert messages[0].startswith(ready)
         assert all(message.startswith("counters: ") for message in messages[1:-1])
-        assert messages[-1] == "stopping, ending 0 connections"
+        assert messages[-1] == "stopping: closing 0 connections"
 
 
 def test_level_changes_with_a_reload() -> None:
@@ -72,7 +72,7 @@ def test_level_changes_with_a_reload() -> None:
         daemon.configure(log_level="debug")
         daemon.send_signal(signal.SIGHUP)
         until(lambda: "reloaded: " in daemon.log)
-        until(lambda: daemon.log.count(" has left") == 2)  # of the old level, to the last moment
+        until(lambda: daemon.log.count(" has exited") == 2)  # of the old level, to the last moment
         daemon.connect()
         until(lambda: ": connected" in daemon.log)
 

@@ -128,7 +128,10 @@ def test_two_services_do_not_share_an_address() -> None:
         address = other.addresses[0]
     status, log = Daemon(listen=[address, f"metrics={address}"]).run()
     assert status == 71
-    assert f"cannot listen on metrics={address}: {address} is also that of upper" in log
+    assert (
+        f"cannot listen on metrics={address}: {address} is already used by the upper service"
+        in log
+    )
 
 
 def test_reload_can_give_an_address_to_another_service() -> None:

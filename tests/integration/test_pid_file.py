@@ -63,8 +63,8 @@ def test_second_instance_is_refused(python: str, tmp_path: Path) -> None:
     with running(python, pid_file) as daemon:
         pid = daemon.state["pid"]
         assert refusal(python, pid_file) == (
-            f"tcpupperd: --pid-file {pid_file}: tcpupperd already runs as process {pid}; "
-            "stop it first or name another file\n"
+            f"tcpupperd: --pid-file {pid_file}: tcpupperd is already running as process {pid}; "
+            "stop it first or specify another file\n"
         )
         assert pid_file.read_text() == f"{pid}\n"
 
@@ -72,7 +72,7 @@ def test_second_instance_is_refused(python: str, tmp_path: Path) -> None:
 def test_second_instance_is_refused_while_the_first_starts(python: str, tmp_path: Path) -> None:
     with launched(python, tmp_path / "pid") as launch:
         assert launch.daemon is not None
-        assert f" already runs as process {launch.daemon.state['pid']};" in refusal(
+        assert f" is already running as process {launch.daemon.state['pid']};" in refusal(
             python, tmp_path / "pid"
         )
 
@@ -81,7 +81,7 @@ def test_workers_that_outlive_the_daemon_hold_the_lock(python: str, tmp_path: Pa
     with running(python, tmp_path / "pid") as daemon:
         daemon.tell("leave a worker")
         daemon.kill()
-        assert " already runs " in refusal(python, tmp_path / "pid")
+        assert " is already running " in refusal(python, tmp_path / "pid")
 
 
 def test_file_that_is_no_pid_file_is_left_alone(python: str, tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_pid_file_is_emptied_where_the_user_cannot_remove_it(python: str, tmp_pa
 @pytest.mark.parametrize(
     ("user", "group", "reason"),
     [
-        ("no-such-user", None, "--user no-such-user: there is no such user"),
-        ("nobody", "no-such-group", "--group no-such-group: there is no such group"),
+        ("no-such-user", None, "--user no-such-user: no such user"),
+        ("nobody", "no-such-group", "--group no-such-group: no such group"),
     ],
 )
 def test_unknown_user_or_group(user: str, group: str | None, reason: str) -> None:
@@ -158,7 +158,7 @@ def test_unknown_user_or_group(user: str, group: str | None, reason: str) -> Non
 
 
 def test_group_alone_is_refused() -> None:
-    with pytest.raises(background.BackgroundError, match=r"^--group daemon: .* with --user$"):
+    with pytest.raises(background.BackgroundError, match=r"^--group daemon requires --user$"):
         background.find_owner(None, "daemon")
 
 

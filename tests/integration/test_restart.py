@@ -181,7 +181,7 @@ def test_connections_that_cannot_be_read_end_politely(
         until(lambda: daemon.counters()["damaged"] == 1)
         complaints = [line for line in daemon.log.splitlines() if "ERROR" in line]
         assert len(complaints) == 1
-        assert "ending 1 connection taken over: " in complaints[0]
+        assert "closing 1 connection whose state cannot be restored: " in complaints[0]
         assert why in complaints[0]
 
 
@@ -203,8 +203,8 @@ def test_what_is_stored_and_of_no_use_is_let_go_and_harms_nothing(service: Servi
         until(lambda: service.manager.stored.keys() <= NAMES)
         assert client.ask(b"two") == b"TWO"
         for number in range(len(strays)):
-            assert f"closing the stored descriptor next {number}, which is" in daemon.log
-        assert daemon.log.count("which is of no use") == len(strays)
+            assert f"closing the stored descriptor next {number}, which cannot be" in daemon.log
+        assert daemon.log.count("which cannot be used") == len(strays)
 
 
 def test_channel_that_is_none_is_replaced(service: Service) -> None:
@@ -215,7 +215,7 @@ def test_channel_that_is_none_is_replaced(service: Service) -> None:
         until(lambda: service.manager.stored[GIVE_END] is not memfd)
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
-        assert daemon.log.count("which is of no use") == 2
+        assert daemon.log.count("which cannot be used") == 2
     with service.daemon():
         assert client.ask(b"two") == b"TWO"
 
@@ -328,7 +328,7 @@ def binary() -> int:
 def test_damaged_configuration_is_as_none(service: Service, make: Callable[[], int]) -> None:
     service.manager.stored[CONFIGURATION] = FileIO(make())
     with service.daemon(idle_timeout=9) as daemon:
-        assert "the stored configuration is of no use: " in daemon.log
+        assert "the stored configuration cannot be used: " in daemon.log
         until(lambda: "idle_timeout = 9\n" in stored(service))
 
 
@@ -339,7 +339,7 @@ def test_what_another_version_stored_is_used_as_far_as_it_is_known(service: Serv
         client = service.connect()
         client.send(b"one\ntwo\nthree\n")
         assert client.read_to_end() == b"ONE\nTWO\n"
-        assert daemon.log.count("left out: ") == 2
+        assert daemon.log.count("ignoring a stored setting: ") == 2
         assert " DEBUG " in daemon.log
 
 
@@ -356,8 +356,8 @@ def test_store_that_keeps_nothing_is_found_out(service: Service) -> None:
     """As with FDSTORE=8 and FileDescriptorStoreMax=0."""
     service.manager.room = 0
     with service.daemon() as daemon:
-        until(lambda: "the service manager keeps no descriptors" in daemon.log)
-        until(lambda: "nothing keeps them" in daemon.manager.status)
+        until(lambda: "the service manager does not keep file descriptors" in daemon.log)
+        until(lambda: "the descriptor store does not work" in daemon.manager.status)
         client = service.connect()
         client.send(b"one\n")
         assert client.read_line() == b"ONE\n"
@@ -365,7 +365,7 @@ def test_store_that_keeps_nothing_is_found_out(service: Service) -> None:
         assert client.read_to_end() == b""
         client.close()
         assert daemon.wait() == 0
-        assert "ending 1 connection\n" in daemon.log
+        assert "closing 1 connection\n" in daemon.log
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])
@@ -376,10 +376,10 @@ def test_store_that_is_emptied_later_is_found_out(
     with service.daemon() as daemon:
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
-        assert "keeps no descriptors" not in daemon.log
+        assert "does not keep file descriptors" not in daemon.log
         while service.manager.stored:
             service.manager.stored.popitem()[1].close()
-        until(lambda: "the service manager keeps no descriptors" in daemon.log)
+        until(lambda: "the service manager does not keep file descriptors" in daemon.log)
         workers = daemon.workers()
         daemon.send_signal(number)
         assert client.read_to_end() == b""
@@ -411,7 +411,7 @@ def test_stop_after_a_stop_for_a_restart_ends_what_was_kept(service: Service) ->
             daemon.send_signal(signal.SIGUSR2)
             until(daemon.has_dismissed_workers)
             daemon.send_signal(signal.SIGTERM)
-            until(lambda: "stopping for good" in daemon.log)
+            until(lambda: "told to stop during a restart" in daemon.log)
         slow.end()
         assert slow.read_to_end() == unread.upper()
         slow.close()

@@ -62,12 +62,12 @@ def is_answered(client: Client) -> bool:
 
 def restart_loses_nobody(daemon: Daemon) -> None:
     daemon.stop(signal.SIGUSR2)
-    assert "cannot hand over" not in daemon.log
+    assert "cannot be handed over" not in daemon.log
 
 
 def test_the_limit_that_binds_is_logged(service: Service) -> None:
     with small(service) as daemon:
-        until(lambda: f"with a limit of {LIMIT} descriptors (RLIMIT_NOFILE" in daemon.log)
+        until(lambda: f"a limit of {LIMIT} descriptors (RLIMIT_NOFILE" in daemon.log)
 
 
 def test_a_restart_hands_over_all_that_was_accepted(service: Service) -> None:

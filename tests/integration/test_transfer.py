@@ -51,9 +51,9 @@ def test_wrong_message_costs_its_own_connection_and_nothing_else(
         assert lost.read_to_end() == b""
         assert whole.ask(b"two") == b"TWO"
         until(lambda: daemon.counters()["damaged"] == 1)
-        assert "ending 1 connection taken over: " in daemon.log
+        assert "closing 1 connection whose state cannot be restored: " in daemon.log
         assert "Traceback" not in daemon.log
-        assert "replacing it" not in daemon.log
+        assert "starting a replacement" not in daemon.log
 
 
 def test_empty_message_costs_nothing(service: Service) -> None:
@@ -73,7 +73,7 @@ def test_connection_is_logged_as_given_and_taken_over(service: Service) -> None:
         assert client.ask(b"one") == b"ONE"
         daemon.reload()
         until(lambda: f"{name}: taken over after 1 line" in daemon.log)
-        assert f"{name}: given after 1 line" in daemon.log
+        assert f"{name}: handed over after 1 line" in daemon.log
         assert daemon.log.count(f"{name}: connected") == 1
         assert f"{name}: closed" not in daemon.log
         assert client.ask(b"two") == b"TWO"

@@ -64,10 +64,10 @@ def test_store_that_keeps_nothing(machine: Container) -> None:
     machine.run("systemctl", "start", SERVICE)
     with Conversation(machine) as conversation:
         assert conversation.ask("one") == "ONE"
-        until(lambda: "keeps no descriptors" in machine.journal(f"--unit={SERVICE}"))
+        until(lambda: "does not keep file descriptors" in machine.journal(f"--unit={SERVICE}"))
         machine.run("systemctl", "restart", SERVICE)
         assert conversation.end() == ""
-    assert "ending 1 connection" in machine.journal(f"--unit={SERVICE}")
+    assert "closing 1 connection" in machine.journal(f"--unit={SERVICE}")
 
 
 def test_store_that_keeps_nothing_from_now_on(machine: Container) -> None:
@@ -77,5 +77,5 @@ def test_store_that_keeps_nothing_from_now_on(machine: Container) -> None:
         machine.run("systemctl", "restart", SERVICE)
         assert conversation.end() == ""
     journal = machine.journal(f"--unit={SERVICE}")
-    assert "ending 1 connection" in journal
+    assert "closing 1 connection" in journal
     assert "Failed with" not in journal

@@ -35,7 +35,7 @@ cd sdist/tcpupperd-*
 @pytest.mark.parametrize("release", ["trixie"], indirect=True)
 def test_wheel_and_sdist(release: str, clone: Path) -> None:
     output = newcomer(release, clone, SCRIPT, *registry_access())
-    assert "tcpupperd: the configuration is good" in output
+    assert "tcpupperd: the configuration is valid" in output
     said = re.findall("^(?:not )?using the C module$", output, re.MULTILINE)
     assert said == ["using the C module", "not using the C module"]
     assert re.search(r"^\d+ passed", output, re.MULTILINE)

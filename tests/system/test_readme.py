@@ -148,7 +148,7 @@ def test_virtual_environment_takes_it(release: str, clone: Path) -> None:
     script = f"{GET_MAKE}\n{as_somebody(check)}\nls /home/somebody/tcpupperd/share/man/man8"
     output = newcomer(release, clone, script, *registry_access())
     assert "tcpupperd.8" in output
-    assert "tcpupperd: the configuration is good" in output
+    assert "tcpupperd: the configuration is valid" in output
 
 
 def test_package_needs_the_repository(clone: Path) -> None:

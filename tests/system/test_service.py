@@ -77,7 +77,7 @@ def test_reload_refuses_a_wrong_file(machine: Container) -> None:
     assert reload.stdout.startswith(f"Job for {SERVICE} failed.\n")
     errors = [
         f'{CONFIGURATION}:1: workers = "many": must be',
-        f"{CONFIGURATION}:2: wrokers: no such setting; did you mean workers?",
+        f"{CONFIGURATION}:2: wrokers: unknown setting; did you mean workers?",
     ]
     logged = machine.journal(f"--unit={SERVICE}", "--priority=err", "--output=cat").splitlines()
     status = machine.run("systemctl", "status", "--full", SERVICE)

@@ -82,10 +82,10 @@ def test_service_precedes_an_address(address: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "Upper", " upper", "upper ", "uppe", "upper.socket"])
 def test_unknown_service_is_refused_with_those_that_exist(name: str) -> None:
-    with pytest.raises(ValueError, match="there is no service") as raised:
+    with pytest.raises(ValueError, match="unknown service") as raised:
         split_service(f"{name}=9999")
     assert str(raised.value) == (
-        f'"{name}=9999": there is no service "{name}"; there are {", ".join(SERVICES)}'
+        f'"{name}=9999": unknown service "{name}"; the services are {", ".join(SERVICES)}'
     )
 
 
@@ -110,7 +110,7 @@ def test_host_that_cannot_be_one_is_named(host: str, what: str) -> None:
 
 @pytest.mark.parametrize("text", BAD_PATHS)
 def test_path_that_no_socket_can_have_is_told_the_limit(text: str) -> None:
-    with pytest.raises(ValueError, match=f"has 1 to {PATH_MAX} bytes and no NUL"):
+    with pytest.raises(ValueError, match=f"must be 1 to {PATH_MAX} bytes long and contain no NUL"):
         parse_address(text)
 
 
@@ -173,15 +173,15 @@ def test_client_is_found_however_its_address_is_written() -> None:
         ("10.0.0.01", "must be an IP address or a network such as 192.0.2.0/24"),
         ("[::1]", "must be an IP address or a network such as 192.0.2.0/24"),
         ("fe80::1%eth0", "must be an IP address or a network such as 192.0.2.0/24"),
-        ("::ffff:10.0.0.1", "is an IPv4 address in the form of IPv6; write it in its own form"),
-        ("::ffff:0:0/96", "is an IPv4 address in the form of IPv6; write it in its own form"),
+        ("::ffff:10.0.0.1", "is an IPv4-mapped IPv6 address; write it as an IPv4 address"),
+        ("::ffff:0:0/96", "is an IPv4-mapped IPv6 address; write it as an IPv4 address"),
         ("10.0.0.0/33", "the prefix length must be a number from 0 to 32"),
         ("::/129", "the prefix length must be a number from 0 to 128"),
         ("10.0.0.0/", "the prefix length must be a number from 0 to 32"),
         ("10.0.0.0/08", "the prefix length must be a number from 0 to 32"),
         ("10.0.0.0/255.0.0.0", "the prefix length must be a number from 0 to 32"),
-        ("10.0.0.5/8", 'is not the first address of its network; write "10.0.0.0/8"'),
-        ("2001:db8::1/32", 'is not the first address of its network; write "2001:db8::/32"'),
+        ("10.0.0.5/8", 'has host bits set; write "10.0.0.0/8"'),
+        ("2001:db8::1/32", 'has host bits set; write "2001:db8::/32"'),
     ],
 )
 def test_what_is_no_network_is_refused_with_the_remedy(text: str, reason: str) -> None:

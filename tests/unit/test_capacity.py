@@ -20,8 +20,8 @@ def test_limit_that_binds_is_named() -> None:
     config = Config(workers=2)
     complaint = capacity(config, 1024, kept=True).complaint(config)
     assert "max_connections is 10000" in complaint
-    assert "each of 2 workers accepts no more than 479 connections" in complaint
-    assert "1024 descriptors (RLIMIT_NOFILE, LimitNOFILE= of a unit)" in complaint
+    assert "each worker will accept at most 479 connections: with 2 workers" in complaint
+    assert "1024 descriptors (RLIMIT_NOFILE; LimitNOFILE= in the unit)" in complaint
 
 
 def test_without_a_store_each_worker_has_the_limit_to_itself() -> None:

@@ -56,7 +56,7 @@ def test_what_cannot_be_read_is_closed_and_the_rest_is_taken(
         server.close()
     [record] = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("ending 1 connection taken over: ")
+    assert record.getMessage().startswith("closing 1 connection whose state cannot be restored: ")
 
 
 def test_huge_state_is_not_read(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,7 +50,7 @@ def test_options_have_the_letters_of_plugins() -> None:
             "unexpected argument: 'localhost'; the server is given by --host localhost",
         ),
         (["--unix", "/x", "--port", "1"], "--unix replaces --host and --port"),
-        (["-i", "1"], "-i: no such option"),
+        (["-i", "1"], "-i: unknown option"),
     ],
 )
 def test_wrong_command_line_is_unknown(

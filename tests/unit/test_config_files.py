@@ -26,7 +26,7 @@ from unit.configurations import NAMES, complaint, write
 
 def test_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, "workers = 1\nmax_line =\n")
-    assert complaint(path) == "2: is not TOML: Invalid value (column 11)"
+    assert complaint(path) == "2: invalid TOML: Invalid value (column 11)"
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "\n\n", "workers = 1\r\n"])
@@ -36,7 +36,8 @@ def test_file_may_be_empty_or_of_another_system(tmp_path: Path, content: str) ->
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none") == (
-        " cannot be read: No such file or directory; create it (an empty file has all defaults)"
+        " cannot be read: No such file or directory; create it (in an empty file, every setting"
+        " has its default)"
     )
 
 
@@ -72,11 +73,11 @@ def test_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     reader.daemon = True  # where it waits for a writer, the run must not
     reader.start()
     reader.join(10)
-    assert found == [" is not a regular file; name a TOML file"]
+    assert found == [" not a regular file; specify a TOML file"]
 
 
 def test_device_is_refused() -> None:
-    assert complaint("/dev/zero") == " is not a regular file; name a TOML file"
+    assert complaint("/dev/zero") == " not a regular file; specify a TOML file"
 
 
 def test_huge_file_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_huge_file_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None
     path.touch()
     os.truncate(path, 1 << 30)
     tracemalloc.start()
-    assert complaint(path) == f" is larger than {FILE_SIZE_MAX} bytes; name a TOML file"
+    assert complaint(path) == f" larger than {FILE_SIZE_MAX} bytes; specify a TOML file"
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 4 * FILE_SIZE_MAX
@@ -98,15 +99,15 @@ def test_file_of_the_greatest_size_is_read(tmp_path: Path) -> None:
 
 def test_byte_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, b"workers = 1\n# caf\xe9\n")
-    assert complaint(path) == "2: byte 0xe9 is not UTF-8; save as UTF-8"
+    assert complaint(path) == "2: byte 0xe9 is not valid UTF-8; save the file as UTF-8"
 
 
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:
-    assert " is not TOML: " in complaint(write(tmp_path, "workers = " + "[" * 100_000))
+    assert " invalid TOML: " in complaint(write(tmp_path, "workers = " + "[" * 100_000))
 
 
 def test_number_of_too_many_digits_is_refused(tmp_path: Path) -> None:
-    assert " is not TOML: " in complaint(write(tmp_path, "workers = " + "1" * 100_000))
+    assert " invalid TOML: " in complaint(write(tmp_path, "workers = " + "1" * 100_000))
 
 
 # Any content

@@ -142,7 +142,9 @@ def test_greeting_is_refused_at_any_other_length(damage: Damage) -> None:
 def test_state_is_refused_at_any_other_length(damage: Damage) -> None:
     for size in range(len(damage.state)):
         damage.refused(damage.greeting, damage.state[:size])
-    assert damage.refused(damage.greeting, damage.state + b"more") == "4 bytes are left over"
+    assert (
+        damage.refused(damage.greeting, damage.state + b"more") == "4 unexpected bytes at the end"
+    )
 
 
 @given(st.data())
@@ -228,8 +230,8 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
     ("changed", "why"),
     [
         ({"family": 60000}, "family 60000"),
-        ({"family": socket.AF_INET6, "host": b"::1"}, "not the socket that it should be"),
-        ({"family": socket.AF_UNIX, "host": b""}, "not the socket that it should be"),
+        ({"family": socket.AF_INET6, "host": b"::1"}, "not the expected kind of socket"),
+        ({"family": socket.AF_UNIX, "host": b""}, "not the expected kind of socket"),
         ({"lines": 2**63}, f"{2**63} lines"),
         ({"lines": 2**64 - 1}, f"{2**64 - 1} lines"),
         ({"flags": 16}, "flags 16"),
@@ -239,8 +241,8 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
         ({"host": b"1" * 256}, "256"),
         ({"held": 2**30 + 1}, str(2**30 + 1)),
         ({"unsent": 2**32 - 1}, str(2**32 - 1)),
-        ({"service": 1}, "the state is cut short"),
-        ({"reason": 1}, "the state is cut short"),
+        ({"service": 1}, "the state is truncated"),
+        ({"reason": 1}, "the state is truncated"),
         ({"idle_for": math.nan}, "a time is out of range"),
         ({"line_open_for": math.inf}, "a time is out of range"),
         ({"lingers_for": -math.inf}, "a time is out of range"),
@@ -290,7 +292,7 @@ def test_state_that_finds_no_memory_is_refused(channel: Channel) -> None:
         complaint = refusal(channel, state, [server], len(state) + 2**30)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert complaint == "there is no memory for it"
+    assert complaint == "out of memory"
     close([client, server])
 
 
