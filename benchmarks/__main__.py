@@ -46,12 +46,14 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="within two minutes, less exact")
+    parser.add_argument(
+        "--short", action="store_true", help="finish within two minutes, less accurately"
+    )
     parser.add_argument(
         "--only",
         action="append",
         metavar="SERVER",
-        help="measure this one beside the C server and socketserver; may be repeated",
+        help="measure this server in addition to the C server and socketserver; may be repeated",
     )
     return parser.parse_args()
 
@@ -65,7 +67,7 @@ def allow_many_files() -> None:
 def choose(only: Sequence[str] | None) -> list[Server]:
     for server in SERVERS:
         if server.missing:
-            print(f"{server.name} is not here: no {server.command[0]}")
+            print(f"{server.name} skipped: {server.command[0]} not found")
     wanted = {*only, LIMIT.name, STANDARD.name} if only else {server.name for server in SERVERS}
     return [server for server in SERVERS if server.name in wanted and not server.missing]
 

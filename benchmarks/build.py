@@ -30,7 +30,7 @@ def build_all() -> None:
     try:
         _install_packages()
     except subprocess.CalledProcessError as error:
-        print(f"Python peers that need packages are left out: {error}")
+        print(f"skipping the Python peers that need packages: {error}")
 
 
 def _compile(source: Path, program: Path) -> None:

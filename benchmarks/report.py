@@ -48,14 +48,14 @@ def disturbance(results: Rounds) -> str:
     if busy >= 0.8:
         return ""
     return (
-        "**Not to be relied on:** other programs were running, "
-        f"the C server had only {busy:.0%} of its CPU.\n"
+        "**Unreliable:** other programs were running, "
+        f"and the C server got only {busy:.0%} of its CPU.\n"
     )
 
 
 def summary(results: Rounds, servers: Sequence[Server]) -> str:
     """Each server's rates as shares of the limit's."""
-    head = ["share of what the C server does", *(work.title for work in RATES)]
+    head = ["rate relative to the C server", *(work.title for work in RATES)]
     return table(head, ([server.name, *_shares(results, server)] for server in servers))
 
 
@@ -70,7 +70,7 @@ def details(results: Rounds, servers: Sequence[Server], work: Work) -> str:
         f"{work.unit}/s",
         "times socketserver",
         "CPU µs each",
-        "times C's CPU",
+        "CPU time relative to C",
         "server CPU busy",
         "load CPU busy",
         "p50 µs",
@@ -104,8 +104,8 @@ def _spread_or_nothing(ratios: list[float]) -> str:
 def latencies(results: Rounds, servers: Sequence[Server]) -> str:
     head = (
         "latency of one connection, µs",
-        *(f"{share}, {where}" for where in ("alone", "beside bulk") for share in _SHARES),
-        "p99 beside bulk to alone",
+        *(f"{share}, {where}" for where in ("alone", "with bulk traffic") for share in _SHARES),
+        "ratio of p99 with bulk traffic to p99 alone",
     )
     measured = (s for s in servers if all(results.outcomes[s, work] for work in LATENCIES))
     return table(head, (_latency_row(results, server) for server in measured))
@@ -130,4 +130,4 @@ def memory(bytes_each: dict[Server, float], connections: int) -> str:
 
 
 def measures(rows: Iterable[Row]) -> str:
-    return table(("further measures of tcpupperd", "value", "aim"), rows)
+    return table(("other measurements of tcpupperd", "value", "target"), rows)
