@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""Answers each line reversed. A restart ends no connection: docs/reuse.md explains the parts."""
+"""Sends each line back reversed. Connections survive a restart.
+
+docs/reuse.md explains the parts used.
+"""
 
 import os
 import signal
@@ -18,8 +21,8 @@ LINE_MAX = 65536
 @dataclass
 class Connection:
     socket: socket.socket
-    unsent: bytes = b""  # whole lines, so unsent + held can be taken apart again
-    held: bytes = b""  # of an unfinished line
+    unsent: bytes = b""  # complete lines, so that unsent + held can be split again
+    held: bytes = b""  # of an incomplete line
 
     def handle(self) -> int:
         """Send what is left, or else receive and answer; return the events to wait for, or 0."""
@@ -44,7 +47,7 @@ def serve(selector: BaseSelector) -> None:
                 case None:
                     return
                 case listener:
-                    with suppress(OSError):  # the client has gone away again
+                    with suppress(OSError):  # the client has already gone away
                         sock, _ = listener.accept()
                         sock.setblocking(False)
                         selector.register(sock, EVENT_READ, Connection(sock))

@@ -1,15 +1,15 @@
-# Makes a service unit that needs no socket unit: the daemon binds the addresses of its
-# configuration. It needs network access for that. A connection cannot start it, and those that
+# Generates a service unit that needs no socket unit: the daemon binds the addresses in its
+# configuration, for which it needs network access. Connections cannot start it, and those that
 # arrive during a restart are lost.
 1i\
-# /etc/systemd/system/tcpupperd.service: the daemon binds the addresses of its "listen" setting.\
+# /etc/systemd/system/tcpupperd.service: the daemon binds the addresses in its "listen" setting.\
 # First: systemctl disable --now tcpupperd.socket tcpupperd.service\
 # then: systemctl daemon-reload && systemctl enable --now tcpupperd.service
-/^# The socket unit is the only place/d
+/^# Addresses can be set only in the socket unit/d
 /^Requires=tcpupperd\.socket/d
 s/^After=.*/After=network.target/
-/^# A failed service would take its socket/d
-/^# Sockets that are passed in stay usable/d
+/^# A failed service would also make its socket fail/d
+/^# Passed sockets remain usable/d
 /^PrivateNetwork=/d
 /^IPAddressDeny=/d
 # The files that /etc/resolv.conf may point to.
