@@ -49,7 +49,7 @@ BATCH = 252
 GREETING = struct.Struct("!10sHH")
 _FD = struct.Struct("i")
 
-#: The longest state that `take_all` reads, in bytes; a sparse file can have any size.
+#: The longest state that `take_all` reads, in bytes.
 STATE_MAX = 2**30
 _LENGTH = struct.Struct("!I")
 
@@ -173,17 +173,15 @@ class Message:
 
     def read(self, parse: Callable[[BinaryIO, int, int], T]) -> T:
         """What `parse` makes of the state: it gets the file, its size, and the number of
-        connections. A size may be wrong: a sparse file can have any size without any data.
+        connections.
 
         If it raises ValueError, or cannot read, HandoverError has the sockets.
         """
         try:
-            found = os.fstat(self._state)
-            if not stat.S_ISREG(found.st_mode):
-                raise ValueError("the state is not a file")
+            size = _size(self._state)
             with open(self._state, "rb", closefd=False) as file:
                 file.seek(0)
-                result = parse(file, found.st_size, len(self._connections))
+                result = parse(file, size, len(self._connections))
         except (ValueError, struct.error, OSError, MemoryError) as error:
             sockets = _as_sockets([self._state, *self._connections])
             raise HandoverError(_reason(error), sockets) from None
@@ -192,8 +190,16 @@ class Message:
 
     def sockets(self, families: Iterable[int] = ()) -> list[socket.socket]:
         """The connections, in the order in which they were given. Asking the kernel what each of
-        them is takes longer than to be told their `families`."""
-        return _as_sockets(self._connections, families)
+        them is takes longer than to be told their `families`.
+
+        If a descriptor is no connection, it is closed, and HandoverError has the others; if it is
+        one of another family, HandoverError has all.
+        """
+        sockets = _as_sockets(self._connections, families)
+        all_are = len(sockets) == len(self._connections)
+        if not (all_are and all(_option(one, socket.SO_DOMAIN) == one.family for one in sockets)):
+            raise HandoverError("a descriptor is not the expected kind of socket", sockets)
+        return sockets
 
 
 def give_all(
@@ -222,6 +228,7 @@ def take_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, 
             try:
                 message = take(end, form)
                 states = message.read(_read_states)
+                sockets = message.sockets()
             except HandoverError as error:
                 log.error(
                     "closing %s whose state cannot be restored: %s",
@@ -231,7 +238,7 @@ def take_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, 
                 for one in error.sockets:
                     one.close()
             else:
-                yield from zip(message.sockets(), states, strict=True)
+                yield from zip(sockets, states, strict=True)
 
 
 def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
@@ -274,13 +281,36 @@ def _reason(error: Exception) -> str:
 
 
 def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:
-    """The sockets among the descriptors, with the given families, or else as the kernel reports
-    them; other descriptors are closed."""
+    """The connections among the descriptors, with the given families, or else as the kernel
+    reports them. Others are closed: served as a client, an end of the channel would be shut down,
+    and a listener would be handed on for ever."""
     found = []
     for fd, family in zip_longest(files, families, fillvalue=-1):
         kind = -1 if family == -1 else socket.SOCK_STREAM
         try:
-            found.append(socket.socket(family, kind, min(kind, 0), fd))
+            one = socket.socket(family, kind, min(kind, 0), fd)
         except OSError:
             os.close(fd)
+            continue
+        listens = _option(one, socket.SO_ACCEPTCONN)
+        if _option(one, socket.SO_TYPE) == socket.SOCK_STREAM and not listens:
+            found.append(one)
+        else:
+            one.close()
     return found
+
+
+def _option(one: socket.socket, option: int) -> int:
+    """What the kernel says."""
+    return one.getsockopt(socket.SOL_SOCKET, option)
+
+
+def _size(state: int) -> int:
+    """The size of the file of a state. Raises ValueError if it is no file, or has less data than
+    that: a sparse file can have any size, and takes up memory only when it is read."""
+    found = os.fstat(state)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("the state is not a file")
+    if found.st_size and os.lseek(state, 0, os.SEEK_HOLE) < found.st_size:
+        raise ValueError(f"of {found.st_size} bytes, some are missing")
+    return found.st_size

@@ -1,12 +1,17 @@
-"""Files in memory that nobody can change: memfd_create(2)."""
+"""Files in memory that nobody else can change: memfd_create(2)."""
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 
 #: With these seals, nobody can change a memfd any more, not even we: fcntl(2).
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+#: Of fcntl(2), since Linux 5.1: only what is already mapped can be written to. Python 3.11 has no
+#: name for it.
+F_SEAL_FUTURE_WRITE = 0x10
 
 
 def sealed(content: bytes) -> int:
@@ -16,3 +21,22 @@ def sealed(content: bytes) -> int:
         file.write(content)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     return fd
+
+
+def published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
+    """Return two views of the same memory: one to write to, and one to read, which nobody can make
+    writable. `withhold` the first from processes to be forked. Raises OSError."""
+    fd = os.memfd_create("tcpupperd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size)
+        ours = mmap.mmap(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+        return ours, mmap.mmap(fd, size, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+
+
+def withhold(view: mmap.mmap) -> None:
+    """Keep this view from processes that are forked from now on: madvise(2). They must not use the
+    object: its memory is not there."""
+    view.madvise(mmap.MADV_DONTFORK)

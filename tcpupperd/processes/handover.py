@@ -15,7 +15,6 @@ from functools import partial
 from typing import BinaryIO, NamedTuple
 
 from tcpupperd.host import channel
-from tcpupperd.host.channel import HandoverError
 from tcpupperd.serving.connection import State
 
 #: Version 1 is that of tcpupperd 0.1.0, which had no services.
@@ -38,10 +37,28 @@ _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 _LINES_MAX = 2**63 - 1  # the counter stops there
 _HOST_MAX = 255  # bytes
-_HELD_MAX = 2**30  # the highest max_line
-_UNSENT_MAX = 2 * _HELD_MAX + 2**20  # an answer of that size, one to what was held, a few chunks
 _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
-_RECORD_MAX = _RECORD.size + _HOST_MAX + _HELD_MAX + _UNSENT_MAX + 2 * 255
+
+
+class Limits(NamedTuple):
+    """The most that a connection has, in bytes, and how its record is read."""
+
+    form: struct.Struct
+    held: int
+    unsent: int
+
+    @classmethod
+    def of(cls, version: int, max_line: int) -> Limits:
+        """The limits that follow from the largest `max_line` with which it may have been served.
+        What is not a line is short: a request, or the header of the PROXY protocol."""
+        held = max_line + 2**16
+        # An answer of that size, one to what was held, and a few chunks or a page of metrics.
+        return cls(_RECORDS[version], held, 2 * held + 2**20)
+
+    @property
+    def record(self) -> int:
+        """The length of the longest record."""
+        return self.form.size + _HOST_MAX + self.held + self.unsent + 2 * 255
 
 
 class Connection(NamedTuple):
@@ -66,15 +83,13 @@ def give(end: socket.socket, connections: Sequence[Connection]) -> None:
     channel.give(end, FORMAT, [connection.socket for connection in connections], write)
 
 
-def take(end: socket.socket) -> list[Connection]:
-    """Take the connections of one message out of a channel; raises what `channel.take` raises, and
-    HandoverError if the state of a connection is wrong."""
+def take(end: socket.socket, max_line: int) -> list[Connection]:
+    """Take the connections of one message out of a channel; `max_line` is the largest with which
+    any of them may have been served. Raises what `channel.take` raises, and HandoverError if the
+    state of a connection is wrong."""
     message = channel.take(end, FORMAT)
-    records = message.read(partial(_read_all, _RECORDS[message.version]))
-    families = [family for family, _, _ in records]
-    sockets = message.sockets(families)
-    if [one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) for one in sockets] != families:
-        raise HandoverError("a descriptor is not the expected kind of socket", sockets)
+    records = message.read(partial(_read_all, Limits.of(message.version, max_line)))
+    sockets = message.sockets([family for family, _, _ in records])
     return [
         Connection(one, address, state)
         for one, (_, address, state) in zip(sockets, records, strict=True)
@@ -98,26 +113,26 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     file.writelines((name, state.held, state.unsent, service, reason))
 
 
-def _read_all(form: struct.Struct, file: BinaryIO, size: int, count: int) -> list[Record]:
+def _read_all(limits: Limits, file: BinaryIO, size: int, count: int) -> list[Record]:
     """What a message says of each of its connections.
 
-    They are read one by one, and each size is checked before that much is read: a sparse file can
-    have any size without any data.
+    They are read one by one, and each size is checked before that much is read.
     """
-    if size > count * _RECORD_MAX:
+    if size > count * limits.record:
         raise ValueError(f"{size} bytes are too many for {count} connections")
     left, records = size, []
     for _ in range(count):
-        record, left = _read(form, file, left)
+        record, left = _read(limits, file, left)
         records.append(record)
     if left:
         raise ValueError(f"{left} unexpected bytes at the end")
     return records
 
 
-def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
+def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
     """The next record in a file with `left` bytes to read, and the number of bytes left after
     that."""
+    form = limits.form
     head = file.read(form.size)
     if len(head) < form.size:
         raise ValueError("the state is truncated")
@@ -130,7 +145,7 @@ def _read(form: struct.Struct, file: BinaryIO, left: int) -> tuple[Record, int]:
         )
     if not all(abs(time) < _TIME_MAX for time in (*times, open_for)):
         raise ValueError("a time is out of range")
-    if name_size > _HOST_MAX or held_size > _HELD_MAX or unsent_size > _UNSENT_MAX:
+    if name_size > _HOST_MAX or held_size > limits.held or unsent_size > limits.unsent:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
         raise ValueError(f"{sizes}: at least one of these is too long")
     left -= form.size + name_size + held_size + unsent_size + service_size + reason_size

@@ -1,10 +1,13 @@
 """Counters and heartbeats that all processes of the daemon share.
 
-One anonymous shared mapping has a row of 64-bit numbers for the daemon and one, a slot, for each
-worker. The supervisor writes the first row and prepares slots, a worker writes its own slot only,
-and all processes read all of it. No lock is needed, because writing an aligned 64-bit number is
-atomic, and because counters never move: a slot keeps them when its worker has exited, and the next
-worker goes on from there. So nobody ever sees a total that is too low, or that counts twice.
+There is a row of 64-bit numbers for the daemon and one, a slot, for each worker. The supervisor
+writes the first row and prepares slots, a worker writes its own slot only, and all processes read
+all of it. No lock is needed, because writing an aligned 64-bit number is atomic, and because
+counters never move: a slot keeps them when its worker has exited, and the next worker goes on from
+there. So nobody ever sees a total that is too low, or that counts twice.
+
+What is in the slots is a claim: an intruder in a worker can write anything there, to all of them.
+The row of the daemon is in other memory, which workers can only read.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import mmap
 from time import time
 from typing import NamedTuple
 
+from tcpupperd.host import memfd
 from tcpupperd.serving.counters import (
     ACCEPTED,
     EARLIER_LINES,
@@ -30,6 +34,9 @@ from tcpupperd.serving.counters import (
 
 _ROW_SIZE = 512  # bytes: whole cache lines, so that workers do not slow each other
 _ROW = _ROW_SIZE // 8  # numbers
+
+#: The most that is believed of a number of connections: the highest possible fs.nr_open.
+BELIEVED = 2**31
 
 #: The numbers of the daemon. Times are CLOCK_REALTIME in microseconds.
 DAEMON = (
@@ -50,6 +57,7 @@ DAEMON = (
     "file_number",  # of the file that is in force: inode, 0 if there is none
     "file_time",  # the time of its last change, in nanoseconds
     "leaves",  # whether it was told to stop, and new clients should go elsewhere
+    "longest_line",  # the largest max_line with which any connection may have been served
 )
 (
     SLOTS,
@@ -69,6 +77,7 @@ DAEMON = (
     FILE_NUMBER,
     FILE_TIME,
     LEAVES,
+    LONGEST_LINE,
 ) = range(len(DAEMON))
 
 
@@ -76,21 +85,28 @@ class Scoreboard:
     """The numbers of the daemon, and of up to `size` workers at a time."""
 
     def __init__(self, size: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, (1 + size) * _ROW_SIZE))
-        self._numbers = self._memory.cast("Q")
-        self.daemon = self._numbers[:_ROW]  # its DAEMON numbers
-        self.daemon[BEGAN] = time_of_day()
-        self._free = list(reversed(range(1, 1 + size)))
+        self._memory = memoryview(mmap.mmap(-1, size * _ROW_SIZE))
+        self._slots = self._memory.cast("Q")
+        self._ours, self._readable = _published(_ROW_SIZE)
+        self._daemon = memoryview(self._ours).cast("Q")
+        self.daemon = memoryview(self._readable).cast("Q")  # its DAEMON numbers, to read
+        self._daemon[BEGAN] = time_of_day()
+        self._free = list(reversed(range(size)))
+
+    # For the supervisor only
 
     def claim(self) -> Slot:
-        """Return a slot for a new worker. Raises IndexError if all are taken."""
+        """Return a slot for a worker, which is about to be forked. Raises IndexError if all are
+        taken."""
         row = self._free.pop()
+        if self._ours is not self._readable:
+            memfd.withhold(self._ours)
         start = row * _ROW_SIZE
         numbers = self._memory[start : start + len(FIELDS) * 8].cast("Q")
         numbers[STARTED] = numbers[HEARTBEAT] = microseconds()
         numbers[EARLIER_LINES] = numbers[LINES]
-        self.daemon[SLOTS] = max(self.daemon[SLOTS], row)
-        self.daemon[WORKERS_STARTED] += 1
+        self.raise_to(SLOTS, row + 1)
+        self.count(WORKERS_STARTED)
         return Slot(row, numbers, numbers[ACCEPTED] + numbers[TAKEN])
 
     def release(self, slot: Slot) -> None:
@@ -99,15 +115,28 @@ class Scoreboard:
             slot.numbers[field] = 0
         self._free.append(slot.row)
 
+    def count(self, field: int, number: int = 1) -> None:
+        """Add to a number of the daemon; no more than a process can have descriptors, if it is a
+        worker that says so."""
+        self._daemon[field] += min(number, BELIEVED)
+
+    def put(self, field: int, number: int) -> None:
+        """Set a number of the daemon."""
+        self._daemon[field] = number
+
+    def raise_to(self, field: int, number: int) -> None:
+        """Set a number of the daemon if it is lower."""
+        self._daemon[field] = max(self._daemon[field], number)
+
     def loaded(self, file: tuple[int, int]) -> None:
         """Note that a configuration has come into force, with the identity of its file."""
-        self.daemon[LOADED] = time_of_day()
-        self.daemon[FILE_NUMBER], self.daemon[FILE_TIME] = file
+        self._daemon[LOADED] = time_of_day()
+        self._daemon[FILE_NUMBER], self._daemon[FILE_TIME] = file
 
     def reload_ended(self, *, failed: bool) -> None:
         """Count a reload."""
-        self.daemon[RELOADS_FAILED if failed else RELOADS] += 1
-        self.daemon[LAST_RELOAD], self.daemon[LAST_RELOAD_FAILED] = time_of_day(), failed
+        self.count(RELOADS_FAILED if failed else RELOADS)
+        self._daemon[LAST_RELOAD], self._daemon[LAST_RELOAD_FAILED] = time_of_day(), failed
 
     # Visible to every process, even for workers that were started later
 
@@ -147,7 +176,17 @@ class Scoreboard:
         return sum(self._column(OPEN, self.daemon[SLOTS]))
 
     def _column(self, field: int, used: int) -> list[int]:
-        return self._numbers[_ROW + field : (1 + used) * _ROW : _ROW].tolist()
+        return self._slots[field : used * _ROW : _ROW].tolist()
+
+
+def _published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
+    """Memory to write to, and to read; the same, which workers can write to as well, if there can
+    be no file (RLIMIT_FSIZE)."""
+    try:
+        return memfd.published(size)
+    except OSError:
+        shared = mmap.mmap(-1, size)
+        return shared, shared
 
 
 def time_of_day() -> int:

@@ -23,6 +23,7 @@ from tcpupperd.processes import signals, worker
 from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.scoreboard import (
     LEAVES,
+    LONGEST_LINE,
     LOST,
     RESTARTS,
     WORKERS_EXITED,
@@ -78,7 +79,7 @@ class Supervisor:
         self._notifier = notifier
         self._store = store
         self._scoreboard = Scoreboard(4 * WORKERS_MAX)
-        self._scoreboard.daemon[RESTARTS] = store.restarts
+        self._scoreboard.put(RESTARTS, store.restarts)
         self._workers: dict[int, WorkerProcess] = {}
         self._generation = 1
         # What to go back to, during a reload, or while the first workers start with another
@@ -86,6 +87,8 @@ class Supervisor:
         last_good = None if source.trouble else source.last_good()
         differs = last_good and vars(last_good) != vars(config)
         self._before_reload = (last_good, 0) if last_good and differs else None
+        for one in (config, last_good or config):
+            self._scoreboard.raise_to(LONGEST_LINE, one.max_line)
         self._reload_wanted = False
         self._trouble = source.trouble  # for the end of the status line
         self._started: Callable[[], None] = lambda: None
@@ -258,7 +261,7 @@ class Supervisor:
         lost = dead.slot.numbers[OPEN]
         dead.let_go()
         self._scoreboard.release(dead.slot)
-        self._scoreboard.daemon[LOST] += lost
+        self._scoreboard.count(LOST, lost)
         if retired:
             log.debug("worker %d has exited", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
             return
@@ -318,6 +321,7 @@ class Supervisor:
             return
         self._before_reload = self._config, self._generation
         self._config = config
+        self._scoreboard.raise_to(LONGEST_LINE, config.max_line)
         self._generation += 1
         messages.set_level(config.log_level)
 
@@ -394,7 +398,7 @@ class Supervisor:
             self._stop(worker.DRAIN)
             return
         self._stop_at = monotonic() + delay
-        self._scoreboard.daemon[LEAVES] = True
+        self._scoreboard.put(LEAVES, True)
         self._notifier.stopping()
         self._notifier.extend_timeout(delay + self._config.drain_timeout + 2 * GRACE)
         log.info("stopping in %g s (shutdown_delay), or on a second signal", delay)
@@ -505,7 +509,7 @@ class Supervisor:
         self._notifier.status("; ".join(parts))
 
     def _count(self, field: int) -> None:
-        self._scoreboard.daemon[field] += 1
+        self._scoreboard.count(field)
 
     def _log_counters(self) -> None:
         counters = self._scoreboard.totals() | self._scoreboard.events()

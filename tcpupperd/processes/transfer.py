@@ -20,7 +20,7 @@ from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
-from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.scoreboard import LONGEST_LINE, Scoreboard
 from tcpupperd.serving.connection import Connection, State
 from tcpupperd.serving.counters import DAMAGED, GIVEN, OPEN, TAKEN
 from tcpupperd.serving.server import UpperServer
@@ -155,6 +155,7 @@ class Taker:
     ) -> None:
         self._server = server
         self._give_end, self._end = channel
+        self._scoreboard = scoreboard
         self._turn = Turn(scoreboard, server.config.worker_count)
         self._room = capacity.descriptors
         self._polled = False
@@ -218,7 +219,7 @@ class Taker:
         # connections in their place.
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
-            connections = handover.take(self._end)
+            connections = handover.take(self._end, self._longest_line())
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()
@@ -234,6 +235,11 @@ class Taker:
         self._server.tally.add(TAKEN, len(connections))
         self._taken += len(connections)
         self._tell_at = self._server.poller.now + QUIET_TIME
+
+    def _longest_line(self) -> int:
+        """The largest max_line with which a connection may have been served: the supervisor knows,
+        this worker's configuration may have another."""
+        return int(self._scoreboard.daemon[LONGEST_LINE])
 
     def _tell(self) -> None:
         if self._taken:

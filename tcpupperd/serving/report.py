@@ -92,7 +92,8 @@ def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
     began, beat = numbers[STARTED], numbers[HEARTBEAT]
     return WorkerReport(
         pid=numbers[PID],
-        state=STATES[numbers[STATE]],
+        # Nobody but the worker vouches for it.
+        state=STATES[min(numbers[STATE], len(STATES) - 1)],
         connections=numbers[OPEN],
         lines=numbers[LINES] - numbers[EARLIER_LINES],
         age=max(0, now - began) / 1_000_000,

@@ -139,10 +139,10 @@ def handover_message(data: bytes) -> None:
     with give, take:
         send_message(give, data[2 : size + 2], data[size + 2 :], count, FAMILIES[family])
         try:
-            connections = handover.take(take)
+            connections = handover.take(take, MAX_LINE)
             sockets = [one.socket for one in connections]
             handover.give(give, connections)
-            sockets += [one.socket for one in handover.take(take)]
+            sockets += [one.socket for one in handover.take(take, MAX_LINE)]
         except HandoverError as error:
             sockets = error.sockets
         except EOFError:
@@ -154,6 +154,8 @@ def handover_message(data: bytes) -> None:
     assert file == lowest_free
 
 
+#: Any state with less than this is believed.
+MAX_LINE = 2**20
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 
 

@@ -21,7 +21,7 @@ from tcpupperd.host import sockets
 from tcpupperd.host.handshakes import in_handshake, sources
 from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.processes import handover
-from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.scoreboard import LONGEST_LINE, Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.counters import RESET, TAKEN, Tally
@@ -46,6 +46,7 @@ def worker() -> Iterator[Worker]:
     give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     orders, control = os.pipe()
     scoreboard = Scoreboard(4)
+    scoreboard.put(LONGEST_LINE, Config().max_line)
     take.setblocking(False)
     context = WorkerContext(
         config=Config(),

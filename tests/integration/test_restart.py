@@ -73,6 +73,26 @@ def test_lines_go_on_being_counted(service: Service) -> None:
         assert client.read_to_end() == b"THREE\n"
 
 
+def test_line_that_is_longer_than_a_new_limit_is_not_lost(service: Service) -> None:
+    """What a connection may hold follows from the configuration under which it was served."""
+    begun = b"x" * 2**20
+    with service.daemon(max_line=2**21) as daemon:
+        clients = [service.connect() for _ in range(2)]
+        for client in clients:
+            client.send(begun)
+        until(lambda: daemon.counters()["received"] == 2 * len(begun))
+    with service.daemon(max_line=10) as daemon:
+        assert clients[0].read(len(begun)) == begun.upper()
+        clients[0].send(b"end\n")
+        assert clients[0].read_line() == b"END\n"
+        daemon.reload(max_line=2**22)
+        clients[0].send(begun)
+        until(lambda: daemon.counters()["received"] == len(begun) + 4)
+        daemon.reload(max_line=10)
+        assert clients[0].read(len(begun)) == begun.upper()
+        assert daemon.counters()["damaged"] == 0
+
+
 def test_connections_outlive_a_killed_supervisor(service: Service) -> None:
     with service.daemon() as daemon:
         half, slow = service.connect(), service.connect(4096)

@@ -3,11 +3,20 @@
 import socket
 from collections.abc import Iterable
 
+from tcpupperd.host.channel import Channel
 from tcpupperd.host.notify import Notifier
-from tcpupperd.processes.handover import Connection
+from tcpupperd.processes.handover import Connection, take
 from waiting import DEADLINE
 
 NOBODY = Notifier({})
+
+#: That the connections may have been served with.
+MAX_LINE = 2**20
+
+
+def take_from(channel: Channel) -> list[Connection]:
+    """The connections of the next message."""
+    return take(channel.take, MAX_LINE)
 
 
 def tcp_pairs(count: int, host: str = "127.0.0.1") -> list[tuple[socket.socket, socket.socket]]:

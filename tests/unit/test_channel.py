@@ -64,4 +64,14 @@ def test_huge_state_is_not_read(channel: Channel, caplog: pytest.LogCaptureFixtu
     with client, ours:
         give(channel.give, FORM, [ours], lambda file: file.truncate(2**40))
     assert list(take_all(channel.take, FORM)) == []
-    assert "1099511627776 bytes are too many" in caplog.text
+    assert "of 1099511627776 bytes, some are missing" in caplog.text
+
+
+def test_what_is_no_connection_is_closed(
+    channel: Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although its state can be read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        give_all(channel.give, FORM, [(listener, b"")])
+    assert list(take_all(channel.take, FORM)) == []
+    assert "not the expected kind of socket" in caplog.text

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tcpupperd.host.channel import BATCH, Channel
-from tcpupperd.processes.handover import Connection, give, take
+from tcpupperd.processes.handover import Connection, give
 from tcpupperd.serving.connection import State
-from unit.channels import close, is_served_by, state_of, tcp_pairs
+from unit.channels import close, is_served_by, state_of, take_from, tcp_pairs
 
 STATES: list[dict[str, Any]] = [
     {},
@@ -34,7 +34,7 @@ def test_connection_arrives_as_it_left(channel: Channel, host: str, state: dict[
     given = Connection(server, server.getpeername()[:2], State(**state))
     give(channel.give, [given])
     server.close()
-    (taken,) = take(channel.take)
+    (taken,) = take_from(channel)
     assert state_of(taken) == state_of(given)
     assert taken.socket.family == server.family
     assert taken.socket.getpeername() == client.getsockname()
@@ -50,7 +50,7 @@ def test_client_of_another_family_than_the_socket_arrives(
     """As a header of the PROXY protocol introduces it."""
     pairs = [socket.socketpair(), *tcp_pairs(1), *tcp_pairs(1, "::1")]
     give(channel.give, [Connection(server, address) for _, server in pairs])
-    taken = take(channel.take)
+    taken = take_from(channel)
     assert [one.client_address for one in taken] == [address] * 3
     assert [one.socket.family for one in taken] == [server.family for _, server in pairs]
     close(one for pair in pairs for one in pair)
@@ -61,7 +61,7 @@ def test_local_connection_arrives(channel: Channel) -> None:
     client, server = socket.socketpair()
     with client, server:
         give(channel.give, [Connection(server, b"")])
-        (taken,) = take(channel.take)
+        (taken,) = take_from(channel)
         with taken.socket:
             assert taken.client_address == ""
             assert is_served_by(client, taken.socket)
@@ -71,27 +71,27 @@ def test_host_that_is_not_utf8_arrives(channel: Channel) -> None:
     ((client, tcp),) = tcp_pairs(1, "::1")
     address = ("fe80::1%\udcff", 1)
     give(channel.give, [Connection(tcp, address)])
-    (taken,) = take(channel.take)
+    (taken,) = take_from(channel)
     assert taken.client_address == address
     close([client, tcp, taken.socket])
 
 
 def test_no_connections_are_a_message_too(channel: Channel) -> None:
     give(channel.give, [])
-    assert take(channel.take) == []
+    assert take_from(channel) == []
 
 
 def test_empty_channel_has_nothing_to_take(channel: Channel) -> None:
     with pytest.raises(BlockingIOError):
-        take(channel.take)
+        take_from(channel)
 
 
 def test_channel_that_nobody_can_give_into_has_ended(channel: Channel) -> None:
     give(channel.give, [])
     channel.give.close()
-    assert take(channel.take) == []
+    assert take_from(channel) == []
     with pytest.raises(EOFError):
-        take(channel.take)
+        take_from(channel)
 
 
 def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
@@ -107,7 +107,7 @@ def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
     sizes = []
     taken: list[Connection] = []
     while len(taken) < len(given):
-        found = take(channel.take)
+        found = take_from(channel)
         sizes.append(len(found))
         taken += found
     assert sizes == [BATCH, BATCH, BATCH, 1000 - 3 * BATCH]
@@ -132,6 +132,6 @@ def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) 
                 given += 1
         assert given
         for number in range(given):
-            (taken,) = take(channel.take)
+            (taken,) = take_from(channel)
             assert taken.state.lines == number
             taken.socket.close()

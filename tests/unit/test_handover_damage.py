@@ -19,7 +19,7 @@ from tcpupperd.host.channel import BATCH, GREETING, Channel, HandoverError
 from tcpupperd.processes import handover
 from tcpupperd.processes.handover import Connection, give, take
 from tcpupperd.serving.connection import State
-from unit.channels import close, is_served_by, state_of, tcp_pairs
+from unit.channels import MAX_LINE, close, is_served_by, state_of, take_from, tcp_pairs
 from unit.conftest import open_descriptors
 
 
@@ -75,7 +75,7 @@ class Damage:
         before = open_descriptors()
         send(self.channel, greeting, state, self.servers)
         with pytest.raises(HandoverError) as caught:
-            take(self.channel.take)
+            take_from(self.channel)
         self.check(caught.value.sockets, before)
         return str(caught.value)
 
@@ -84,7 +84,7 @@ class Damage:
         before = open_descriptors()
         send(self.channel, self.greeting, state, self.servers)
         try:
-            taken = take(self.channel.take)
+            taken = take_from(self.channel)
         except HandoverError as error:
             left = error.sockets
         else:
@@ -111,7 +111,7 @@ def damage(channel: Channel) -> Iterator[Damage]:
 
 def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
     send(damage.channel, damage.greeting, damage.state, damage.servers)
-    taken = take(damage.channel.take)
+    taken = take_from(damage.channel)
     assert [connection.state.held for connection in taken] == [b"half a li", b""]
     damage.check(
         [connection.socket for connection in taken],
@@ -190,13 +190,19 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
     return handover._RECORD.pack(family, *fields.values()) + host
 
 
-def refusal(channel: Channel, state: bytes, servers: list[socket.socket], size: int = 0) -> str:
+def refusal(
+    channel: Channel,
+    state: bytes,
+    servers: list[socket.socket],
+    size: int = 0,
+    max_line: int = MAX_LINE,
+) -> str:
     """The complaint about a state, of a certain size or as it is; the sockets must be left."""
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
     before = open_descriptors()
     send(channel, greeting, state, servers, size)
     with pytest.raises(HandoverError) as caught:
-        take(channel.take)
+        take(channel.take, max_line)
     assert len(caught.value.sockets) == len(servers)
     close(caught.value.sockets)
     assert open_descriptors() == before
@@ -207,7 +213,7 @@ def test_record_of_the_fixture_is_good(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1)
     state = record(service=7) + b"another"
     send(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), state, [server])
-    (taken,) = take(channel.take)
+    (taken,) = take_from(channel)
     expected = Connection(server, ("192.0.2.1", 5), State(lines=3, service="another"))
     assert state_of(taken) == state_of(expected)
     close([client, server, taken.socket])
@@ -220,7 +226,7 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
     state = struct.pack("!HHBQdddHII", socket.AF_INET, 5, 1, 3, 0, 0, 0, *sizes)
     greeting = GREETING.pack(b"tcpupperd\0", 1, 1)
     send(channel, greeting, state + host + held + unsent, [server])
-    (taken,) = take(channel.take)
+    (taken,) = take_from(channel)
     assert taken.state == State(lines=3, held=held, unsent=unsent, mid_line=True)
     assert taken.state.service == "upper"
     close([client, server, taken.socket])
@@ -239,8 +245,8 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
         ({"host": b"example.org"}, "illegal IP address"),
         ({"host": b"192.0.2.1\0"}, "null character"),
         ({"host": b"1" * 256}, "256"),
-        ({"held": 2**30 + 1}, str(2**30 + 1)),
-        ({"unsent": 2**32 - 1}, str(2**32 - 1)),
+        ({"held": MAX_LINE + 2**16 + 1}, str(MAX_LINE + 2**16 + 1)),
+        ({"unsent": 4 * MAX_LINE}, str(4 * MAX_LINE)),
         ({"service": 1}, "the state is truncated"),
         ({"reason": 1}, "the state is truncated"),
         ({"idle_for": math.nan}, "a time is out of range"),
@@ -264,12 +270,11 @@ def test_what_cannot_be_is_refused(channel: Channel, changed: dict[str, Any], wh
         (record(), 2**32),
         (record(held=2**30, unsent=2**31), 2**31),
         (record(held=2**31), 2**32),
+        (record(held=MAX_LINE), len(record()) + MAX_LINE),
     ],
-    ids=["a hole", "more", "some more", "cut short", "a line that cannot be"],
+    ids=["a hole", "more", "some more", "cut short", "a line that cannot be", "one that can"],
 )
-def test_size_is_looked_at_before_anything_is_read(
-    channel: Channel, state: bytes, size: int
-) -> None:
+def test_state_without_data_is_not_read(channel: Channel, state: bytes, size: int) -> None:
     """A sparse file can say that it has any size; to read it would take all memory there is."""
     ((client, server),) = tcp_pairs(1)
     tracemalloc.start()
@@ -278,18 +283,38 @@ def test_size_is_looked_at_before_anything_is_read(
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 2**20
+    assert most < 2**19
     close([client, server])
+
+
+@pytest.mark.parametrize("max_line", [1, 2**16, 2**20])
+def test_no_more_is_read_than_the_configuration_allows(channel: Channel, max_line: int) -> None:
+    """Even if somebody has really written it."""
+    held, unsent = max_line + 2**16, 2 * (max_line + 2**16) + 2**20
+    pairs = tcp_pairs(1)
+    for more in (0, 1):
+        state = record(held=held, unsent=unsent + more, flags=handover._MID_LINE)
+        data = state + bytes(held + unsent + more)
+        send(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), data, [pairs[0][1]])
+        if more:
+            with pytest.raises(HandoverError, match=r"too long|too many") as caught:
+                take(channel.take, max_line)
+            close(caught.value.sockets)
+        else:
+            (one,) = take(channel.take, max_line)
+            assert (len(one.state.held), len(one.state.unsent)) == (held, unsent)
+            one.socket.close()
+    close(pairs[0])
 
 
 def test_state_that_finds_no_memory_is_refused(channel: Channel) -> None:
     """Sizes that may be, but not here: the limit is of the address space of this process."""
     ((client, server),) = tcp_pairs(1)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    state = record(held=2**30, flags=handover._MID_LINE)
-    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 2**29, hard))
+    state = record(held=2**27, flags=handover._MID_LINE) + bytes(2**27)
+    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 2**26, hard))
     try:
-        complaint = refusal(channel, state, [server], len(state) + 2**30)
+        complaint = refusal(channel, state, [server], max_line=2**27)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert complaint == "out of memory"
@@ -322,13 +347,13 @@ def test_what_is_taken_can_be_given_again(
     with socket.socket(family) as server:
         send(channel, greeting, record(family, **changed), [server])
     try:
-        (taken,) = take(channel.take)
+        (taken,) = take_from(channel)
     except HandoverError as error:
         close(error.sockets)
         return
     more = taken.state._replace(lines=taken.state.lines + 10**6)
     give(channel.give, [taken._replace(state=more)])
-    (again,) = take(channel.take)
+    (again,) = take_from(channel)
     assert again.state.lines == min(more.lines, 2**63 - 1)
     close([taken.socket, again.socket])
 
@@ -342,7 +367,7 @@ def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> 
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
     socket.send_fds(channel.give, [greeting], files)
     with pytest.raises(HandoverError, match="the state is not a file") as caught:
-        take(channel.take)
+        take_from(channel)
     close([client, server, *caught.value.sockets])
     for fd in pipe:
         os.close(fd)
@@ -354,7 +379,7 @@ def test_state_that_is_no_file_is_refused(channel: Channel) -> None:
     greeting, _ = capture([Connection(servers[0], ""), Connection(servers[1], "")])
     socket.send_fds(channel.give, [greeting], [server.fileno() for server in servers])
     with pytest.raises(HandoverError) as caught:
-        take(channel.take)
+        take_from(channel)
     assert len(caught.value.sockets) == len(servers)
     close(caught.value.sockets)
     for pair in pairs:
@@ -369,17 +394,57 @@ def test_descriptor_that_is_no_socket_costs_only_itself(channel: Channel) -> Non
         os.dup2(file.fileno(), servers[1].fileno())
     send(channel, greeting, state, servers)
     with pytest.raises(HandoverError) as caught:
-        take(channel.take)
+        take_from(channel)
     assert len(caught.value.sockets) == 2
     close(caught.value.sockets)
     for pair in pairs:
         close(pair)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["an end of a channel", "a listener", "a local listener", "a datagram socket", "a fresh pair"],
+)
+def test_planted_descriptor_is_closed_and_the_rest_is_left(channel: Channel, kind: str) -> None:
+    """It would be served as a client, shut down at its end, and handed on until then."""
+    planted, family = plant(channel, kind)
+    client, server = socket.socketpair()
+    state = record(family, b"" if family == socket.AF_UNIX else b"192.0.2.1")
+    state += record(socket.AF_UNIX, b"")
+    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 2)
+    before = open_descriptors()
+    send(channel, greeting, state, [planted, server])
+    with pytest.raises(HandoverError, match="not the expected kind of socket") as caught:
+        take_from(channel)
+    (left,) = caught.value.sockets
+    assert is_served_by(client, left)
+    left.close()
+    assert open_descriptors() == before
+    close([client, server, planted])
+
+
+def plant(channel: Channel, kind: str) -> tuple[socket.socket, int]:
+    """A descriptor of a kind, to be closed, and the family that it has."""
+    if kind == "an end of a channel":
+        return channel.take.dup(), socket.AF_UNIX
+    if kind == "a listener":
+        return socket.create_server(("127.0.0.1", 0)), socket.AF_INET
+    if kind == "a local listener":
+        one = socket.socket(socket.AF_UNIX)
+        one.bind("")
+        one.listen()
+        return one, socket.AF_UNIX
+    if kind == "a datagram socket":
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.AF_INET
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    return ours, socket.AF_UNIX
+
+
 def test_message_without_descriptors_is_refused(channel: Channel) -> None:
     channel.give.send(GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
     with pytest.raises(HandoverError) as caught:
-        take(channel.take)
+        take_from(channel)
     assert caught.value.sockets == []
 
 
@@ -401,10 +466,10 @@ def test_what_finds_no_room_is_lost_and_the_rest_is_left(damage: Damage, room: i
     send(damage.channel, damage.greeting, damage.state, damage.servers)
     with room_for(room), contextlib.ExitStack() as stack:
         if room == 3:
-            left = [connection.socket for connection in take(damage.channel.take)]
+            left = [connection.socket for connection in take_from(damage.channel)]
         else:
             with pytest.raises(HandoverError) as caught:
-                take(damage.channel.take)
+                take_from(damage.channel)
             left = caught.value.sockets
         for one in left:
             stack.enter_context(one)

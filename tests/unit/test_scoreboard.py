@@ -1,11 +1,16 @@
 """Counters that processes share."""
 
+import ctypes
+import mmap
 import os
+import resource
+import signal
+from collections.abc import Callable
 from time import monotonic
 
 import pytest
 
-from tcpupperd.processes.scoreboard import BEGAN, Scoreboard
+from tcpupperd.processes.scoreboard import BEGAN, BELIEVED, LOST, RESTARTS, Scoreboard
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ACCEPTING,
@@ -23,6 +28,7 @@ from tcpupperd.serving.counters import (
     TURNS,
     Tally,
 )
+from tcpupperd.serving.report import STATES, report_of_worker
 from tcpupperd.serving.turn import ANSWERED
 
 
@@ -111,7 +117,7 @@ def test_total_never_counts_twice_or_falls_while_a_worker_is_replaced() -> None:
     for _ in range(2000):
         board.release(slot)
         slot = board.claim()
-    board.daemon[BEGAN] = 1  # the sign to end
+    board.put(BEGAN, 1)  # the sign to end
     assert os.waitpid(reader, 0)[1] == 0
 
 
@@ -151,3 +157,78 @@ def test_loads_can_be_read_while_a_worker_is_started() -> None:
     slot = board.claim()
     slot.numbers[HEARTBEAT], slot.numbers[OPEN] = 1, 7
     assert board.loads() == [7]
+
+
+def in_a_child(board: Scoreboard, action: Callable[[], object]) -> int:
+    """How a worker that does this ends: 0, or what ended it."""
+    board.claim()
+    pid = os.fork()
+    if not pid:
+        try:
+            action()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_worker_reads_what_the_supervisor_counts_and_cannot_write_it() -> None:
+    board = Scoreboard(9)
+    board.put(RESTARTS, 7)
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
+    address = ctypes.c_char.from_buffer(board._ours)  # of what only the supervisor has
+    readable = mapped_at(board._readable)
+
+    def make_writable() -> None:
+        assert libc.mprotect(ctypes.c_void_p(readable), page, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def write() -> None:
+        board.daemon[RESTARTS] = 2**64 - 1
+
+    def write_where_the_supervisor_does() -> None:
+        ctypes.memset(ctypes.addressof(address), 0xFF, page)
+
+    assert in_a_child(board, lambda: os._exit(board.daemon[RESTARTS])) == 7
+    assert in_a_child(board, make_writable) == 0  # it fails
+    assert in_a_child(board, write) == 1
+    assert in_a_child(board, write_where_the_supervisor_does) == -signal.SIGSEGV
+    board.count(RESTARTS)
+    assert in_a_child(board, lambda: os._exit(board.daemon[RESTARTS])) == 8
+
+
+def mapped_at(view: mmap.mmap) -> int:
+    """The address of a mapping that only exists to be read."""
+    with open("/proc/self/maps") as maps:
+        ranges = [line.split() for line in maps if "memfd:tcpupperd" in line]
+    [address] = [where.split("-")[0] for where, rights, *_ in ranges if rights == "r--s"]
+    assert view[:8] == ctypes.string_at(int(address, 16), 8)
+    return int(address, 16)
+
+
+def test_no_claim_of_a_worker_is_counted_as_it_is() -> None:
+    board = Scoreboard(1)
+    slot = board.claim()
+    for field in range(len(FIELDS)):
+        slot.numbers[field] = 2**64 - 1
+    for _ in range(3):
+        board.count(LOST, slot.numbers[OPEN])
+    assert board.events()["lost"] == 3 * BELIEVED
+    assert board.totals()["lines"] == 2**64 - 1
+    assert report_of_worker(board.workers()[0], 0).state in STATES
+    board.release(slot)
+    assert board.claim().connections == 0
+
+
+def test_scoreboard_without_files_counts_as_well() -> None:
+    """With LimitFSIZE=0 there is no file that could be mapped."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        board = Scoreboard(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    board.put(RESTARTS, 7)
+    assert in_a_child(board, lambda: os._exit(board.daemon[RESTARTS])) == 7
