@@ -1,7 +1,7 @@
-"""Records docs/session.svg, the terminal session in the README: run it as root for each release.
+"""Records docs/session.svg, the terminal session in the README. Run it as root for each release.
 
-Everything in the picture was typed in a Debian that was booted for it, with the package of this
-tree installed.
+Everything in the picture was typed in a Debian system that was booted for it, with the package of
+this tree installed.
 """
 
 import sys
@@ -22,7 +22,7 @@ COMMANDS = (
 )
 
 FONT_SIZE, LINE, MARGIN = 13, 18, 14
-COLUMN = 0.602 * FONT_SIZE  # of the usual fixed-width fonts
+COLUMN = 0.602 * FONT_SIZE  # the width of a character in common fixed-width fonts
 COLUMNS = 92
 
 STYLE = f"""
@@ -34,7 +34,7 @@ text {{ font: {FONT_SIZE}px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, m
 
 
 def record() -> list[tuple[str, str]]:
-    """Each command with what it printed."""
+    """Run the commands; return each with its output."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from documents import Step, results, script
     from system.build import build_package
@@ -48,14 +48,14 @@ def record() -> list[tuple[str, str]]:
             install(machine, package)
             session = [
                 Step('sudo() { "$@"; }', None),
-                *(Step(typed(one), None) for one in COMMANDS),
+                *(Step(typed(command), None) for command in COMMANDS),
             ]
             printed = machine.run("bash", stdin=script(session))
     return list(zip(COMMANDS, (output for output, _ in results(printed)[1:]), strict=True))
 
 
 def typed(command: str) -> str:
-    """A command at the pace of a person, who reads on until what runs in the background ends."""
+    """A command typed at a human pace; the user waits until background commands have ended."""
     return f"{command} sleep 1" if command.endswith("&") else f"{command}; wait"
 
 
@@ -76,14 +76,14 @@ def draw(session: list[tuple[str, str]]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img">\n'
-        f"<title>A restart loses nothing</title>\n<style>{STYLE}</style>\n"
+        f"<title>Nothing is lost during a restart</title>\n<style>{STYLE}</style>\n"
         f'<rect width="{width}" height="{height}" rx="8" fill="#161b22"/>\n'
         f"{''.join(texts)}</svg>\n"
     )
 
 
 def folded(line: str) -> list[str]:
-    """A line in parts that fit."""
+    """Split a line into parts that fit."""
     return [line[start : start + COLUMNS] for start in range(0, max(1, len(line)), COLUMNS)]
 
 
