@@ -1,9 +1,11 @@
 """Documents keep what they promise: links lead somewhere, and what they show is tried."""
 
+import ast
 import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -134,6 +136,25 @@ def test_parts_are_there_and_documented() -> None:
             told = [one.partition("=")[0].strip() for one in parameters.split(",")]
             code = part.__code__
             assert list(code.co_varnames[: len(told)]) == told, name
+
+
+# The messages that an administrator looks for
+
+
+def test_symptoms_quote_what_the_daemon_says() -> None:
+    operating = (ROOT / "docs/operating.md").read_text()
+    text = documents.section(operating, "Troubleshooting by symptom")
+    quoted = re.findall(r'"(.*?)"', re.sub(r"`.*?`", "", text))
+    assert len(quoted) > 4
+    said = list(strings_of_the_code())
+    assert [quote for quote in quoted if not any(quote in one for one in said)] == []
+
+
+def strings_of_the_code() -> Iterator[str]:
+    for path in (ROOT / "tcpupperd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 # The recorded session
