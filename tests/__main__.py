@@ -1,7 +1,7 @@
 """Runs the tests: python3 tests [pytest's options and files]; without any, all but the slow ones.
 
-It needs Python 3.11 and nothing else. What a test lacks beyond that is named, and the test left
-out.
+It needs Python 3.11 and nothing else. Tests that need anything else are skipped, and what they
+need is shown.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ def main() -> int:
         give_back()
     if not sys.argv[1:]:
         print(
-            "Left out: the system tests, which boot Debian in containers"
+            "Not run: the system tests, which boot Debian in containers"
             " (sudo python3 tests tests/system)."
         )
     return done.returncode

@@ -34,13 +34,13 @@ def python() -> str:
     try:
         make_environment()
     except (OSError, subprocess.CalledProcessError) as error:
-        say(f"No virtual environment can be made: {error_text(error)}.")
+        say(f"Cannot create a virtual environment: {error_text(error)}.")
         missing = [name for name in MODULES if not find_spec(name)]
         if missing:
             packages = " ".join(f"python3-{name}" for name in missing)
-            say(f"The tests then need Debian's modules: sudo apt-get install {packages}")
+            say(f"Without one, the tests need Debian's packages: sudo apt-get install {packages}")
             sys.exit(1)
-        say("The tests run with what this Python has.")
+        say("Running the tests with the modules of this Python.")
         return sys.executable
     return str(PYTHON)
 
@@ -53,13 +53,13 @@ def error_text(error: OSError | subprocess.CalledProcessError) -> str:
     if isinstance(error, OSError):
         return str(error)
     program = " ".join(str(word) for word in error.cmd[:2])
-    return f"{program} ended with status {error.returncode}, see above"
+    return f"{program} failed with status {error.returncode}; see above"
 
 
 def make_environment() -> None:
     if READY.exists() and READY.stat().st_mtime >= max(one.stat().st_mtime for one in SOURCES):
         return
-    say("making .venv (about a minute)")
+    say("creating .venv (takes about a minute)")
     with_pip = find_spec("ensurepip") is not None
     venv.create(VENV, clear=True, symlinks=True, with_pip=with_pip)
     if not with_pip:
@@ -94,7 +94,7 @@ def install_pip() -> None:
 
 
 def give_back() -> None:
-    """Where root works in somebody's checkout, as with sudo, what it made there becomes theirs."""
+    """Give the owner of the checkout what root made in it, as with sudo."""
     owner = TREE.stat()
     if os.geteuid() == 0 and owner.st_uid != 0:
         options = ("--recursive", "--no-dereference", "--from=0")
