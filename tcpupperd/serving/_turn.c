@@ -1,8 +1,8 @@
-/* The turn of turn.py in C: the same outcome for the same bytes.
+/* The turn of turn.py in C: the same result for the same bytes.
  *
- * `bytes.upper` goes byte by byte, and a line costs Python several calls and objects around it.
- * Here whole lines are received, upper-cased, counted and sent without anything allocated, and
- * the interpreter is let go once for both system calls.
+ * `bytes.upper` goes byte by byte, and each line costs Python several more calls and objects.
+ * Here, complete lines are received, upper-cased, counted and sent without any allocation, and
+ * the GIL is released once for both system calls.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and later */
@@ -13,19 +13,19 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Newlines are counted in a byte for the length of a block: a wider count would make the compiler
- * spread each vector of bytes over several vectors of counts. */
+/* The newlines of one block are counted in a single byte: a wider counter would make the compiler
+ * widen each vector of bytes into several vectors of counters. */
 enum { RECEIVE_SIZE = 65536, BLOCK = 240 };
 
 struct turn {
     ssize_t received;
     ssize_t sent;
     uint64_t lines;
-    int error; /* errno of the system call that came last */
+    int error; /* errno of the last system call */
 };
 
-/* Upper-case ASCII letters in place; the number of newlines. The inner loop has no branch, so that
- * GCC and Clang make vector code of it. */
+/* Upper-case ASCII letters in place and return the number of newlines. The inner loop has no
+ * branch, so that GCC and Clang vectorise it. */
 static uint64_t upper(uint8_t *data, size_t size)
 {
     uint64_t lines = 0;
@@ -49,7 +49,7 @@ static int whole_lines(const uint8_t *data, ssize_t size)
     return size > 0 && data[size - 1] == '\n';
 }
 
-/* What is done without the interpreter. */
+/* The part that runs without the GIL. */
 static void answer(int fd, uint8_t *data, struct turn *turn)
 {
     turn->received = recv(fd, data, RECEIVE_SIZE, 0);
@@ -68,7 +68,7 @@ static PyObject *failed(int error)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-/* The buffer of the counts need not be aligned. */
+/* The buffer of counts need not be aligned. */
 static void add(char *count, ssize_t number)
 {
     uint64_t sum;
@@ -77,8 +77,8 @@ static void add(char *count, ssize_t number)
     memcpy(count, &sum, sizeof sum);
 }
 
-/* The buffer is the thread's: with the interpreter let go, another thread may take a turn. On the
- * stack, where guards against overflow touch each of its pages, it would cost 4 % of a line. */
+/* The buffer is per thread, because another thread may take a turn while the GIL is released. On
+ * the stack, where overflow protection touches each of its pages, it would cost 4 % of a line. */
 static PyObject *take_turn(int fd, char *counts)
 {
     static _Thread_local uint8_t data[RECEIVE_SIZE];
@@ -93,8 +93,8 @@ static PyObject *take_turn(int fd, char *counts)
     if (!whole_lines(data, turn.received))
         return Py_BuildValue("Oy#", Py_False, data, turn.received);
     add(counts, (ssize_t)turn.lines);
-    /* Interrupted, send() has taken nothing. A signal handler that runs now could take a turn, and
-     * with it the buffer: so this is left to the caller, who sends again. */
+    /* If it was interrupted, send() has accepted nothing. A signal handler that ran here could take
+     * a turn and overwrite the buffer, so sending again is left to the caller. */
     if (turn.sent < 0 && turn.error != EAGAIN && turn.error != EINTR)
         return failed(turn.error);
     if (turn.sent < 0)
@@ -109,7 +109,7 @@ static PyObject *turn(PyObject *module, PyObject *const *arguments, Py_ssize_t n
 {
     (void)module;
     if (number != 2) {
-        PyErr_SetString(PyExc_TypeError, "turn() takes a descriptor and a buffer of two counts");
+        PyErr_SetString(PyExc_TypeError, "turn() requires a descriptor and a buffer of two counts");
         return NULL;
     }
     long fd = PyLong_AsLong(arguments[0]);
@@ -122,14 +122,14 @@ static PyObject *turn(PyObject *module, PyObject *const *arguments, Py_ssize_t n
     if (counts.itemsize == sizeof(uint64_t) && counts.len >= 2 * counts.itemsize)
         result = take_turn(fd == (int)fd ? (int)fd : -1, counts.buf);
     else
-        PyErr_SetString(PyExc_ValueError, "the buffer must have two counts of 8 bytes");
+        PyErr_SetString(PyExc_ValueError, "the buffer must hold two counts of 8 bytes each");
     PyBuffer_Release(&counts);
     return result;
 }
 
 static PyMethodDef methods[] = {
     {"turn", (PyCFunction)(void (*)(void))turn, METH_FASTCALL,
-     "turn(fd, counts, /)\n--\n\nTake a turn, as turn.py says."},
+     "turn(fd, counts, /)\n--\n\nTake a turn, as described in turn.py."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,16 +1,16 @@
-"""The agent, which tells load balancers whether new clients are welcome: sans I/O.
+"""The agent, which tells load balancers whether to send new clients: sans I/O.
 
-It speaks the protocol of HAProxy's option agent-check: a line as soon as the balancer has
-connected. It never says "ready", "drain" or "maint": those change the administrative state, so
-each check would undo what an administrator has set. A weight changes nothing else, and with a
-weight of 0, a server keeps its connections and gets no new ones.
+It speaks the protocol of HAProxy's option agent-check: it sends a line as soon as the balancer has
+connected. It never sends "ready", "drain" or "maint": those change the administrative state, so
+each check would undo what an administrator has set. A weight has no other effect; at weight 0, a
+server keeps its connections and is sent no new ones.
 """
 
 from __future__ import annotations
 
 
 class AgentProtocol:
-    """Has the answer before any input, and ignores that (agent-send of HAProxy)."""
+    """Sends its answer without waiting for input, and ignores input (agent-send in HAProxy)."""
 
     __slots__ = ("opening",)
 
@@ -20,10 +20,10 @@ class AgentProtocol:
     lines = 0
     mid_line = False
     whole_lines = False
-    finished = True  # once the opening is sent
+    finished = True  # as soon as the opening has been sent
 
     def __init__(self, *, leaving: bool) -> None:
-        # "up" as well, because it alone undoes a "down" of another agent in our place.
+        # "up" as well: nothing else undoes the "down" of another agent on the same address.
         self.opening = b"up 0%\n" if leaving else b"up 100%\n"
 
     def receive(self, data: bytes) -> bytes:

@@ -31,11 +31,12 @@ from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, turn
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a client has to end its side after the server has ended its own.
+#: Seconds that a client has to close its side after the server has closed its own.
 LINGER_TIME = 2.0
 
-#: Seconds that a new client has to send something when the service stops. Other clients have to
-#: expect an end, but for a new one, a connection that ends without any answer is a failure.
+#: Seconds that a new client has to send something when the service stops. Other clients must
+#: expect their connection to end, but a new client would regard a connection that ends without any
+#: answer as a failure.
 NEWCOMER_TIME = 1.0
 
 
@@ -46,11 +47,11 @@ class Next(Enum):
     SCHEDULE = "wait for its `deadline`, which has changed"
     CLOSE = "close it"
     CUT = "reset it"
-    INTRODUCE = "learn from its protocol who the client is; then `begin`, or close it"
+    INTRODUCE = "ask its protocol who the client is; then `begin`, or close it"
 
 
 class Reason(Enum):
-    """Why a connection is ended: the reason of a deadline, with its counter."""
+    """The reason for a deadline, with its counter."""
 
     IDLE = IDLE_TIMEOUT
     LINE = LINE_TIMEOUT
@@ -77,14 +78,14 @@ class Limits(NamedTuple):
 
 
 class State(NamedTuple):
-    """What another process needs to continue with a connection, besides the socket.
+    """The state that another process needs, besides the socket, to continue a connection.
 
     Times are relative, in seconds, because the clocks of two processes may differ (a time
     namespace, a restored container).
     """
 
     lines: int = 0
-    held: bytes = b""  # of an unfinished line
+    held: bytes = b""  # of an incomplete line
     unsent: bytes = b""
     mid_line: bool = False
     finished: bool = False
@@ -100,15 +101,15 @@ class State(NamedTuple):
 class Connection:
     """Answers one client.
 
-    Its methods take the time (CLOCK_MONOTONIC) and return what the caller has to do next; None
-    means nothing. They raise BlockingIOError if the socket was not ready after all, and any other
-    OSError if the connection has failed.
+    Its methods take the time (CLOCK_MONOTONIC) and return what the caller must do next; None means
+    nothing. They raise BlockingIOError if it turns out that the socket was not ready, and any
+    other OSError if the connection has failed.
 
-    What it waits for follows from its state: to send while anything is `unsent`, else to receive.
-    So the server does not read from a client that does not read.
+    What it waits for follows from its state: to send while anything is `unsent`, otherwise to
+    receive. The server therefore does not read from a client that does not read its answers.
     """
 
-    # Ten thousand idle connections should cost little: no __dict__ for each.
+    # No __dict__ per connection: ten thousand idle connections should be cheap.
     __slots__ = (
         "began",
         "bucket",
@@ -142,16 +143,16 @@ class Connection:
         self.limits = limits
         self.tally = tally
         self.unsent: memoryview | bytes = b""
-        self.eof = False  # the client has ended its side
+        self.eof = False  # the client has closed its side
         self.last_activity = 0.0  # when data was last received or sent; at first, when added
-        self.line_began = 0.0  # when the first byte of an unfinished line arrived, or 0
-        self.lingers_until = 0.0  # set once our side has ended, but not the client's
-        self.bucket: set[int] | None = None  # where its deadline is held
+        self.line_began = 0.0  # when the first byte of an incomplete line arrived, or 0
+        self.lingers_until = 0.0  # set while the server's side is closed, but not the client's
+        self.bucket: set[int] | None = None  # the bucket that holds its deadline
         self.began = 0.0  # when the client connected; set when added
-        self.reason = ""  # why it ends; once it is set, it has been counted
+        self.reason = ""  # why it ends; counted when it is set
 
     def handle(self, now: float) -> Next | None:
-        """Send what is left, or else receive once and answer at once."""
+        """Send what is left, or receive once and answer immediately."""
         if self.unsent:
             return self._flush(now)
         protocol, tally = self.protocol, self.tally
@@ -161,7 +162,7 @@ class Connection:
         before = counts[ANSWERED]
         try:
             outcome = turn(self.fd, counts)
-        finally:  # lines are answered, too, if the client is gone
+        finally:  # even if the client has disconnected, the lines have been answered
             protocol.lines += counts[ANSWERED] - before
         self.last_activity = now
         if outcome is None:
@@ -181,17 +182,19 @@ class Connection:
         received: bytes,
         now: float,
     ) -> Next | None:
-        """Serve a client that the protocol so far has introduced, by another protocol. Something
-        may already have been received from it."""
+        """Switch to another protocol for a client that the current one has identified. Data from
+        the client may already have been received."""
         self.client_address = client_address
         self.protocol = protocol
         if received:
-            self.tally.received -= len(received)  # counted with the header, and again now
+            self.tally.received -= len(
+                received
+            )  # already counted with the header, and counted again below
             return self._answer(received, now, opening)
         return self.open(opening, now) if opening else None
 
     def _answer(self, data: bytes, now: float, opening: bytes = b"") -> Next | None:
-        """Answer what was received as the protocol says, after an opening."""
+        """Answer received data according to the protocol, after an opening."""
         protocol, tally = self.protocol, self.tally
         before = protocol.lines
         if data:
@@ -221,13 +224,14 @@ class Connection:
         return self._end_our_side(now) if self.protocol.finished else None
 
     def end(self, now: float) -> Next | None:
-        """Stop answering: flush, end our side and wait a little for the client to end its side."""
+        """Stop answering: flush, close the server's side and wait briefly for the client to close
+        its side."""
         self.protocol.finish()
         return None if self.unsent else self._end_our_side(now)
 
     def drain(self, now: float, *, newcomer_time: float) -> Next | None:
-        """Handle a connection of a server that stops: answer what has arrived; if nothing has, end
-        the connection from our side. A client that has sent nothing yet has `newcomer_time`
+        """Handle a connection while the server stops: answer what has arrived; if nothing has,
+        close the server's side. A client that has not sent anything yet has `newcomer_time`
         seconds to do so."""
         if self.unsent or self.protocol.finished:
             return None
@@ -237,12 +241,12 @@ class Connection:
             return None if self._is_new(now, newcomer_time) else self.stop(now)
 
     def stop(self, now: float) -> Next | None:
-        """End it because the server stops."""
+        """Close it gracefully because the server is stopping."""
         self._because(STOPPED, "service stopped")
         return self.end(now)
 
     def abandon(self, now: float) -> Next:
-        """End it at once. If unsent answers are lost, a reset tells the client."""
+        """Close it immediately. If unsent answers are lost, reset it so that the client knows."""
         if not self.unsent:
             self._because(STOPPED, "service stopped")
             return Next.CLOSE
@@ -256,19 +260,21 @@ class Connection:
             return Next.SCHEDULE
         if reason is Reason.LINGER:
             return self._linger_on(now)
-        if reason is not Reason.LINE or not self.protocol.introduces:  # it says why itself
+        if (
+            reason is not Reason.LINE or not self.protocol.introduces
+        ):  # the protocol has its own reason
             self._because(reason.value, FIELDS[reason.value].replace("_", " "))
             log.debug("%s: %s", self, self.reason)
         return Next.CUT if reason is Reason.WRITE else self.end(now)
 
     def fail(self, error: OSError) -> None:
-        """Count and log that the client, or the path to it, is gone."""
+        """Count and log that the connection to the client has failed."""
         was_probe = self._is_silent and isinstance(error, ConnectionError)
         self._because(PROBES if was_probe else RESET, str(error.strerror).lower())
         log.debug("%s: %s", self, error)
 
     def deadline(self) -> tuple[float, Reason]:
-        """When to end this connection, and why."""
+        """When to close this connection, and why."""
         limits = self.limits
         if self.lingers_until:
             return self.lingers_until, Reason.LINGER
@@ -287,7 +293,7 @@ class Connection:
         return written(self.client_address)
 
     def state(self, now: float) -> State:
-        """What another process needs to continue."""
+        """The state that another process needs to continue."""
         protocol = self.protocol
         return State(
             lines=protocol.lines,
@@ -305,7 +311,7 @@ class Connection:
         )
 
     def resume(self, state: State, now: float) -> Next | None:
-        """Continue where another process stopped, instead of at the beginning."""
+        """Continue where another process stopped, instead of starting from the beginning."""
         protocol = self.protocol
         answer = protocol.resume(state.lines, state.mid_line, state.held)
         if state.finished:
@@ -317,13 +323,13 @@ class Connection:
         self.line_began = now - state.line_open_for if protocol.mid_line else 0.0
         if state.lingers_for is not None:
             self.lingers_until = now + state.lingers_for
-            # It was counted when the lingering began. 0.1.0 does not tell it.
+            # It was counted when the lingering began. 0.1.0 does not hand it over.
             self.reason = state.reason or "finished"
         ends = protocol.finished and not self.lingers_until
         return (self.end(now) if ends else None) or Next.WATCH
 
     def _because(self, counter: int, reason: str) -> None:
-        """Note and count why the connection ends; the first reason counts."""
+        """Record and count why the connection ends; only the first reason counts."""
         if not self.reason:
             self.reason = reason
             self.tally.add(counter)
@@ -334,19 +340,20 @@ class Connection:
 
     @property
     def _is_silent(self) -> bool:
-        """Whether the client has sent nothing, and is still expected to."""
+        """Whether the client has sent nothing and is still expected to send something."""
         protocol = self.protocol
         return not (protocol.lines or protocol.mid_line or protocol.finished)
 
     def _time_line(self, answered: int) -> None:
-        """Record when the unfinished line began."""
+        """Record when the incomplete line began."""
         if not self.protocol.mid_line:
             self.line_began = 0.0
         elif answered or not self.line_began:
             self.line_began = self.last_activity
 
     def _send(self, answer: bytes) -> bool:
-        """Send at once, and keep what the kernel does not accept; whether it accepted all."""
+        """Send immediately and keep what the kernel does not accept; return whether it accepted
+        everything."""
         try:
             sent = self.socket.send(answer)
         except BlockingIOError:
@@ -359,7 +366,7 @@ class Connection:
         return False
 
     def _flush(self, now: float) -> Next | None:
-        """Send more of what is left; once nothing is left, receive again."""
+        """Send more of what is left; start receiving again once nothing is."""
         sent = self.socket.send(self.unsent)
         self.last_activity = now
         self.tally.sent += sent
@@ -368,17 +375,17 @@ class Connection:
             return None
         self.unsent = b""  # frees the answer
         if self.line_began:
-            self.line_began = now  # meanwhile, the rest of the line could not be received
+            self.line_began = now  # the rest of the line could not be received in the meantime
         ending = self._end_our_side(now) if self.protocol.finished else None
         return ending or Next.WATCH
 
     def _end_our_side(self, now: float) -> Next | None:
-        """Call this when all answers are sent: closes the connection if the client's side has
-        ended too. A client that was introduced is served by another protocol instead.
+        """Call this when all answers have been sent: closes the connection if the client's side is
+        closed, too. A client that has been identified is served by another protocol instead.
 
-        Otherwise, it ends our side and lets the client read everything up to our end of file.
-        Closing with unread input would make the kernel reset the connection and discard answers in
-        flight.
+        Otherwise, closes the server's side and lets the client read everything up to the end of
+        file. Closing the socket with unread input would make the kernel reset the connection and
+        discard answers in flight.
         """
         if self.protocol.introduces:
             return Next.INTRODUCE
@@ -393,11 +400,11 @@ class Connection:
         return Next.WATCH
 
     def _linger_on(self, now: float) -> Next:
-        """Linger on if the client has not acknowledged all answers yet.
+        """Continue lingering if the client has not acknowledged all answers yet.
 
         After a close, the kernel would still send what it has, but any input from the client would
-        make it reset the connection and discard the answers. The kernel ends the lingering, with
-        an error, after `write_timeout` without progress.
+        make it reset the connection and discard the answers. After `write_timeout` without
+        progress, the kernel stops the lingering with an error.
         """
         if self.socket.family == socket.AF_UNIX or not unacknowledged(self.socket):
             return Next.CLOSE
@@ -409,9 +416,9 @@ class Connection:
 
 
 def unacknowledged(connection: socket.socket) -> int:
-    """The number of bytes that the other side has not acknowledged yet: SIOCOUTQ of tcp(7), which
-    is the same as TIOCOUTQ. An end of file counts as one byte."""
-    from termios import TIOCOUTQ  # seldom needed: only if a client is slow to read the end
+    """The number of bytes that the peer has not acknowledged yet: SIOCOUTQ (see tcp(7)), which is
+    the same as TIOCOUTQ. An end of file counts as one byte."""
+    from termios import TIOCOUTQ  # rarely needed: if a client is slow
 
     count = fcntl.ioctl(connection, TIOCOUTQ, bytes(4))
     return int.from_bytes(count, sys.byteorder)

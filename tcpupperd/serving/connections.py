@@ -22,28 +22,28 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: SO_LINGER of socket(7), enabled, with a time of zero. A client that reads after all must not
-#: mistake the end of what it gets for the end of its answers; and otherwise the kernel would keep
-#: the queued data for many minutes.
+#: SO_LINGER (see socket(7)), enabled with a time of zero. A client that resumes reading must not
+#: mistake a truncated answer for a complete one; besides, without this, the kernel would keep the
+#: queued data for many minutes.
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
 
 class Hooks(NamedTuple):
-    """What the owner of the connections does for them."""
+    """Callbacks to the owner of the connections."""
 
     introduce: Callable[[Connection, float], Next | None]
-    """Called with a connection and the time when its protocol knows who the client is: serves or
-    refuses the client."""
+    """Called with a connection and the time when its protocol has identified the client, to serve
+    or refuse it."""
 
     hang_up: Callable[[socket.socket], object]
     """Called with the socket of a connection that has ended."""
 
     on_bug: Callable[[socket.socket, object], object]
-    """Called with the socket and the address of a connection that raised an unexpected exception,
-    while this exception is handled."""
+    """Called with the socket and the client's address while an unexpected exception from a
+    connection is being handled."""
 
     ended: Callable[[Connection, float], object] | None = None
-    """Called with a connection and the time when it has ended, while its socket is still open."""
+    """Called with a connection that has ended and the time, while its socket is still open."""
 
 
 class Connections:
@@ -72,18 +72,18 @@ class Connections:
         return len(self._by_fd)
 
     def __iter__(self) -> Iterator[Connection]:
-        """All connections; they may be closed during the iteration."""
+        """All connections, which may be closed during the iteration."""
         return iter(list(self._by_fd.values()))
 
     def __contains__(self, connection: Connection) -> bool:
         return self._by_fd.get(connection.fd) is connection
 
     def of(self, sock: socket.socket) -> Connection | None:
-        """The connection that has a socket."""
+        """The connection with this socket."""
         return self._by_fd.get(sock.fileno())
 
     def has_room_for(self, client_address: object) -> bool:
-        """Whether the source of a client is below its limit."""
+        """Whether the source of a client is below the limit per source."""
         if not self._counts_sources:
             return True
         return self._sources[source_of(client_address)] < self.limits.per_source
@@ -129,15 +129,15 @@ class Connections:
 
     @property
     def next_deadline(self) -> float:
-        """When `expire` must be called next."""
+        """The time at which `expire` must be called next."""
         return self._deadlines.next()
 
-    # Come and go
+    # Adding and removing
 
     def add(self, connection: Connection) -> None:
-        """Serve a connection from now on. Raises OSError if it cannot be polled."""
+        """Start serving a connection. Raises OSError if it cannot be polled."""
         fd = connection.fd
-        if fd in self._by_fd:  # somebody else has closed the old connection's socket
+        if fd in self._by_fd:  # the old connection's socket was closed elsewhere
             self._forget(self._by_fd[fd])
         connection.began = connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
@@ -155,7 +155,7 @@ class Connections:
         opening: bytes,
         received: bytes,
     ) -> Next | None:
-        """Serve a client that has been introduced: `Connection.begin`."""
+        """Serve a client that has been identified: see `Connection.begin`."""
         if self._counts_sources:
             self._count_source(client_address, 1)
         return connection.begin(client_address, protocol, opening, received, self._poller.now)
@@ -166,7 +166,7 @@ class Connections:
         self._forget(connection)
 
     def close(self, connection: Connection) -> None:
-        """Stop serving a connection and close it; it may be closed already."""
+        """Stop serving a connection and close it; it may already be closed."""
         if self._by_fd.get(connection.fd) is connection:
             if Sharing.possible:
                 self._poller.unwatch(connection.fd)
@@ -229,7 +229,7 @@ class Connections:
         """Check the deadline of a connection at the earliest time at which it can have passed.
 
         This is no later than the shortest timeout from now, because any new deadline is at least
-        that far ahead. So nothing needs to be updated when data is received or sent.
+        that far ahead. Nothing therefore needs to be updated when data is received or sent.
         """
         if connection.bucket is not None:
             connection.bucket.discard(connection.fd)

@@ -1,4 +1,4 @@
-"""The counters, and the position of each in a row of numbers."""
+"""The counters, and the position of each in an array of numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import MutableSequence
 from time import monotonic
 
 #: The numbers of a worker, in the order of its slot. Those up to "open" describe the worker that
-#: has the slot; the rest only grow, and the next worker that gets the slot goes on from there.
+#: occupies the slot; the rest only grow, and the next worker in the slot continues from them.
 FIELDS = (
     "state",
     "heartbeat",  # CLOCK_MONOTONIC in microseconds when the last loop iteration began
@@ -20,30 +20,30 @@ FIELDS = (
     "open",  # connections open now
     "accepted",
     "taken",  # over from another process
-    "given",  # away to another process
+    "given",  # handed over to another process
     "lines",
     "bytes",  # sent
     "received",  # bytes
-    "refused",  # over max_connections_per_source
-    "proxy_untrusted",  # refused: no header of the PROXY protocol is accepted from this address
-    "proxy_absent",  # refused: something else came instead of the header
-    "proxy_incomplete",  # refused: the header ended too early, or did not end in time
+    "refused",  # beyond max_connections_per_source
+    "proxy_untrusted",  # refused: no PROXY header is accepted from this address
+    "proxy_absent",  # refused: something other than a header arrived
+    "proxy_incomplete",  # refused: the header was truncated or not completed in time
     "proxy_invalid",  # refused: the header does not follow the specification
-    "proxy_checksum",  # refused: the checksum of the header is wrong
-    "eof",  # ended by the client, which has read its answers
-    "finished",  # ended by us after the last answer (lines_per_connection, a single request)
-    "stopped",  # ended because the service stops
-    "reset",  # by the client, or failed in another way
+    "proxy_checksum",  # refused: the header has the wrong checksum
+    "eof",  # closed by the client, which has read its answers
+    "finished",  # closed by the server after the last answer (lines_per_connection, HTTP)
+    "stopped",  # closed because the service is stopping
+    "reset",  # reset by the client, or failed in another way
     "idle_timeout",
     "line_timeout",
     "write_timeout",
-    "cut",  # ended by drain_timeout with unsent answers
-    "damaged",  # ended because their state could not be read when taken over
-    "errors",  # our bugs
-    "shortages",  # times that accepting stopped for lack of room, descriptors or memory
-    "probes",  # ended by the client before anything was received, as by health checks
+    "cut",  # reset when drain_timeout expired, with unsent answers
+    "damaged",  # closed because their state could not be read when taken over
+    "errors",  # bugs in the daemon
+    "shortages",  # pauses in accepting, for lack of capacity, descriptors or memory
+    "probes",  # closed by the client before it sent anything, as health checks do
     "turns",  # loop iterations
-    "busy",  # microseconds in them, without the time of waiting
+    "busy",  # microseconds spent in them, excluding waiting
 )
 (
     STATE,
@@ -86,22 +86,22 @@ STARTING, ACCEPTING, LEAVING = range(3)  # values of `state`
 
 
 def alone() -> list[int]:
-    """The numbers of a server that is the only one."""
+    """The numbers of a server without other workers."""
     numbers = [0] * len(FIELDS)
     numbers[STATE], numbers[PID], numbers[STARTED] = ACCEPTING, os.getpid(), microseconds()
     return numbers
 
 
 def microseconds() -> int:
-    """CLOCK_MONOTONIC, as the numbers have it."""
+    """CLOCK_MONOTONIC in the unit of the numbers."""
     return int(monotonic() * 1_000_000)
 
 
 class Tally:
-    """The counts of one server: `numbers` is a row of FIELDS, which other processes may read.
+    """The counts of one server: `numbers` is an array of FIELDS, which other processes may read.
 
-    The counters that every line changes are plain numbers, and are published once per loop
-    iteration: adding to a number in shared memory takes longer.
+    The counters that change with every line are plain numbers and are published once per loop
+    iteration, because adding to a number in shared memory takes longer.
     """
 
     __slots__ = (
@@ -120,9 +120,9 @@ class Tally:
     ) -> None:
         self.numbers = alone() if numbers is None else numbers
         self.debug = debug  # whether connections and data are also logged
-        # Lines answered, and bytes sent by `turn`, which are as many as it has received.
+        # Lines answered, and bytes sent by `turn`, which has received the same number.
         self.counts = array("Q", [self.numbers[LINES], 0])
-        self.sent = self.numbers[BYTES]  # otherwise
+        self.sent = self.numbers[BYTES]  # other than by `turn`
         self.received = self.numbers[RECEIVED]
         self._turns = self.numbers[TURNS]
         self._longest = 0.0
@@ -133,8 +133,8 @@ class Tally:
         self.numbers[field] += count
 
     def publish(self, connections: int, turn_time: float) -> None:
-        """Write the current values to the numbers, at the end of a loop iteration that took so
-        many seconds."""
+        """Write the current values to the numbers, at the end of a loop iteration that took
+        `turn_time` seconds."""
         numbers = self.numbers
         answered, sent = self.counts
         numbers[OPEN] = connections

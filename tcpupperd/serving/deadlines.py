@@ -1,4 +1,4 @@
-"""Deadlines of many connections, checked only when one can have passed."""
+"""The deadlines of many connections, checked only when one may have passed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 
 
 class Deadlines:
-    """Holds descriptors until the first tick (a quarter of a second) after their time.
+    """Holds descriptors until the first tick (a quarter of a second) after their deadline.
 
     The descriptors of one tick share a bucket, so their number does not matter: the owner wakes up
-    at most once per tick. Each costs a place in a set. In a heap, it would cost a tuple and a
-    number, and a closed connection could not be removed early. An empty bucket stays until its
-    tick: otherwise, each short connection would create it anew and add its tick to the heap again.
+    at most once per tick. Each costs one element of a set. In a heap, it would cost a tuple and a
+    number, and a closed connection could not be removed early. An empty bucket is kept until its
+    tick; otherwise, each short connection would recreate it and add its tick to the heap again.
     """
 
     TICK = 0.25
@@ -22,7 +22,7 @@ class Deadlines:
         self._ticks: list[int] = []  # a heap of the buckets' ticks
 
     def add(self, fd: int, when: float) -> set[int]:
-        """Hold `fd` until `when` (seconds); returns the bucket to discard it from."""
+        """Hold `fd` until `when` (seconds); return the bucket from which to discard it."""
         tick = math.ceil(when / self.TICK)
         bucket = self._buckets.get(tick)
         if bucket is None:
@@ -32,7 +32,7 @@ class Deadlines:
         return bucket
 
     def next(self) -> float:
-        """When `due` will next return something; infinity if nothing is held."""
+        """The time at which `due` will next return something; infinity if nothing is held."""
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
         return self._ticks[0] * self.TICK if self._ticks else math.inf
@@ -41,5 +41,5 @@ class Deadlines:
         """Remove and return the descriptors of one tick that has passed, or an empty set."""
         if self.next() > now:
             return set()
-        # A copy: their owner may discard from the bucket while it goes through them.
+        # A copy, because the owner may discard from the bucket while it iterates.
         return set(self._buckets.pop(heapq.heappop(self._ticks)))

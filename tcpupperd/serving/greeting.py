@@ -1,4 +1,4 @@
-"""The greeting: a line for each client that has just connected, which says who serves it."""
+"""The greeting: a line for each new client that says which server has accepted it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tcpupperd.config import Config
 
 
 class Greeting:
-    """A line with placeholders, which `config.greeting` has checked."""
+    """A line with placeholders, already validated by `config.greeting`."""
 
     def __init__(self, template: str, instance: str) -> None:
         fixed = {"host": socket.gethostname(), "instance": instance, "worker": str(os.getpid())}
@@ -21,7 +21,7 @@ class Greeting:
 
     @classmethod
     def of(cls, config: Config, instance: str) -> Self | None:
-        """The greeting of a configuration with the name `instance`, if it has one."""
+        """The greeting in a configuration named `instance`, if it has one."""
         return cls(config.greeting, instance) if config.greeting else None
 
     def line(self, client_address: object) -> bytes:

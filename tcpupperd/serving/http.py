@@ -1,7 +1,8 @@
-"""HTTP/1.1 (RFC 9110, RFC 9112) as far as a scraper or a browser needs it to read pages, sans I/O.
+"""As much of HTTP/1.1 (RFC 9110, RFC 9112) as reading pages takes, sans I/O.
 
-One request a connection: the answer closes it. So a request needs no body to be skipped and no
-pipeline, and what a client can make the server keep is bounded: a request, up to `HEAD_MAX`.
+A connection carries one request, and the response closes it. There is therefore no body to skip
+and no pipelining, and the amount of data that a client can make the server hold is bounded: one
+request of up to `HEAD_MAX` bytes.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ _REASONS = {
     505: "HTTP Version Not Supported",
 }
 
-#: Of every answer: it is of this moment, and it is what its Content-Type says.
+#: Headers of every response: it is a snapshot, and its Content-Type is authoritative.
 _ALWAYS = ("Cache-Control: no-store", "X-Content-Type-Options: nosniff", "Connection: close")
 
 
 class Page(NamedTuple):
-    """What there is to read."""
+    """The content of a response."""
 
     content_type: str
     text: str
-    fields: tuple[str, ...] = ()  # further header fields
+    fields: tuple[str, ...] = ()  # additional header fields
 
 
 class HttpProtocol:
-    """Answers one GET or HEAD with one of `pages`, which are made when they are asked for."""
+    """Answers one GET or HEAD with one of `pages`, which are created on request."""
 
     __slots__ = ("_held", "_pages", "finished", "lines")
 
@@ -51,8 +52,8 @@ class HttpProtocol:
 
     def __init__(self, pages: Mapping[bytes, Callable[[], Page]]) -> None:
         self._pages = pages
-        self._held = b""  # of the request
-        self.lines = 0  # none: these are requests
+        self._held = b""  # the request so far
+        self.lines = 0  # requests are not lines
         self.finished = False
 
     @property
@@ -66,7 +67,7 @@ class HttpProtocol:
         return self._held
 
     def receive(self, data: bytes) -> bytes:
-        """The answer, once the request is complete or wrong."""
+        """The response, once the request is complete or invalid."""
         if self.finished:
             return b""
         # Empty lines before a request are ignored (RFC 9112, section 2.2).
@@ -76,11 +77,11 @@ class HttpProtocol:
         if max(len(held) if not end else end.start(), len(line)) > HEAD_MAX:
             return self._answer(refusal(431))
         if newline and not _REQUEST.fullmatch(line):
-            return self._answer(refusal(400))  # it speaks something else
+            return self._answer(refusal(400))  # not HTTP
         return self._answer(self._page(held[: end.start()])) if end else b""
 
     def receive_eof(self) -> bytes:
-        """Nothing: a request that is cut short is none."""
+        """Return nothing: a truncated request is not a request."""
         self.finish()
         return b""
 
@@ -90,7 +91,7 @@ class HttpProtocol:
         self.finished = True
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
-        """Continue where another process stopped; return the answer if it is due."""
+        """Continue where another process stopped; return the response if it is due."""
         return self.receive(held)
 
     def _answer(self, answer: bytes) -> bytes:
@@ -98,7 +99,7 @@ class HttpProtocol:
         return answer
 
     def _page(self, head: bytes) -> bytes:
-        """The answer to a complete request."""
+        """The response to a complete request."""
         line, *fields = head.split(b"\n")
         request = _REQUEST.fullmatch(line)
         assert request
@@ -116,20 +117,20 @@ class HttpProtocol:
 
 
 def path_of(target: bytes) -> bytes:
-    """The path of a request's target, which may be a whole URL (RFC 9112, section 3.2.2), without
-    the query. It is not decoded: no page has a name that would need it."""
+    """The path of a request's target, which may be an absolute URL (RFC 9112, section 3.2.2),
+    without the query. It is not decoded, because no page has a name that needs decoding."""
     path = _AUTHORITY.sub(b"", target, count=1)
     return path.partition(b"?")[0].partition(b"#")[0] or b"/"
 
 
 def refusal(status: int, *fields: str) -> bytes:
-    """An answer without a page."""
+    """An error response."""
     text = f"{status} {_REASONS[status]}\n"
     return response(status, Page("text/plain; charset=utf-8", text, fields))
 
 
 def response(status: int, page: Page, *, body: bool = True) -> bytes:
-    """A whole answer; without `body`, it only says how long that would be."""
+    """A complete response; without `body`, it states only the length of the body."""
     content = page.text.encode(errors="backslashreplace")
     head = (
         f"HTTP/1.1 {status} {_REASONS[status]}",
@@ -142,8 +143,8 @@ def response(status: int, page: Page, *, body: bool = True) -> bytes:
 
 
 def _are_fields(lines: list[bytes], *, needs_host: bool) -> bool:
-    """Whether these are header fields, among them one Host if HTTP/1.1 is spoken (RFC 9112,
-    section 3.2). A field that goes on in the next line is obsolete and refused (section 5.2)."""
+    """Whether these are valid header fields, with one Host in HTTP/1.1 (RFC 9112, section 3.2). A
+    field that continues on the next line is obsolete and rejected (section 5.2)."""
     names = [field[1].lower() for line in lines if (field := _FIELD.fullmatch(line))]
     hosts = names.count(b"host")
     return len(names) == len(lines) and (hosts == 1 or (hosts == 0 and not needs_host))

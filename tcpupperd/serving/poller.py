@@ -1,4 +1,4 @@
-"""One epoll, and a callable for each of its descriptors that is not a connection."""
+"""One epoll instance, with a callable for each of its descriptors that is not a connection."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Poller:
     def __init__(self) -> None:
         self.now = monotonic()
         self._epoll = select.epoll()
-        #: Make `wait` return a descriptor, which somebody else handles, whenever one of the epoll
-        #: events occurs; and wait for other events.
+        #: Make `wait` return a descriptor (to be handled by the caller) whenever one of the given
+        #: epoll events occurs; and change the events to wait for.
         self.watch: Callable[[int, int], None] = self._epoll.register
         self.watch_for: Callable[[int, int], None] = self._epoll.modify
         self._calls: dict[int, Callable[[], object]] = {}
@@ -31,11 +31,11 @@ class Poller:
         self.add(self._waker, self._waker.forget)
 
     def fileno(self) -> int:
-        """The epoll: readable when there is something to do."""
+        """The epoll descriptor, which is readable when there is something to do."""
         return self._epoll.fileno()
 
     def wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Return the ready descriptors with their events; none after `timeout` seconds."""
+        """Return the ready descriptors with their events, or none after `timeout` seconds."""
         ready = self._epoll.poll(timeout)
         self.now = monotonic()
         return ready
@@ -45,7 +45,8 @@ class Poller:
         self.now = monotonic()
 
     def wake(self) -> None:
-        """End the current or the next wait. May be called from any thread, and after `close`."""
+        """Interrupt the current or the next wait. May be called from any thread, and after
+        `close`."""
         self._waker.wake()
 
     # Descriptors with a callable
@@ -58,26 +59,26 @@ class Poller:
         self._calls[file.fileno()] = call
 
     def remove(self, file: HasFileno) -> None:
-        """Undo `add`. Call this before the file is closed."""
+        """Undo `add`. Call this before closing the file."""
         del self._calls[file.fileno()]
         self._epoll.unregister(file)
 
     def dispatch(self, fd: int) -> None:
-        """Call what was added for a descriptor that is ready."""
+        """Call the callable for a descriptor that is ready."""
         call = self._calls.get(fd)
-        if call is not None:  # else it was removed earlier in this loop iteration
+        if call is not None:  # otherwise it was removed earlier in this loop iteration
             try:
                 call()
             except BlockingIOError:
-                return  # another process was faster
+                return  # another process got there first
 
     # Descriptors without a callable, for the caller of `wait`
 
     def unwatch(self, fd: int) -> None:
         """Undo `watch`.
 
-        close(2) is not enough: it does not remove a file from the epoll while another process,
-        forked from this one, has it open. A closed descriptor is not an error.
+        close(2) is not enough: it does not remove a file from the epoll instance while a forked
+        process has it open. A descriptor that is already closed is not an error.
         """
         with contextlib.suppress(OSError):
             self._epoll.unregister(fd)
@@ -89,11 +90,11 @@ class Poller:
 
 
 class Waker:
-    """Ends the wait of a poller from another thread."""
+    """Interrupts the wait of a poller from another thread."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Another thread may close the descriptor, and its number may then belong to another file.
+        # Another thread may close the descriptor, after which its number may be reused.
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
@@ -101,7 +102,7 @@ class Waker:
         return self._fd
 
     def wake(self) -> None:
-        """End the wait; from any thread."""
+        """Interrupt the wait. May be called from any thread."""
         with self._lock:
             if self._fd >= 0:
                 os.eventfd_write(self._fd, 1)

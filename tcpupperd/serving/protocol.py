@@ -1,9 +1,9 @@
 """The service itself, sans I/O: the client's bytes in, the bytes of the answer out.
 
-Upper-casing changes ASCII letters only and works byte by byte. So UTF-8 and all other bytes pass
-unchanged, and the boundaries of chunks never affect what the client reads. All work is done per
-chunk, never per line: with pipelined lines, this makes the service 20 to 30 times as fast as a
-loop around ``readline``.
+Upper-casing changes ASCII letters only and works byte by byte. All other bytes, such as those of
+UTF-8, therefore pass unchanged, and chunk boundaries never affect what the client reads. All work
+is done per chunk, never per line: with pipelined lines, this makes the service 20 to 30 times as
+fast as a loop around ``readline``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import typing
 
 
 class Protocol(typing.Protocol):
-    """What a connection needs to know of any protocol. Between two calls, `held` and the numbers
-    are all that another process needs to continue."""
+    """The interface between a connection and its protocol. Between two calls, `held` and the
+    numbers are all that another process needs to continue."""
 
     lines: int  # answered so far
 
@@ -23,12 +23,11 @@ class Protocol(typing.Protocol):
 
     @property
     def opening(self) -> bytes:
-        """What to send as soon as the client has connected."""
+        """Data to send as soon as the client has connected."""
 
     @property
     def introduces(self) -> bool:
-        """Whether its end is the beginning of another one, for the client that it has introduced;
-        constant."""
+        """Whether another protocol follows when this one finishes; constant."""
 
     @property
     def finished(self) -> bool:
@@ -36,15 +35,15 @@ class Protocol(typing.Protocol):
 
     @property
     def mid_line(self) -> bool:
-        """Whether a line or a request has begun and is not complete."""
+        """Whether a line or a request has begun but is not complete."""
 
     @property
     def held(self) -> bytes:
-        """What is kept of it."""
+        """The part of it that is kept."""
 
     @property
     def whole_lines(self) -> bool:
-        """Whether `turn` may answer whole lines, as long as no line is unfinished."""
+        """Whether `turn` may answer complete lines, as long as no line is incomplete."""
 
     def receive(self, data: bytes) -> bytes:
         """The answer to `data`."""
@@ -56,15 +55,15 @@ class Protocol(typing.Protocol):
         """Answer nothing more."""
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
-        """Continue where another process stopped; return the answer to what was held there, as far
-        as it is due."""
+        """Continue where another process stopped; return the answer to the part of the held data
+        that is due."""
 
 
 class LineProtocol:
-    """Answers each line when its newline has arrived.
+    """Answers each line once its newline has arrived.
 
     A line longer than `max_line` bytes is answered in pieces, so that no more than this is ever
-    held. After `lines_per_connection` lines, unless this is 0, further input is ignored.
+    held. After `lines_per_connection` lines, unless this is 0, any more input is ignored.
     """
 
     __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line", "whole_lines")
@@ -76,9 +75,9 @@ class LineProtocol:
     def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
         self._max_line = max_line
         self._limit = lines_per_connection
-        # A subclass may answer them in another way.
+        # A subclass may answer lines differently.
         self.whole_lines = type(self) is LineProtocol and not lines_per_connection
-        self._held: bytes | bytearray = b""  # the answer to the unfinished line so far
+        self._held: bytes | bytearray = b""  # the answer to the incomplete line so far
         self.lines = 0  # answered so far
         self.mid_line = False  # a line has begun, and its newline is still missing
         self.finished = False  # nothing more will be answered
@@ -111,7 +110,7 @@ class LineProtocol:
         return answer
 
     def finish(self) -> None:
-        """Answer nothing more; an unfinished line is dropped."""
+        """Answer nothing more; an incomplete line is dropped."""
         self._held = b""
         self.mid_line = False
         self.whole_lines = False
@@ -119,7 +118,7 @@ class LineProtocol:
 
     @property
     def held(self) -> bytes:
-        """The answer to the unfinished line so far."""
+        """The answer to the incomplete line so far."""
         return bytes(self._held)
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
@@ -144,8 +143,8 @@ class LineProtocol:
         """Keep the beginning of a line; return the answer once it is longer than `max_line`."""
         self.mid_line = True
         # Only new bytes are searched for newlines, and one bytearray grows in place. Joining and
-        # searching the whole line for each chunk would be quadratic (29 s of CPU instead of 0.02 s
-        # for 1 MiB in pieces of 16 bytes).
+        # searching the whole line for each chunk would be quadratic (29 s of CPU time instead of
+        # 0.02 s for 1 MiB in pieces of 16 bytes).
         if self._held:
             self._held = bytearray(self._held) if isinstance(self._held, bytes) else self._held
             self._held += data.upper()
@@ -194,7 +193,7 @@ class ChunkProtocol:
         self.finished = True
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
-        """Continue where another process stopped; return the answer to what was held there."""
+        """Continue where another process stopped; return the answer to the held data."""
         self.lines = lines
         self.finished = 0 < self._limit <= lines
         return held.upper()

@@ -1,4 +1,4 @@
-"""A report: the state of the whole daemon at one moment, for those who read it over HTTP."""
+"""The report: a snapshot of the state of the whole daemon, for its readers over HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tcpupperd.serving.counters import (
     microseconds,
 )
 
-#: In the order of the values of `counters.STATE`.
+#: Names for the values of `counters.STATE`, in their order.
 STATES = ("starting", "serving", "leaving")
 
 
@@ -37,13 +37,13 @@ class WorkerReport(NamedTuple):
     connections: int
     lines: int
     age: float
-    silent_for: float | None  # since its last sign of life; None if nobody asks for them
+    silent_for: float | None  # since its last heartbeat; None without a watchdog
     longest_turn: float
     longest_queue: float  # time that a connection waited to be accepted
 
 
 class ListenerReport(NamedTuple):
-    """A listener, with the connections that wait to be accepted."""
+    """A listener, with the connections waiting to be accepted."""
 
     service: str
     address: str
@@ -52,7 +52,7 @@ class ListenerReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The daemon. Points in time are seconds since 1970; 0 is never."""
+    """The daemon. Points in time are in seconds since the Unix epoch; 0 means never."""
 
     version: str
     host: str
@@ -61,10 +61,10 @@ class Report(NamedTuple):
     listeners: list[ListenerReport]
     workers: list[WorkerReport]
     counters: Mapping[str, int]  # by the names of `counters.FIELDS` and `scoreboard.DAEMON`
-    limit: int = 0  # connections that all workers may have together
+    limit: int = 0  # maximum number of open connections for all workers together
     configuration: str = ""  # the path of the file
-    loaded: float = 0.0  # when the configuration came into force
-    in_force: bool | None = None  # whether the file on disk is; None if there is no file
+    loaded: float = 0.0  # when the running configuration was loaded
+    in_force: bool | None = None  # whether the file on disk is running; None if there is no file
     last_reload: float = 0.0
     last_reload_failed: bool = False
 
@@ -72,7 +72,7 @@ class Report(NamedTuple):
 def report_of_one(
     numbers: Sequence[int] | memoryview, listeners: Iterable[Listener], limit: int
 ) -> Report:
-    """The report of a server that is the only one, by its numbers."""
+    """The report of a server without other workers, from its numbers."""
     worker = report_of_worker(list(numbers), microseconds())
     now = time()
     return Report(
@@ -88,7 +88,7 @@ def report_of_one(
 
 
 def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
-    """A worker by its numbers; `now` as they have it."""
+    """The report on a worker, from its numbers; `now` is in their unit."""
     began, beat = numbers[STARTED], numbers[HEARTBEAT]
     return WorkerReport(
         pid=numbers[PID],
@@ -97,7 +97,7 @@ def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
         connections=numbers[OPEN],
         lines=numbers[LINES] - numbers[EARLIER_LINES],
         age=max(0, now - began) / 1_000_000,
-        # The first one, set at the start, says nothing.
+        # The first heartbeat, set at the start, proves nothing.
         silent_for=max(0, now - beat) / 1_000_000 if beat > began else None,
         longest_turn=numbers[LONGEST_TURN] / 1_000_000,
         longest_queue=numbers[LONGEST_QUEUE] / 1_000_000,
@@ -105,7 +105,7 @@ def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
 
 
 def report_of(listener: Listener) -> ListenerReport:
-    """A listener, as it is now."""
+    """The report on a listener at this moment."""
     service = listener.name if listener.name in SERVICES else SERVICES[0]
     address = written(listener.socket.getsockname())
     queue, limit = queue_of(listener.socket) or (None, None)

@@ -1,4 +1,4 @@
-"""The services that a listener can have: a table, indexed by the name of the listener."""
+"""The services that a listener can provide: a table indexed by the name of the listener."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from tcpupperd.serving.status import page as status_page
 
 
 class Situation(NamedTuple):
-    """What a service may know of the server."""
+    """What a service may know about the server."""
 
     config: Config
-    is_leaving: Callable[[], bool]  # whether it stops soon, so new clients should go elsewhere
+    is_leaving: Callable[
+        [], bool
+    ]  # whether it is about to stop, so that new clients should go elsewhere
     report: Callable[[], Report]
 
 
-#: Makes the protocol of a new connection.
+#: Creates the protocol of a new connection.
 Service = Callable[[Situation], Protocol]
 
 
@@ -36,17 +38,17 @@ def upper(situation: Situation) -> Protocol:
 
 
 def proxy(situation: Situation) -> Protocol:
-    """Receives a header of the PROXY protocol, after which the connection is one of `upper`."""
+    """Receives a PROXY header, after which the service `upper` takes over the connection."""
     return HeaderProtocol()
 
 
 def agent(situation: Situation) -> Protocol:
-    """Tells load balancers whether new clients are welcome."""
+    """Tells load balancers whether to send new clients."""
     return AgentProtocol(leaving=situation.is_leaving())
 
 
 def metrics(situation: Situation) -> Protocol:
-    """Tells Prometheus and people what the daemon does."""
+    """Tells Prometheus and people what the daemon is doing."""
     return HttpProtocol(
         {
             b"/": lambda: status_page(situation.report()),
@@ -55,7 +57,7 @@ def metrics(situation: Situation) -> Protocol:
     )
 
 
-#: By the name of a listener: FileDescriptorName= of systemd.socket(5).
+#: The services by the name of the listener: FileDescriptorName= in systemd.socket(5).
 SERVICES: dict[str, Service] = {
     "upper": upper,
     "proxy": proxy,
@@ -63,11 +65,11 @@ SERVICES: dict[str, Service] = {
     "metrics": metrics,
 }
 
-#: Those of administrators and load balancers, who have to get through when clients have to wait.
+#: The services for administrators and load balancers, who must get through while clients wait.
 PRIVILEGED = {"agent", "metrics"}
 
 
 def service_of(name: str) -> Service:
-    """The service of a listener with this name. It is `upper` for any other name, because systemd
-    by default names descriptors after the socket unit."""
+    """The service of a listener with this name. It is `upper` for any unknown name, because
+    systemd names descriptors after the socket unit by default."""
     return SERVICES.get(name, upper)
