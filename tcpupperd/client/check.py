@@ -1,4 +1,4 @@
-"""``tcpupper --check``: a monitoring plugin, by the Monitoring Plugins Development Guidelines."""
+"""``tcpupper --check``: a plugin that follows the Monitoring Plugins Development Guidelines."""
 
 import argparse
 import errno
@@ -15,23 +15,23 @@ from tcpupperd.client.lines import Lines, WrongAnswerError
 from tcpupperd.client.plugin import CRITICAL, OK, UNKNOWN, WARNING, report
 from tcpupperd.errors import ExpectedError
 
-#: Errors of this machine, which say nothing about the server.
+#: Local errors, which say nothing about the server.
 OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
-#: A status, what to say of it, and performance data if there is any.
+#: A status, a message about it, and performance data if there is any.
 Verdict = tuple[int, str, str]
 
 
 def check(options: argparse.Namespace) -> int:
-    """Check the server, print the line that is read, and return the status."""
+    """Check the server, print the line for the monitoring system, and return the status."""
     return report(*in_time(options))
 
 
 def in_time(options: argparse.Namespace) -> Verdict:
-    """The verdict, within the timeout.
+    """The verdict, reached within the timeout.
 
-    Only another thread can be left alone with a name lookup that does not end. Other plugins use
-    alarm(2), but Python handles no signal before getaddrinfo(3) has returned.
+    Only a separate thread can be abandoned if a name lookup hangs. Other plugins use alarm(2), but
+    Python handles no signal before getaddrinfo(3) has returned.
     """
     verdicts: list[Verdict] = []
     thread = threading.Thread(target=lambda: verdicts.append(judge(options)), daemon=True)
@@ -50,7 +50,7 @@ def judge(options: argparse.Namespace) -> Verdict:
         is_ours = isinstance(cause, OSError) and cause.errno in OURS
         return UNKNOWN if is_ours else CRITICAL, str(error), ""
     except Exception as error:  # a bug, which must not look like a state of the server
-        # The module traceback would take longer to import than all else.
+        # The module traceback would take longer to import than everything else.
         sys.excepthook(type(error), error, error.__traceback__)
         return UNKNOWN, f"{type(error).__name__}: {error}", ""
     seconds = time.monotonic() - start
@@ -60,8 +60,8 @@ def judge(options: argparse.Namespace) -> Verdict:
 
 
 def ask(options: argparse.Namespace) -> str:
-    """Ask until the server has given the right answer; ExpectedError if it does not. Returns the
-    ends of the connection."""
+    """Ask the server and verify its answer; raises ExpectedError if it is not correct. Returns the
+    addresses of the connection."""
     name = options.endpoint.name
     try:
         with options.endpoint.connect(timeout=None) as server:  # `in_time` bounds it
@@ -79,12 +79,12 @@ def converse(server: socket.socket, greeting: Greeting) -> None:
     while lines.pending:
         data = server.recv(4096)
         if not data:
-            raise ConnectionError("the server closed it without an answer")
+            raise ConnectionError("the server closed the connection without answering")
         list(lines.receive(greeting.strip(data)))
 
 
 def rate(options: argparse.Namespace, seconds: float) -> int:
-    """The status for a right answer that took so long."""
+    """The status for a correct answer that took this long."""
     if seconds > options.critical:
         return CRITICAL
     return WARNING if seconds > options.warning else OK

@@ -1,4 +1,4 @@
-"""The command: ``main()``. It alone decides the exit status."""
+"""The command: ``main()``. All exit statuses are decided here."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from tcpupperd.errors import ExpectedError
 
 def exchange(options: argparse.Namespace) -> int:
     if sys.stdin is None and not options.text:
-        raise ExpectedError("standard input is closed, and there is no TEXT")
+        raise ExpectedError("standard input is closed and no TEXT was given")
     endpoint = options.endpoint
     with endpoint.connect(options.timeout) as server:
         if options.verbose:
@@ -39,7 +39,7 @@ def receive_greeting(server: socket.socket, name: str) -> None:
     greeting = Greeting(is_expected=True)
     while greeting.is_due:
         try:
-            byte = server.recv(1)  # what follows is for others to receive
+            byte = server.recv(1)  # the rest is received elsewhere
         except OSError as error:
             raise ExpectedError(f"no greeting from {name}: {reason(error)}") from error
         if not byte:
@@ -82,12 +82,12 @@ def check(options: argparse.Namespace) -> int:
     return check(options)
 
 
-#: Each use of the client imports only what it needs.
+#: Each mode of the client imports only what it needs.
 MODES = {"exchange": exchange, "ping": ping, "check": check}
 
 
 def end_as_filters_do() -> None:
-    """Let SIGINT and SIGPIPE terminate the process silently, as with cat(1).
+    """Let SIGINT and SIGPIPE terminate the process silently, like cat(1).
 
     The exit status then tells the shell the cause, and Ctrl-C works during a slow name lookup.
     If the shell ignores SIGINT for a background job, it stays ignored.
@@ -98,16 +98,16 @@ def end_as_filters_do() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the client; return the exit status. (The parser itself exits with its own.)"""
+    """Run the client; return the exit status. (The parser exits with its own.)"""
     options = parse_arguments(argv)
-    if options.mode != "check":  # whose status says only what it has found out
+    if options.mode != "check":  # whose exit status reports only the result of the check
         end_as_filters_do()
     try:
         # The connection would get the descriptor number of a closed standard stream.
         if sys.stdout is None:
             raise ExpectedError("standard output is closed")
         return MODES[options.mode](options)
-    except KeyboardInterrupt:  # only of a check
+    except KeyboardInterrupt:  # only in a check
         return report(UNKNOWN, "interrupted")
     except ExpectedError as error:
         print(f"tcpupper: {error}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""A conversation on a terminal: each line is edited, sent, and answered before the next."""
+"""A conversation on a terminal: each line is edited, sent and answered before the next."""
 
 import contextlib
 import os
-import readline  # noqa: F401  which makes input() edit
+import readline  # noqa: F401  makes input() edit lines
 import signal
 import socket
 import sys
@@ -16,7 +16,8 @@ PROMPT = "> "
 
 
 class Conversation(Exchange):
-    """While a line is typed, nothing is received: the end of the connection shows afterwards."""
+    """While a line is being typed, nothing is received; if the connection ends, this is noticed
+    only afterwards."""
 
     def __init__(self, server: socket.socket, name: str, timeout: float) -> None:
         super().__init__(server, name, None, timeout)
@@ -38,7 +39,7 @@ class Conversation(Exchange):
 def read_line() -> bytes:
     """The next line, edited by readline(3); empty at the end of the input (Ctrl-D)."""
     assert isinstance(sys.stdin, TextIOWrapper)
-    sys.stdin.reconfigure(errors="surrogateescape")  # what is not text passes as well
+    sys.stdin.reconfigure(errors="surrogateescape")  # pass other bytes through
     try:
         with interruptible():
             line = input(PROMPT) + "\n"
@@ -50,7 +51,7 @@ def read_line() -> bytes:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the process as ever, but not before the terminal is as it was."""
+    """Let Ctrl-C end the process as usual, but only after the terminal has been restored."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

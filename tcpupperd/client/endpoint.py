@@ -1,4 +1,4 @@
-"""Where the server is: its name in messages, its addresses, connections to it."""
+"""The server: its name in messages, its addresses, and connections to it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import socket
 
 from tcpupperd.errors import ExpectedError
 
-TYPE_CHECKING = False  # of typing, which the client does not import
+TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    #: What `socket.connect` takes: the path of a Unix socket, or a tuple with host and port.
+    #: The argument of `socket.connect`: the path of a Unix socket, or a tuple of host and port.
     SocketAddress: TypeAlias = str | bytes | tuple[object, ...]
 
 
-#: Of ip(7), not in Python's module before 3.12.
+#: From ip(7); not in Python's module before 3.12.
 IP_BIND_ADDRESS_NO_PORT = 24
 
 
 class Endpoint:
-    """A server, as the command line tells of it."""
+    """The server given on the command line."""
 
     def __init__(
         self,
@@ -32,7 +32,8 @@ class Endpoint:
         source: tuple[object, ...] | None = None,
     ) -> None:
         """``unix`` is the path of a Unix socket, instead of a host and a port. Only addresses of
-        ``family`` are used, and connections come from the address ``source``, which has it."""
+        ``family`` are used, and connections come from the local address ``source`` of the same
+        family."""
         self.host = host
         self.port = port
         self.unix = unix
@@ -47,7 +48,7 @@ class Endpoint:
         return written((self.host, self.port))
 
     def addresses(self) -> list[tuple[int, SocketAddress]]:
-        """The families and addresses to try, in this order; ExpectedError if there is none.
+        """The families and addresses to try, in order; raises ExpectedError if there are none.
 
         ``@name`` is a Unix socket in the abstract namespace, as in systemd's units.
         """
@@ -63,7 +64,7 @@ class Endpoint:
         return [(family, address) for family, _, _, _, address in found]
 
     def connect(self, timeout: float | None) -> socket.socket:
-        """Connect to the first address that can be reached, with ``timeout`` seconds for each."""
+        """Connect to the first reachable address, trying each for up to ``timeout`` seconds."""
         last: OSError | None = None
         for family, address in self.addresses():
             server = socket.socket(family)
@@ -79,13 +80,13 @@ class Endpoint:
         raise ExpectedError(f"cannot connect to {self.name}: {reason(last)}") from last
 
     def begin(self, family: int, address: SocketAddress) -> socket.socket:
-        """Begin to connect to an address; the socket is writable when it is done."""
+        """Start connecting to an address; the socket becomes writable when this is done."""
         server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             if family != socket.AF_UNIX:
                 server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._bind(server)
-            # If the queue of a Unix socket is full, it is EAGAIN, which is final.
+            # EAGAIN means that the accept queue of a Unix socket is full, and it is final.
             if (number := server.connect_ex(address)) not in (0, errno.EINPROGRESS):
                 raise OSError(number, os.strerror(number))
         except OSError:
@@ -96,24 +97,24 @@ class Endpoint:
     def _bind(self, server: socket.socket) -> None:
         if self.source is None:
             return
-        # The kernel then chooses the port when it connects, so that connections to different
-        # servers can have the same.
+        # The kernel then chooses the port only when it connects, so that connections to different
+        # servers can share a port.
         server.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         try:
             server.bind(self.source)
         except OSError as error:
-            address = f"cannot use {self.source[0]} as our address"
-            raise OSError(error.errno, f"{address}: {reason(error)}") from error
+            failure = f"cannot bind to local address {self.source[0]}: {reason(error)}"
+            raise OSError(error.errno, failure) from error
 
 
 def ends(connection: socket.socket) -> str:
-    """Where a connection leads to, and from where if it has an address at our end."""
+    """The remote address of a connection and, if there is one, the local address."""
     there, here = written(connection.getpeername()), written(connection.getsockname())
     return f"to {there} from {here}" if here else f"to {there}"
 
 
 def written(address: SocketAddress) -> str:
-    """An address as it is written in messages."""
+    """An address in the form used in messages."""
     if isinstance(address, (str, bytes)):  # bytes: in the abstract namespace
         return os.fsdecode(address).replace("\0", "@", 1)
     host, port = address[:2]
@@ -121,5 +122,5 @@ def written(address: SocketAddress) -> str:
 
 
 def reason(error: OSError) -> str:
-    """What is wrong, without the number; a timeout of Python itself has only words."""
+    """The error message without the number; Python's own timeouts have no number."""
     return error.strerror or str(error)

@@ -1,7 +1,7 @@
 """One exchange: sends text to the server and prints the answer.
 
 The server upper-cases byte by byte, so a complete answer is as long as the input. The client
-counts both, and so can tell a complete answer from a truncated one.
+counts both, so it can tell a complete answer from a truncated one.
 """
 
 import os
@@ -15,14 +15,14 @@ from tcpupperd.errors import ExpectedError
 from tcpupperd.words import counted
 
 STDIN = 0
-CHUNK = 262144  # bytes held of each direction; four times the capacity of a pipe
+CHUNK = 262144  # bytes held in each direction; four times the capacity of a pipe
 
 
 class Exchange:
     """Copies input to the server, and its answers to standard output, both at the same time.
 
-    Answers are received even while no input can be sent: the server reads nothing more until its
-    answers are gone, so otherwise each side would wait for the other forever.
+    Answers are received even while no input can be sent: the server reads no more input until its
+    answers have been read, so otherwise each side would wait for the other forever.
     """
 
     def __init__(
@@ -33,11 +33,12 @@ class Exchange:
         timeout: float,
         show: Callable[[int], None] | None = None,
     ) -> None:
-        """Send ``text``, or standard input if it is None; ``name`` is the server's in messages.
-        ``show`` is called with the number of bytes answered so far.
+        """Send ``text``, or standard input if it is None; ``name`` is the server's name in
+        messages. ``show`` is called with the number of bytes answered so far.
 
-        ``timeout`` is the number of seconds that the server may make no progress while an answer
-        is due or input is unsent. Time spent waiting for our own input or output does not count.
+        ``timeout`` is the number of seconds for which the server may make no progress while an
+        answer is due or input is unsent. Time spent waiting for local input or output does not
+        count.
         """
         self.server = server
         self.show = show
@@ -52,7 +53,7 @@ class Exchange:
         self.fault: OSError | None = None
 
     def run(self) -> None:
-        """Return when everything was answered; raise ExpectedError if something was not."""
+        """Return once everything has been answered; raise ExpectedError if something has not."""
         self.server.setblocking(False)
         self.restart_clock()
         self.send()
@@ -82,8 +83,8 @@ class Exchange:
             return ready
         time_left = max(0.0, self.deadline - time.monotonic())
         ready = {fd for fd, _ in poller.poll(1000 * time_left)}
-        # Only a poll that began after the deadline shows that the server is late. An earlier one
-        # may have missed an answer while Ctrl-Z had stopped this process.
+        # Only a poll that began after the deadline proves that the server is late. An earlier one
+        # may have missed an answer while Ctrl-Z had suspended this process.
         if time_left == 0 and self.server.fileno() not in ready:
             raise ExpectedError(f"no answer from {self.name} for {self.timeout:g} s{self.tally()}")
         return ready
@@ -92,7 +93,7 @@ class Exchange:
         return self.reading_input and not self.unsent
 
     def waits_for_server(self) -> bool:
-        """Whether it is the server's turn: an unfinished line need not be answered yet."""
+        """Whether it is the server's turn: an incomplete line need not be answered yet."""
         return bool(self.unsent) or not self.reading_input or self.answered < self.lines_taken
 
     def restart_clock(self) -> None:
@@ -101,13 +102,13 @@ class Exchange:
     def take_input(self) -> None:
         try:
             self.take(os.read(STDIN, CHUNK))
-        except BlockingIOError:  # another reader of the same pipe or terminal was faster
+        except BlockingIOError:  # another reader of the same pipe or terminal got there first
             return
         except OSError as error:
             raise ExpectedError(f"cannot read standard input: {error.strerror}") from error
 
     def take(self, chunk: bytes) -> None:
-        """Send this input; if it is empty, there will be no more."""
+        """Send this input; empty input means that there will be no more."""
         if b"\n" in chunk:
             self.lines_taken = self.taken + chunk.rindex(b"\n") + 1
         self.taken += len(chunk)
@@ -116,10 +117,10 @@ class Exchange:
         self.send()
 
     def send(self) -> None:
-        """Send what the kernel accepts now; after the last byte, end the input."""
+        """Send what the kernel accepts now; after the last byte, close the sending side."""
         try:
             if self.unsent:
-                # MSG_NOSIGNAL: SIGPIPE is for standard output; here, an error says more.
+                # MSG_NOSIGNAL: SIGPIPE is meant for standard output; here, an error says more.
                 count = self.server.send(self.unsent, socket.MSG_NOSIGNAL)
                 self.unsent = self.unsent[count:]
                 # The kernel accepts a lot before the server reads it: if an answer is due, only an
@@ -131,7 +132,7 @@ class Exchange:
         except BlockingIOError:
             pass
         except OSError as error:
-            # Answers that the server sent before it went away can still be received.
+            # Answers that the server sent before the connection failed can still be received.
             self.fault = error
             self.unsent, self.reading_input = memoryview(b""), False
 
@@ -159,12 +160,13 @@ class Exchange:
 
     def require_no_more_than_asked(self) -> None:
         """Raise ExpectedError if the server sends more than it was asked for, such as a greeting.
-        It might then wait for us, or end the connection, and the reason would stay hidden."""
+        It might then wait for the client or close the connection, and the reason would remain
+        hidden."""
         if self.answered > self.taken:
             raise ExpectedError(
                 f"{self.name} is not a tcpupperd server: it sent {counted(self.answered, 'byte')}"
-                f" in answer to {self.taken}; check the address"
+                f" in response to {self.taken}; check the address"
             )
 
     def tally(self) -> str:
-        return f" ({counted(self.answered, 'byte')} answered of {self.taken})"
+        return f" ({self.answered} of {counted(self.taken, 'byte')} answered)"

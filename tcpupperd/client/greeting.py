@@ -1,10 +1,10 @@
-"""The line with which a server greets. Sans-IO. See ``greeting`` in tcpupperd.toml(5)."""
+"""The greeting line of a server. Sans-IO. See ``greeting`` in tcpupperd.toml(5)."""
 
-LONGEST = 4096  # bytes to keep of a line that does not end
+LONGEST = 4096  # bytes kept of an endless line
 
 
 class Greeting:
-    """What comes first on a connection, if it is expected."""
+    """The first line on a connection, if it is expected."""
 
     def __init__(self, is_expected: bool) -> None:
         self.is_due = is_expected
@@ -12,12 +12,12 @@ class Greeting:
 
     @property
     def text(self) -> str:
-        """The greeting, as far as it has come; a terminal can show all of it."""
+        """The greeting as far as it has arrived, made safe for a terminal."""
         text = self._received.decode(errors="replace")
         return "".join(letter if letter.isprintable() else "?" for letter in text)
 
     def strip(self, data: bytes) -> bytes:
-        """What follows the greeting in what was received."""
+        """The part of the received data that follows the greeting."""
         if not self.is_due:
             return data
         line, newline, rest = (self._received + data).partition(b"\n")

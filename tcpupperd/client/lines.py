@@ -1,7 +1,7 @@
 """The lines of one connection that await their answers. Sans-IO: it neither sends nor receives.
 
-No two lines are the same, nor those of two runs. So an answer that belongs to another line, or to
-another client, is a wrong one.
+No two lines are the same, even across runs. An answer that belongs to another line or to another
+client is therefore recognised as wrong.
 """
 
 from collections import deque
@@ -15,11 +15,11 @@ class WrongAnswerError(Exception):
 
 
 class Lines:
-    """Lines asked and not answered yet, the oldest first."""
+    """Lines sent but not answered yet, the oldest first."""
 
     def __init__(self, name: str) -> None:
-        """``name`` goes into every line, and is in lower case."""
-        self.seq = 0  # of the newest line
+        """``name``, in lower case, is part of every line."""
+        self.seq = 0  # number of the newest line
         self.pending: deque[tuple[int, float]] = deque()  # seq, and the time at which it was due
         self._name = name
         self._received = b""
@@ -35,7 +35,7 @@ class Lines:
         return b"".join(self._text(seq) for seq, _ in self.pending)
 
     def receive(self, data: bytes) -> Iterator[tuple[int, float]]:
-        """Take what was received; yield each line answered, with the time at which it was due."""
+        """Process received data; yield each answered line, with the time at which it was due."""
         self._received += data
         while self._received:
             expected = self._text(self.pending[0][0]).upper() if self.pending else b""
@@ -43,12 +43,12 @@ class Lines:
                 self._received = self._received[len(expected) :]
                 yield self.pending.popleft()
             elif expected.startswith(self._received):
-                return  # the rest of it is to come
+                return  # the rest of it has not arrived yet
             else:
                 raise WrongAnswerError(repr(self._received[:SHOWN])[1:])
 
     def give_up(self) -> list[int]:
-        """Forget all pending lines and what was received of their answers; return which."""
+        """Forget all pending lines and any partial answer; return the numbers of the lines."""
         given_up = [seq for seq, _ in self.pending]
         self.pending.clear()
         self._received = b""

@@ -1,5 +1,5 @@
-"""The command line of ``tcpupper``. An option may mean one thing with --ping, another
-with --check."""
+"""The command line of ``tcpupper``. An option may have one meaning with --ping and another with
+--check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORTEST_INTERVAL = 0.001  # what epoll_wait(2) can count
 
 
 def host_name(text: str) -> str:
-    """The value of --host: an IPv6 address may be in brackets; a port belongs in --port."""
+    """The value of --host. An IPv6 address may be in brackets; a port belongs in --port."""
     if found := re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]*)", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} includes a port; use --host {found[1]} --port {found[2] or 'PORT'}"
@@ -36,11 +36,11 @@ def port_number(text: str) -> int:
 
 
 def own_address(text: str) -> tuple[int, tuple[object, ...]]:
-    """The value of --bind: the family, and what `socket.bind` takes."""
+    """The value of --bind: the family, and the argument for `socket.bind`."""
     bare = text[1:-1] if re.fullmatch(r"\[.*\]", text) else text
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     try:
-        socket.inet_pton(family, bare.partition("%")[0])  # getaddrinfo(3) accepts 127.1
+        socket.inet_pton(family, bare.partition("%")[0])  # because getaddrinfo(3) accepts 127.1
         [found] = socket.getaddrinfo(
             bare, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
@@ -76,7 +76,7 @@ def interval(text: str) -> float:
 
 
 def decimal(text: str) -> float:
-    """A number; 0 if it is none."""
+    """A number; 0 if the text is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -84,7 +84,7 @@ def decimal(text: str) -> float:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The values, and the `mode`; exit with status 2, or 3 with --check, if they are wrong."""
+    """The values and the `mode`; exits with status 2, or 3 with --check, if they are invalid."""
     words = list(sys.argv[1:] if argv is None else argv)
     options_end = words.index("--") if "--" in words else len(words)
     chosen = [mode for mode in MODES if f"--{mode}" in words[:options_end]]
@@ -95,7 +95,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="See tcpupper(1).",
     )
     if len(chosen) > 1:
-        parser.error("--ping and --check are two uses: give one or the other")
+        parser.error("--ping and --check cannot be used together")
     parser.set_defaults(mode=mode)
     MODES[mode](parser)
     options = parser.parse(words)
@@ -114,23 +114,24 @@ def endpoint(options: argparse.Namespace) -> Endpoint:
 def check_together(parser: Parser, options: argparse.Namespace) -> None:
     """Check the options that depend on each other."""
     if options.unix is not None and (options.host is not None or options.port is not None):
-        parser.error("--unix replaces --host and --port: give one or the other")
+        parser.error("--unix cannot be used together with --host or --port")
     if options.unix is not None and (options.family or options.bind):
-        parser.error("-4, -6 and --bind are about IP addresses, which --unix has none of")
+        parser.error("-4, -6 and --bind apply to IP addresses and cannot be used with --unix")
     if options.bind and options.family not in (socket.AF_UNSPEC, options.bind[0]):
-        parser.error("-4 or -6 contradicts the address of --bind")
+        parser.error("the --bind address does not belong to the family selected with -4 or -6")
     if options.mode != "exchange" and options.text:
         wrong = options.text[0]
-        parser.error(f"unexpected argument: {wrong!r}; the server is given by --host {wrong}")
+        parser.error(f"unexpected argument: {wrong!r}; use --host {wrong} to specify the server")
     if options.mode == "check" and options.critical < options.warning < math.inf:
         parser.error(
-            f"--warning {options.warning:g} would never count: --critical is {options.critical:g}"
+            f"--warning {options.warning:g} has no effect, because --critical is only"
+            f" {options.critical:g}"
         )
 
 
 def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> None:
-    """The options that any use of the client has; `timeout` is what --timeout means. Plugins have
-    short options for some."""
+    """The options of every mode; `timeout` describes --timeout. `short` adds the short options
+    that plugins have."""
     parser.add_argument(
         *(["-V"] if short else []),
         "--version",
@@ -148,15 +149,18 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
         help=f"{timeout} (default: 10)",
     )
     parser.add_argument(
-        "--greeting", action="store_true", help="expect a line before the first answer"
+        "--greeting", action="store_true", help="expect a greeting line before the first answer"
     )
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the address of each connection"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show the remote and local address of each connection",
     )
 
 
 def add_address_options(parser: Parser, *, short: bool) -> None:
-    """Where the server is, and from where to connect to it."""
+    """The options for the address of the server and for the local address."""
     parser.add_argument(
         *(["-H"] if short else []),
         "--host",
@@ -167,9 +171,11 @@ def add_address_options(parser: Parser, *, short: bool) -> None:
         *(["-p"] if short else []),
         "--port",
         type=port_number,
-        help="its TCP port (default: 9999)",
+        help="TCP port of the server (default: 9999)",
     )
-    parser.add_argument("--unix", metavar="PATH", help="its Unix socket, instead of host and port")
+    parser.add_argument(
+        "--unix", metavar="PATH", help="Unix socket of the server, instead of a host and port"
+    )
     families = parser.add_mutually_exclusive_group()
     for option, family in (("-4", socket.AF_INET), ("-6", socket.AF_INET6)):
         families.add_argument(
@@ -180,31 +186,36 @@ def add_address_options(parser: Parser, *, short: bool) -> None:
             default=socket.AF_UNSPEC,
             help=f"use only IPv{option[1]} addresses",
         )
-    # As before there was -4, a number such as -5 is TEXT.
+    # A number such as -5 remains TEXT, as it was before there was -4.
     parser._has_negative_number_optionals.clear()
     parser.add_argument(
-        "--bind", type=own_address, metavar="ADDRESS", help="connect from this address of ours"
+        "--bind", type=own_address, metavar="ADDRESS", help="connect from this local address"
     )
 
 
 def add_exchange_options(parser: Parser) -> None:
     add_server_options(parser, "give up if the server makes no progress for this long")
-    for mode in ("ping", "check"):
+    purposes = {
+        "ping": "send lines at intervals and report losses",
+        "check": "act as a monitoring plugin",
+    }
+    for mode, purpose in purposes.items():
         parser.add_argument(
             f"--{mode}",
             action="store_true",
-            help=f"another use: see 'tcpupper --{mode} --help'",
+            help=f"{purpose}; see 'tcpupper --{mode} --help'",
         )
     parser.add_argument(
         "text",
         nargs="*",
         metavar="TEXT",
-        help="words to send as one line (default: standard input)",
+        help="words to send as one line (default: read standard input)",
     )
 
 
 def add_mode(parser: Parser, option: str) -> None:
-    """The option that has chosen this use, and what people expect to give the server by."""
+    """The option that has selected this mode, and the argument in which people expect to name the
+    server."""
     parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("text", nargs="*", help=argparse.SUPPRESS)
 
@@ -212,7 +223,10 @@ def add_mode(parser: Parser, option: str) -> None:
 def add_ping_options(parser: Parser) -> None:
     add_mode(parser, "--ping")
     parser.add_argument(
-        "-c", "--count", type=positive, help="end after so many lines on each connection"
+        "-c",
+        "--count",
+        type=positive,
+        help="stop after sending this many lines on each connection",
     )
     parser.add_argument(
         "-i",
@@ -223,7 +237,7 @@ def add_ping_options(parser: Parser) -> None:
         help="time between the lines of a connection (default: 1)",
     )
     parser.add_argument(
-        "-w", "--deadline", type=seconds, metavar="SECONDS", help="end after this long"
+        "-w", "--deadline", type=seconds, metavar="SECONDS", help="stop after this long"
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print only the first line and the summary"
@@ -233,9 +247,9 @@ def add_ping_options(parser: Parser) -> None:
         type=positive,
         default=1,
         metavar="COUNT",
-        help="use so many connections at once (default: 1)",
+        help="use this many connections simultaneously (default: 1)",
     )
-    add_server_options(parser, "a line without an answer for this long is lost")
+    add_server_options(parser, "count a line as lost if it is not answered within this time")
 
 
 def add_check_options(parser: Parser) -> None:
@@ -247,9 +261,11 @@ def add_check_options(parser: Parser) -> None:
             type=seconds,
             default=math.inf,
             metavar="SECONDS",
-            help=f"an answer that takes longer is {state.upper()}",
+            help=f"report {state.upper()} if the answer takes longer than this",
         )
-    add_server_options(parser, "no answer within this time is CRITICAL", short=True)
+    add_server_options(
+        parser, "report CRITICAL if there is no answer within this time", short=True
+    )
 
 
 MODES: dict[str, Callable[[Parser], None]] = {
@@ -259,6 +275,6 @@ MODES: dict[str, Callable[[Parser], None]] = {
 }
 DESCRIPTIONS = {
     "exchange": "Send text to a tcpupperd server and print its upper-case answer.",
-    "ping": "Send lines to a tcpupperd server at intervals, and see whether any is lost.",
+    "ping": "Send lines to a tcpupperd server at intervals and report any that are lost.",
     "check": "Check a tcpupperd server, as a monitoring plugin.",
 }

@@ -9,12 +9,12 @@ STDOUT = 1
 
 
 def write_output(data: bytes) -> None:
-    """Write everything to standard output, waiting for its reader; ExpectedError on failure."""
+    """Write everything to standard output, waiting for its reader; raises ExpectedError on failure."""
     rest = memoryview(data)
     while rest:
         try:
             rest = rest[os.write(STDOUT, rest) :]
-        except BlockingIOError:  # the process that started us made it non-blocking
+        except BlockingIOError:  # the parent process made it non-blocking
             writable = poll()
             writable.register(STDOUT, POLLOUT)
             writable.poll()

@@ -1,4 +1,4 @@
-"""``tcpupper --ping``: lines at intervals over many connections, in the manner of ping(8)."""
+"""``tcpupper --ping``: lines at intervals over many connections, like ping(8)."""
 
 import argparse
 import heapq
@@ -16,17 +16,17 @@ from tcpupperd.client.signals import ENDS, Signals
 from tcpupperd.client.tally import Tally
 from tcpupperd.errors import ExpectedError
 
-GRACE = 1.0  # seconds for the lines in flight when a signal or the deadline ends the run
-BATCH = 100  # turns between two looks at the answers
+GRACE = 1.0  # seconds for the lines in flight when a signal or the deadline stops the run
+BATCH = 100  # turns between checks for answers
 SPARE = 32  # descriptors other than connections
 
 
 class Ping:
-    """The loop. Its connections take turns, spread evenly over the interval."""
+    """The event loop. Its connections take turns that are spread evenly over the interval."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Look up the server's addresses; ExpectedError if there is none, or too few descriptors
-        for the connections."""
+        """Look up the server's addresses; raises ExpectedError if there are none, or too few
+        descriptors for the connections."""
         allow_descriptors(options.connections)
         options.addresses = options.endpoint.addresses()
         self.options = options
@@ -50,18 +50,19 @@ class Ping:
         return Probe(f"tcpupper {run} {name}", self.options, self.poller, self.tally, report)
 
     def reporter(self, prefix: str) -> Callable[[str], None]:
-        """What a connection reports by."""
+        """The function with which a connection reports."""
         if self.options.quiet:
             return lambda text: None
         return lambda text: self.output.append(f"{prefix}{text}\n")
 
     def run(self) -> bool:
-        """Run until all is asked and answered, or until it is ended; whether nothing was lost."""
+        """Run until all lines are sent and answered, or until stopped; return whether nothing was
+        lost."""
         self.output.append(self.header())
         while not self.has_ended():
             self.write()
-            # Only a look that began after a deadline shows that an answer is late. An earlier one
-            # may have missed it while Ctrl-Z had stopped this process.
+            # Only a check that began after a deadline proves that an answer is late. An earlier
+            # one may have missed it while Ctrl-Z had suspended this process.
             now = time.monotonic()
             for call in self.poller.wait(self.next_time() - now):
                 call()
@@ -86,7 +87,7 @@ class Ping:
         return not self.tally.outstanding or time.monotonic() >= self.end
 
     def next_time(self) -> float:
-        """When something is due next."""
+        """The time at which something is due next."""
         turn = self.agenda[0][0] if self.agenda else math.inf
         return min(turn, self.end, self.deadline)
 
@@ -103,7 +104,7 @@ class Ping:
                 heapq.heappush(self.agenda, (due, number))
 
     def stop(self) -> None:
-        """Ask no more, and wait a little for the answers due."""
+        """Send no more lines, and wait briefly for outstanding answers."""
         self.deadline = math.inf
         self.end = time.monotonic() + GRACE
         for probe in self.probes:
@@ -129,7 +130,7 @@ def allow_descriptors(connections: int) -> None:
         return
     if hard < need:
         raise ExpectedError(
-            f"{connections} connections need {need} descriptors, and the hard limit is {hard};"
-            " raise it (ulimit -Hn) or use fewer"
+            f"{connections} connections need {need} descriptors, but the hard limit is {hard};"
+            " raise it (ulimit -Hn) or use fewer connections"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))

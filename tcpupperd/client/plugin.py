@@ -1,4 +1,4 @@
-"""What the Monitoring Plugins Development Guidelines ask of every plugin."""
+"""The requirements of the Monitoring Plugins Development Guidelines for every plugin."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from tcpupperd.arguments import Parser
 from tcpupperd.client.output import write_output
 from tcpupperd.errors import ExpectedError
 
-TYPE_CHECKING = False  # of typing, which the client does not import
+TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:
     from typing import NoReturn
 
-#: Exit statuses. Whatever is wrong with the check itself, rather than with the server, is UNKNOWN.
+#: Exit statuses. A problem with the check itself, rather than with the server, is UNKNOWN.
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
 
 def report(status: int, text: str, performance: str = "") -> int:
-    """Print the one line that is read; return the status. ``|`` begins the performance data."""
+    """Print the only line that counts; return the status. ``|`` starts the performance data."""
     safe = "".join(letter if letter.isprintable() else "?" for letter in text.replace("|", "/"))
     data = f" | {performance}" if performance else ""
     write_output(os.fsencode(f"TCPUPPER {NAMES[status]}: {safe}{data}\n"))
@@ -26,16 +26,16 @@ def report(status: int, text: str, performance: str = "") -> int:
 
 
 class PluginParser(Parser):
-    """A command line parser that never exits with a status that looks like one of the server.
+    """A command line parser that never exits with a status that looks like the server's.
 
-    Even --help is UNKNOWN: a check that only ever prints it must not be OK.
+    Even --help exits with UNKNOWN: a check that only ever prints the help must not be OK.
     """
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         super().exit(UNKNOWN, message)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message where a monitoring system reads it."""
+        """Print the message where a monitoring system will read it."""
         try:
             self.exit(report(UNKNOWN, message))
         except ExpectedError as error:

@@ -1,4 +1,4 @@
-"""One epoll, and a callable for each descriptor."""
+"""One epoll instance, and a callable for each descriptor."""
 
 import math
 import select
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 
 class Poller:
-    """Calls are due once for all that has happened since the last one (EPOLLET): a callable
-    receives and sends until the kernel has no more."""
+    """A callable is due once for everything that has happened since its last call (EPOLLET), so it
+    must receive and send until the kernel has no more."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -19,7 +19,7 @@ class Poller:
         self._callables[descriptor] = callable_
 
     def wait(self, seconds: float) -> list[Callable[[], None]]:
-        """What is due, after at most so many seconds."""
+        """Wait at most this many seconds; return the callables that are due."""
         timeout = None if seconds == math.inf else max(0.0, seconds)
         events = self._epoll.poll(timeout, max(1, len(self._callables)))
         return [self._callables[descriptor] for descriptor, _ in events]

@@ -1,4 +1,4 @@
-"""One connection of a ping: it asks, verifies the answers, and connects again when it is lost."""
+"""One connection of a ping: sends lines, verifies the answers, and reconnects when it is lost."""
 
 import argparse
 import contextlib
@@ -19,8 +19,8 @@ PAUSE = 0.1  # seconds between a failed attempt to connect and the next
 
 class Probe:
     """A line waits for its answer until the connection is lost, or for ``timeout`` seconds from
-    its turn. Then all lines that wait are lost, and the next turn begins with a new connection:
-    attempts are no more frequent than lines.
+    its turn. Then all pending lines are lost, and the next turn begins with a new connection:
+    attempts to connect are no more frequent than lines.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Probe:
         self.poller = poller
         self.tally = tally
         self.report = report
-        self.last = options.count  # seq of the last line; None: there is none
+        self.last = options.count  # seq of the last line; None if there is no end
         self.greeting = Greeting(False)
         self.socket: socket.socket | None = None
         self.is_connected = False
@@ -50,22 +50,22 @@ class Probe:
 
     @property
     def has_turn(self) -> bool:
-        """Whether there is a next line."""
+        """Whether another line will be sent."""
         return self.last is None or self.lines.seq < self.last
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Send no more lines."""
         self.last = self.lines.seq
         self.close_if_done()
 
     def end(self) -> None:
-        """Give up what is not answered."""
-        self.lose("no answer before the end")
+        """Give up the lines that have not been answered."""
+        self.lose("no answer before the run ended")
         self.close()
         if self.waiting_since is not None:
             self.tally.add_gap(time.monotonic() - self.waiting_since)
 
-    # In time
+    # Timing
 
     def act(self, now: float) -> float | None:
         """Do what is due; return when something may be due again, or None if nothing will be."""
@@ -84,7 +84,7 @@ class Probe:
 
     @property
     def deadline(self) -> float:
-        """The time until which the oldest pending line may be answered."""
+        """The latest time at which the oldest pending line may be answered."""
         return float(self.lines.pending[0][1] + self.options.timeout)
 
     def give_up(self) -> None:
@@ -97,7 +97,7 @@ class Probe:
 
     def ask(self) -> None:
         now = time.monotonic()
-        missed = (now - self.turn) // self.options.interval  # not made up for: no bursts
+        missed = (now - self.turn) // self.options.interval  # skipped, to avoid bursts
         self.turn += self.options.interval * (1 + missed)
         line = self.lines.ask(now)
         self.tally.sent += 1
@@ -119,13 +119,13 @@ class Probe:
             self.poller.watch(self.socket.fileno(), self.handle)
 
     def connect_error(self) -> int:
-        """The number of the error by which an attempt to connect has failed, or 0."""
+        """The error number with which an attempt to connect has failed, or 0."""
         if self.is_connected or not self.socket:
             return 0
         return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def fail(self, why: str) -> None:
-        """Try the next address; if all have failed, the lines that wait are lost."""
+        """Try the next address; if all have failed, the pending lines are lost."""
         self.close()
         self.attempts += 1
         self.failures += 1
@@ -136,7 +136,7 @@ class Probe:
             self.earliest_attempt = time.monotonic() + PAUSE
 
     def begin(self) -> None:
-        """The connection has come about."""
+        """The connection has been established."""
         assert self.socket
         self.is_connected = True
         self.failures = 0
@@ -153,9 +153,9 @@ class Probe:
     # Conversing
 
     def handle(self) -> None:
-        """Do what the socket is ready for."""
+        """Perform the operations for which the socket is ready."""
         if not self.socket:
-            return  # closed after it had become ready
+            return  # closed after becoming ready
         if number := self.connect_error():
             self.fail(os.strerror(number))
             return
@@ -173,8 +173,8 @@ class Probe:
             self.disconnect(reason(error))
 
     def flush(self) -> None:
-        """Send what the kernel accepts now. If the connection is lost, receiving shows it, after
-        the answers that came before."""
+        """Send what the kernel accepts now. If the connection is lost, receiving shows this, after
+        the answers that arrived before."""
         assert self.socket
         if self.unsent:
             with contextlib.suppress(OSError):
@@ -182,7 +182,8 @@ class Probe:
                 self.unsent = self.unsent[count:]
 
     def receive(self) -> None:
-        """Receive until there is no more, which is an error, as is the end of the connection."""
+        """Receive until an exception: BlockingIOError once there is no more data, or another
+        OSError if the connection has ended or failed."""
         assert self.socket
         while data := self.socket.recv(CHUNK):
             now = time.monotonic()
@@ -193,7 +194,7 @@ class Probe:
         raise ConnectionError("the server closed the connection")
 
     def strip(self, data: bytes) -> bytes:
-        """What was received without the greeting, which is reported."""
+        """The data received, without the greeting, which is reported."""
         was_due = self.greeting.is_due
         rest = self.greeting.strip(data)
         if was_due and not self.greeting.is_due:
@@ -215,7 +216,7 @@ class Probe:
         self.lose(why)
 
     def lose(self, why: str) -> None:
-        """The lines that wait are lost."""
+        """Count and report the pending lines as lost."""
         for seq in self.lines.give_up():
             self.tally.lost += 1
             self.report(f"seq={seq} lost: {why}")

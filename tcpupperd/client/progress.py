@@ -1,4 +1,4 @@
-"""The progress of a long input, on a terminal that shows nothing else: by tqdm if it is there."""
+"""The progress of a long input, shown with tqdm, if installed, on an otherwise unused terminal."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import stat
 import sys
 import time
 
-TYPE_CHECKING = False  # of typing, which the client does not import
+TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:
     from typing import Any, Self
 
-LONG = 1.0  # seconds after which an input is long; importing tqdm takes a tenth of it
+LONG = 1.0  # seconds after which an input is long; importing tqdm takes a tenth of that
 
 
 class Progress:
-    """A context in which a bar shows the bytes, their rate, and the time left if the size of the
-    input is known."""
+    """A context manager with a bar that shows the bytes, their rate and, if the size of the input
+    is known, the time left."""
 
     def __init__(self, source: int, output: int) -> None:
         """Input is read from the descriptor ``source``, and answers go to ``output``."""
@@ -34,7 +34,7 @@ class Progress:
             self._bar.close()
 
     def show(self, done: int) -> None:
-        """So many bytes have been answered."""
+        """Show that ``done`` bytes have been answered."""
         if time.monotonic() >= self._begin:
             self._begin = math.inf
             self._bar = make_bar(done, self._size)
@@ -47,7 +47,7 @@ def is_seen() -> bool:
 
 
 def remaining(source: int) -> int | None:
-    """The bytes from the position of a regular file to its end; None of anything else."""
+    """The bytes from the position of a regular file to its end; None for anything else."""
     status = os.fstat(source)
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -55,7 +55,7 @@ def remaining(source: int) -> int | None:
 
 
 def make_bar(done: int, size: int | None) -> Any:
-    """A bar that begins at ``done``; None without tqdm."""
+    """A bar that starts at ``done``; None without tqdm."""
     try:
         from tqdm import tqdm  # slow to import
     except ImportError:

@@ -1,16 +1,16 @@
-"""Signals as input of an event loop."""
+"""Signals as input for an event loop."""
 
 import contextlib
 import os
 import signal
 from types import FrameType
 
-#: Signals that end a run. The second one does so at once, even while output is stuck.
+#: Signals that stop a run. A second one does so immediately, even while output is blocked.
 ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """From its creation, the signals that end a run, and SIGQUIT, make a descriptor readable.
+    """Once created, makes a descriptor readable on SIGQUIT and on the signals that stop a run.
 
     A signal that the shell ignores for a background job stays ignored.
     """
@@ -23,7 +23,7 @@ class Signals:
                 signal.signal(number, once if number in ENDS else every_time)
 
     def received(self) -> set[int]:
-        """The signals since the last call."""
+        """The signals received since the last call."""
         with contextlib.suppress(BlockingIOError):
             return set(os.read(self.descriptor, 4096))
         return set()
@@ -34,4 +34,4 @@ def once(number: int, frame: FrameType | None) -> None:
 
 
 def every_time(number: int, frame: FrameType | None) -> None:
-    """Only the descriptor matters."""
+    """A handler that does nothing; the wake-up descriptor does the work."""

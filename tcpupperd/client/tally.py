@@ -1,8 +1,8 @@
-"""What a ping counts and measures, and its summary."""
+"""The counts and times of a ping, and its summary."""
 
 import math
 
-WIDTH = 0.01  # of a bucket of `Times`, as a share of the time
+WIDTH = 0.01  # width of a bucket of `Times`, as a fraction of the time
 
 
 class Times:
@@ -29,7 +29,7 @@ class Times:
         return self.total / self.count
 
     def percentile(self, share: float) -> float:
-        """The time that ``share`` of all times do not exceed, 1 % too long at most."""
+        """The time that a ``share`` of all times do not exceed, at most 1 % too high."""
         left = share * self.count
         for bucket in sorted(self._buckets):
             left -= self._buckets[bucket]
@@ -44,7 +44,7 @@ class Tally:
     def __init__(self) -> None:
         self.sent = 0
         self.answered = 0
-        self.lost = 0  # lines without a right answer
+        self.lost = 0  # lines without a correct answer
         self.wrong = 0  # answers
         self.reconnected = 0
         self.longest_gap = 0.0
@@ -65,7 +65,7 @@ class Tally:
         self.times.add(seconds)
 
     def add_gap(self, seconds: float) -> None:
-        """A time for which a connection waited for an answer."""
+        """Record a time for which a connection waited for an answer."""
         self.longest_gap = max(self.longest_gap, seconds)
 
     def summary(self) -> str:
@@ -82,12 +82,12 @@ class Tally:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time in milliseconds with about three significant digits, as ping(8) writes it."""
+    """A time in milliseconds with about three significant digits, in the format of ping(8)."""
     number = 1000 * seconds
     digits = 3 - sum(number >= limit for limit in (1, 10, 100))
     return f"{number:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: "0.210 ms", "1.02 s"."""
+    """A time in a suitable unit: "0.210 ms", "1.02 s"."""
     return f"{milliseconds(seconds)} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -77,8 +77,11 @@ def close(connection: socket.socket) -> None:
     [
         (echo, r"wrong answer from {}: 'tcpupper [0-9a-f]+ check seq=1\\n'"),
         (greet, r"wrong answer from {}: '220 mail.example.org ready\\r\\n'"),
-        (answer_a_part, "lost the connection to {}: the server closed it without an answer"),
-        (close, "lost the connection to {}: the server closed it without an answer"),
+        (
+            answer_a_part,
+            "lost the connection to {}: the server closed the connection without answering",
+        ),
+        (close, "lost the connection to {}: the server closed the connection without answering"),
     ],
 )
 def test_server_that_does_not_answer_right(behaviour: Behaviour, complaint: str) -> None:

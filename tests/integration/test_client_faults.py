@@ -36,7 +36,7 @@ def test_connection_closed_early_prints_what_came() -> None:
     with serving(answer_half) as server:
         done = run(*server, stdin=b"one\ntwo\n")
     assert (done.returncode, done.stdout) == (1, b"ONE\n")
-    assert b" closed the connection early (4 bytes answered of 8)\n" in done.stderr
+    assert b" closed the connection early (4 of 8 bytes answered)\n" in done.stderr
 
 
 def test_connection_closed_while_input_goes_on() -> None:
@@ -48,7 +48,7 @@ def test_connection_closed_while_input_goes_on() -> None:
         assert process.wait(DEADLINE) == 1
         assert read_from(process, 100) == b"ONE\n"
         assert process.stderr is not None
-        assert b" closed the connection early (4 bytes answered of 4)\n" in process.stderr.read()
+        assert b" closed the connection early (4 of 4 bytes answered)\n" in process.stderr.read()
 
 
 def test_reset_connection_prints_what_came() -> None:
@@ -66,7 +66,7 @@ def test_reset_connection_prints_what_came() -> None:
         assert process.stderr is not None
         complaint = process.stderr.read()
     assert b"lost the connection to 127.0.0.1:" in complaint
-    assert b": Connection reset by peer (4 bytes answered of 8)\n" in complaint
+    assert b": Connection reset by peer (4 of 8 bytes answered)\n" in complaint
 
 
 def test_reset_while_sending_still_prints_what_was_answered() -> None:
@@ -111,7 +111,7 @@ def test_server_that_says_more_than_it_was_asked(behaviour: Behaviour) -> None:
     assert done.returncode == 1
     assert done.stdout.startswith(GREETING)
     assert b" is not a tcpupperd server: it sent " in done.stderr
-    assert b" bytes in answer to 6; check the address\n" in done.stderr
+    assert b" bytes in response to 6; check the address\n" in done.stderr
 
 
 def test_server_that_greets_is_not_waited_for() -> None:
@@ -119,7 +119,7 @@ def test_server_that_greets_is_not_waited_for() -> None:
         assert process.wait(DEADLINE) == 1  # though there is no end of input
         assert process.stderr is not None
         complaint = process.stderr.read()
-    assert b" is not a tcpupperd server: it sent 28 bytes in answer to 0;" in complaint
+    assert b" is not a tcpupperd server: it sent 28 bytes in response to 0;" in complaint
 
 
 def test_one_byte_is_not_bytes() -> None:
@@ -128,7 +128,7 @@ def test_one_byte_is_not_bytes() -> None:
 
     with serving(answer_one_byte) as server:
         done = run(*server, stdin=b"one\n")
-    assert b" closed the connection early (1 byte answered of 4)\n" in done.stderr
+    assert b" closed the connection early (1 of 4 bytes answered)\n" in done.stderr
 
 
 # Time
@@ -154,7 +154,7 @@ def test_silent_server_is_given_up(reading: bool, stdin: bytes) -> None:
         left.set()
     assert done.returncode == 1
     assert b"tcpupper: no answer from 127.0.0.1:" in done.stderr
-    assert b" for 0.3 s (0 bytes answered of " in done.stderr
+    assert b" for 0.3 s (0 of " in done.stderr
 
 
 def test_silent_server_is_given_up_though_input_goes_on() -> None:

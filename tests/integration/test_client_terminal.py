@@ -86,7 +86,7 @@ def test_end_of_the_connection_shows_after_the_next_line(terminal: Terminal) -> 
         terminal.shows("\nONE\n> $")
         terminal.type("two\r")
         assert process.wait(DEADLINE) == 1
-    assert "(4 bytes answered of 8)\n" in terminal.text
+    assert "(4 of 8 bytes answered)\n" in terminal.text
 
 
 def test_silent_server_is_given_up(terminal: Terminal) -> None:
@@ -99,7 +99,7 @@ def test_silent_server_is_given_up(terminal: Terminal) -> None:
         terminal.shows("> $")
         terminal.type("one\r")
         assert process.wait(DEADLINE) == 1
-    assert " for 0.3 s (0 bytes answered of 4)\n" in terminal.text
+    assert " for 0.3 s (0 of 4 bytes answered)\n" in terminal.text
 
 
 def test_answers_that_go_elsewhere_are_not_mixed_with_a_prompt(terminal: Terminal) -> None:

@@ -377,7 +377,7 @@ def test_signal_ends_a_run_without_answers(tmp_path: Path) -> None:
     with serving(stay_silent) as server, pinging(tmp_path / "output", *server) as ping:
         until(lambda: ping.counts()[0])
         assert ping.end() == 1
-    assert "\nseq=1 lost: no answer before the end\n" in ping.text
+    assert "\nseq=1 lost: no answer before the run ended\n" in ping.text
 
 
 def test_deadline_ends_with_a_summary() -> None:

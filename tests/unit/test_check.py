@@ -43,11 +43,11 @@ def test_options_have_the_letters_of_plugins() -> None:
     ("arguments", "complaint"),
     [
         (["-w", "x"], "argument -w/--warning: 'x' is not a number of seconds"),
-        (["-w", "2", "-c", "1"], "--warning 2 would never count: --critical is 1"),
-        (["--ping"], "--ping and --check are two uses: give one or the other"),
+        (["-w", "2", "-c", "1"], "--warning 2 has no effect, because --critical is only 1"),
+        (["--ping"], "--ping and --check cannot be used together"),
         (
             ["localhost"],
-            "unexpected argument: 'localhost'; the server is given by --host localhost",
+            "unexpected argument: 'localhost'; use --host localhost to specify the server",
         ),
         (["--unix", "/x", "--port", "1"], "--unix replaces --host and --port"),
         (["-i", "1"], "-i: unknown option"),

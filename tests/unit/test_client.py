@@ -80,7 +80,7 @@ def test_text_after_two_dashes_may_look_like_an_option() -> None:
         (["--bind", "127.1"], "argument --bind: '127.1' is not an IP address"),
         (["--bind", "example.org"], "argument --bind: 'example.org' is not an IP address"),
         (["--bind", "fe80::1%nowhere"], "argument --bind: 'fe80::1%nowhere' is not an IP address"),
-        (["-6", "--bind", "127.0.0.1"], "-4 or -6 contradicts the address of --bind"),
+        (["-6", "--bind", "127.0.0.1"], "the --bind address does not belong to the family"),
         (["--unix", "/run/x", "-4"], "-4, -6 and --bind are about IP addresses, which --unix"),
     ],
 )
