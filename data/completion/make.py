@@ -48,14 +48,14 @@ CLIENT = (
     HELP,
     VERSION,
     Option("--host", "name or address of the server", "host"),
-    Option("--port", "its TCP port", "port", ("9999",)),
+    Option("--port", "TCP port of the server", "port", ("9999",)),
     Option("--unix", "Unix socket of the server, instead of a host and port", "file"),
     Option("--timeout", "give up after this long without progress", "seconds", ("10",)),
     Option("-4", "use only IPv4 addresses"),
     Option("-6", "use only IPv6 addresses"),
     Option("--bind", "connect from this local address", "address", ("127.0.0.1", "::1")),
     Option("--greeting", "expect a greeting line before the first answer"),
-    Option("--verbose", "show the address of each connection"),
+    Option("--verbose", "show the remote and local address of each connection"),
     Option("--ping", "send lines at intervals and report losses"),
     Option(
         "--count", "with --ping: stop after this many lines on each connection", "count", ("10",)

@@ -9,7 +9,10 @@ STDOUT = 1
 
 
 def write_output(data: bytes) -> None:
-    """Write everything to standard output, waiting for its reader; raises ExpectedError on failure."""
+    """Write everything to standard output, waiting for its reader.
+
+    Raises ExpectedError on failure.
+    """
     rest = memoryview(data)
     while rest:
         try:

@@ -182,7 +182,7 @@ def test_connection_comes_from_the_address_given(use: list[str]) -> None:
 @pytest.mark.parametrize(("use", "status"), [("hello", 1), ("--check", 3)])
 def test_address_that_is_not_ours(use: str, status: int) -> None:
     done = run("--bind", "192.0.2.9", "--host", "127.0.0.1", use)
-    complaint = "127.0.0.1:9999: cannot bind to local address 192.0.2.9: Cannot assign"
+    complaint = "127.0.0.1:9999: cannot bind to local address 192.0.2.9: Cannot assign requested"
     assert f"cannot connect to {complaint} address\n" in (done.stdout + done.stderr).decode()
     assert done.returncode == status
 

@@ -68,8 +68,8 @@ def test_text_after_two_dashes_may_look_like_an_option() -> None:
         (["--timeout", "nan"], "'nan' is not a number of seconds"),
         (["--timeout", "inf"], "'inf' is not a number of seconds"),
         (["--timeout", "soon"], "'soon' is not a number of seconds"),
-        (["--unix", "/run/x", "--port", "1"], "--unix replaces --host and --port"),
-        (["--unix", "/run/x", "--host", "x"], "--unix replaces --host and --port"),
+        (["--unix", "/run/x", "--port", "1"], "--unix cannot be used together with"),
+        (["--unix", "/run/x", "--host", "x"], "--unix cannot be used together with"),
         (["--host", "localhost:99"], "includes a port; use --host localhost --port 99"),
         (["--host", "localhost:"], "includes a port; use --host localhost --port PORT"),
         (["--host", "[::1]:99"], "includes a port; use --host [::1] --port 99"),
@@ -81,7 +81,7 @@ def test_text_after_two_dashes_may_look_like_an_option() -> None:
         (["--bind", "example.org"], "argument --bind: 'example.org' is not an IP address"),
         (["--bind", "fe80::1%nowhere"], "argument --bind: 'fe80::1%nowhere' is not an IP address"),
         (["-6", "--bind", "127.0.0.1"], "the --bind address does not belong to the family"),
-        (["--unix", "/run/x", "-4"], "-4, -6 and --bind are about IP addresses, which --unix"),
+        (["--unix", "/run/x", "-4"], "-4, -6 and --bind apply to IP addresses and cannot"),
     ],
 )
 def test_usage_errors_end_with_status_2(
