@@ -1,18 +1,18 @@
-"""tcpupperd: a TCP service that answers every line in upper case."""
+"""tcpupperd: a TCP service that sends every line back in upper case."""
 
 import sys
 
 __version__ = "0.1.0"
 
-# A checkout runs without an installer that would have checked this. Every import of a module runs
-# this file first, and an older Python must be able to parse it.
+# A checkout has no installer to check this. Every import runs this file first, so older versions
+# of Python must be able to parse it.
 if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit(f"tcpupperd needs Python 3.11 or later; this is Python {sys.version.split()[0]}")
 
 #: The public names; see README.md, "Use it in your tests".
 __all__ = ["ChunkHandler", "Config", "UpperHandler", "UpperServer", "__version__"]
 
-TYPE_CHECKING = False  # what typing has, which the client does not import
+TYPE_CHECKING = False  # instead of typing.TYPE_CHECKING: the client does not import typing
 if TYPE_CHECKING:
     from tcpupperd.config import Config
     from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
