@@ -122,7 +122,7 @@ def test_silent_server() -> None:
     assert done.returncode == CRITICAL
 
 
-def test_wrong_command_line() -> None:
+def test_invalid_command_line() -> None:
     done = run("--check", "--port", "http")
     assert done.stdout.startswith(b"TCPUPPER UNKNOWN: argument -p/--port: 'http' is not a port")
     assert (done.returncode, done.stderr) == (UNKNOWN, b"")

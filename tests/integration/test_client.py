@@ -64,7 +64,7 @@ def test_filter(data: bytes) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, data.upper(), b"")
 
 
-def test_each_line_is_answered_while_input_goes_on() -> None:
+def test_each_line_is_answered_while_input_continues() -> None:
     with serving(upper_all) as server, started(*server) as process:
         for word in (b"one", b"two", b"three"):
             write_to(process, word + b"\n")
@@ -180,7 +180,7 @@ def test_connection_comes_from_the_address_given(use: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("use", "status"), [("hello", 1), ("--check", 3)])
-def test_address_that_is_not_ours(use: str, status: int) -> None:
+def test_address_that_is_not_local(use: str, status: int) -> None:
     done = run("--bind", "192.0.2.9", "--host", "127.0.0.1", use)
     complaint = "127.0.0.1:9999: cannot bind to local address 192.0.2.9: Cannot assign requested"
     assert f"cannot connect to {complaint} address\n" in (done.stdout + done.stderr).decode()
@@ -196,7 +196,7 @@ def test_refused_connection() -> None:
     assert done.stderr.decode() == f"tcpupper: cannot connect to {name}: Connection refused\n"
 
 
-def test_full_queue_of_a_unix_socket_is_reported_at_once(tmp_path: Path) -> None:
+def test_full_queue_of_a_unix_socket_is_reported_immediately(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(path)

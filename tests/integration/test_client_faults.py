@@ -28,7 +28,7 @@ from waiting import DEADLINE
 # Servers that do not keep their word
 
 
-def test_connection_closed_early_prints_what_came() -> None:
+def test_connection_closed_early_prints_the_partial_answer() -> None:
     def answer_half(connection: socket.socket) -> None:
         data = b"".join(iter(lambda: connection.recv(100), b""))
         connection.sendall(data.upper()[: len(data) // 2])
@@ -39,7 +39,7 @@ def test_connection_closed_early_prints_what_came() -> None:
     assert b" closed the connection early (4 of 8 bytes answered)\n" in done.stderr
 
 
-def test_connection_closed_while_input_goes_on() -> None:
+def test_connection_closed_while_input_continues() -> None:
     def answer_one_line(connection: socket.socket) -> None:
         connection.sendall(connection.recv(100).upper())
 
@@ -51,7 +51,7 @@ def test_connection_closed_while_input_goes_on() -> None:
         assert b" closed the connection early (4 of 4 bytes answered)\n" in process.stderr.read()
 
 
-def test_reset_connection_prints_what_came() -> None:
+def test_reset_connection_prints_the_partial_answer() -> None:
     def answer_and_reset(connection: socket.socket) -> None:
         connection.sendall(connection.recv(100).upper())
         assert connection.recv(100) == b"two\n"
@@ -157,7 +157,7 @@ def test_silent_server_is_given_up(reading: bool, stdin: bytes) -> None:
     assert b" for 0.3 s (0 of " in done.stderr
 
 
-def test_silent_server_is_given_up_though_input_goes_on() -> None:
+def test_silent_server_is_given_up_even_if_input_continues() -> None:
     left = threading.Event()
     reading, writing = os.pipe()
     with serving(silence_until(left, reading=False)) as server:

@@ -189,7 +189,7 @@ def test_no_progress_without_tqdm(terminal: Terminal, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [{"stderr": PIPE, "stdout": PIPE}, {}])
-def test_no_progress_where_nobody_sees_it_or_answers_are(
+def test_no_progress_bar_without_a_terminal_or_among_answers(
     terminal: Terminal, tmp_path: Path, streams: dict[str, int]
 ) -> None:
     source = long_input(tmp_path / "input")

@@ -121,7 +121,7 @@ def test_auto_is_a_worker_for_each_usable_cpu() -> None:
         (["hello", "--lisen"], "--lisen: unknown option; did you mean --listen?"),
     ],
 )
-def test_wrong_command_line(options: list[str], why: str) -> None:
+def test_invalid_command_line(options: list[str], why: str) -> None:
     status, text, errors = run(*options)
     assert (status, text) == (2, "")
     wrong, remedy = errors.splitlines()
@@ -149,7 +149,7 @@ def test_wrong_command_line(options: list[str], why: str) -> None:
         (b"# gr\xfc\xdfe", ":1", "byte 0xfc is not valid UTF-8; save the file as UTF-8"),
     ],
 )
-def test_wrong_file(content: bytes, where: str, why: str, tmp_path: Path) -> None:
+def test_invalid_file(content: bytes, where: str, why: str, tmp_path: Path) -> None:
     path = tmp_path / "tcpupperd.toml"
     path.write_bytes(content)
     status, text, errors = run("--config", str(path))
@@ -163,7 +163,7 @@ def test_wrong_file(content: bytes, where: str, why: str, tmp_path: Path) -> Non
     assert checked == f"tcpupperd: {line.partition(' CRITICAL ')[2]}"
 
 
-def test_all_that_is_wrong_in_a_file(tmp_path: Path) -> None:
+def test_all_errors_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "tcpupperd.toml"
     path.write_text('max_line = 0\nframing = line\n\nlog_level = "chatty"\nwrokers = 1\n')
     starts = [
@@ -179,7 +179,7 @@ def test_all_that_is_wrong_in_a_file(tmp_path: Path) -> None:
             assert before + start in line
 
 
-def test_all_that_is_wrong_is_logged_at_a_reload() -> None:
+def test_all_errors_are_logged_on_a_reload() -> None:
     with Daemon() as daemon:
         daemon.configure('log_level = "chatty"\nwrokers = 1\n')
         daemon.send_signal(signal.SIGHUP)
@@ -193,7 +193,7 @@ def test_all_that_is_wrong_is_logged_at_a_reload() -> None:
         ]
 
 
-def test_check_shows_what_is_in_force_as_toml(tmp_path: Path) -> None:
+def test_check_shows_the_resulting_configuration_as_toml(tmp_path: Path) -> None:
     path = tmp_path / "tcpupperd.toml"
     path.write_text("# mine\nmax_line = 7\nworkers = 3\n")
     check = ("--check", "--verbose")

@@ -43,7 +43,7 @@ def ended(journal: Journal) -> Iterator[Ended]:
         yield Ended(entries)
 
 
-def test_connection_is_told_once_with_what_it_was_in_all_processes(
+def test_connection_is_logged_once_with_its_totals_from_all_processes(
     service: Service, journal: Journal, ended: Ended
 ) -> None:
     with service.daemon(wrapper=journal.wrapper, log_connections=True):

@@ -94,7 +94,7 @@ def test_shortages_in_a_row_do_not_flood_the_log() -> None:
         assert daemon.log.count("accepting connections again") <= told
 
 
-def test_nobody_is_lost_in_a_reload_without_descriptors() -> None:
+def test_no_connection_is_lost_in_a_reload_without_descriptors() -> None:
     with short_daemon() as daemon:
         served = fill(daemon)
         waiting = [daemon.connect() for _ in range(5)]
@@ -106,7 +106,7 @@ def test_nobody_is_lost_in_a_reload_without_descriptors() -> None:
         assert [client.read_line() for client in waiting] == [b"AT LAST\n"] * 5
 
 
-def test_nobody_is_lost_where_fewer_workers_have_not_room_for_all() -> None:
+def test_no_connection_is_lost_if_fewer_workers_lack_room_for_all() -> None:
     """Those wait in the channel, until others end."""
     with Daemon(workers=2, wrapper=("prlimit", f"--nofile={LIMIT}")) as daemon:
         clients: list[Client] = []

@@ -113,7 +113,7 @@ def test_client_of_a_damaged_message_ends_alone(service: Service, log: Path) -> 
     assert "closing 1 connection whose state cannot be restored: " in log.read_text()
 
 
-def test_client_that_resets_harms_nobody(service: Service, log: Path) -> None:
+def test_client_that_resets_harms_no_others(service: Service, log: Path) -> None:
     with Reversed(service, log):
         clients = [service.connect() for _ in range(4)]
         for client in clients:

@@ -210,13 +210,13 @@ def in_own_network() -> Callable[..., str]:
     return run
 
 
-def test_client_that_is_gone_without_a_word_is_given_up(
+def test_client_that_vanishes_is_given_up(
     in_own_network: Callable[..., str],
 ) -> None:
     assert in_own_network(KEEPALIVE, "1", "25") == "0\n"
 
 
-def test_without_keepalive_nobody_asks(in_own_network: Callable[..., str]) -> None:
+def test_without_keepalive_no_probes_are_sent(in_own_network: Callable[..., str]) -> None:
     assert in_own_network(KEEPALIVE, "0", "7") == "1\n"
 
 

@@ -45,7 +45,7 @@ def sockets() -> Iterator[Sockets]:
         yield Sockets(upper, agent)
 
 
-def test_agent_answers_at_once_and_ends(sockets: Sockets) -> None:
+def test_agent_answers_immediately_and_closes(sockets: Sockets) -> None:
     with sockets.daemon() as daemon:
         assert sockets.agent_says() == HERE
         asking = Client(address(sockets.agent))

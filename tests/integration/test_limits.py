@@ -65,7 +65,7 @@ def test_refused_client_that_sends_reads_end_of_file() -> None:
             refused.close()
 
 
-def test_client_that_is_gone_when_it_is_refused_is_counted_once() -> None:
+def test_client_that_disconnects_before_it_is_refused_is_counted_once() -> None:
     with Daemon(workers=1, max_connections_per_source=1) as daemon:
         assert daemon.connect().ask(b"one") == b"ONE"
         with stopped(*daemon.workers()):
@@ -88,7 +88,7 @@ def test_refusals_do_not_flood_the_log() -> None:
         assert 1 <= said <= 1 + (time.monotonic() - began) // QUIET
 
 
-def test_refused_clients_take_nobodys_place() -> None:
+def test_refused_clients_occupy_no_place() -> None:
     """Not even if they stay connected: there is a place left for another source."""
     with Daemon(workers=1, max_connections=2, max_connections_per_source=1) as daemon:
         assert daemon.connect().ask(b"one") == b"ONE"

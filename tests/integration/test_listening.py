@@ -71,7 +71,7 @@ def test_listens_on_a_path_which_goes_with_it(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_takes_over_the_path_of_one_that_is_gone(tmp_path: Path) -> None:
+def test_takes_over_the_path_of_a_socket_without_a_listener(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(path)
@@ -179,7 +179,7 @@ def name_of(one: socket.socket) -> str:
     return os.fsdecode(name).replace("\0", "@")
 
 
-def test_serves_what_is_passed_in_and_nothing_else(tmp_path: Path) -> None:
+def test_serves_passed_sockets_and_nothing_else(tmp_path: Path) -> None:
     addresses = (LOCALHOST, "[::1]:0", "[::]:0", str(tmp_path / "socket"), "@tcpupperd-passed")
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(listening(address)) for address in addresses]
@@ -245,7 +245,7 @@ def test_passed_sockets_are_not_inherited_by_programs() -> None:
         pytest.param(("LISTEN_PIDFDID=1",), marks=needs_pidfs),  # that had our number
     ],
 )
-def test_ignores_what_is_passed_to_another_process(environment: tuple[str, ...]) -> None:
+def test_ignores_sockets_passed_to_another_process(environment: tuple[str, ...]) -> None:
     with listening(LOCALHOST) as one:
         wrapper = ("env", *environment)
         with Daemon(passed=[("name", one)], wrapper=wrapper) as daemon:
@@ -253,7 +253,7 @@ def test_ignores_what_is_passed_to_another_process(environment: tuple[str, ...])
             assert daemon.connect().ask(b"hello") == b"HELLO"
 
 
-def test_serves_what_is_passed_to_this_process_by_its_pidfd() -> None:
+def test_serves_sockets_passed_to_this_process_by_its_pidfd() -> None:
     identify = (
         "import os, sys; identity = os.fstat(os.pidfd_open(os.getpid())).st_ino;"
         "os.environ['LISTEN_PIDFDID'] = str(identity); os.execvp(sys.argv[1], sys.argv[1:])"

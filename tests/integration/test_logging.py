@@ -243,7 +243,7 @@ def test_serves_without_anywhere_to_log_to(redirection: str) -> None:
         assert daemon.connect().ask(b"hello") == b"HELLO"
 
 
-def test_serves_while_nobody_reads_the_log(tmp_path: Path) -> None:
+def test_serves_while_the_log_is_not_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)

@@ -54,7 +54,7 @@ def test_each_worker_tells_of_all() -> None:
             assert value(daemon, "tcpupperd_workers_died_total", reason="signal") == 1
 
 
-def test_file_on_disk_is_in_force_or_not() -> None:
+def test_whether_the_file_on_disk_is_running() -> None:
     with Daemon(listen=LISTEN) as daemon:
 
         def seen() -> tuple[float, ...]:
@@ -209,7 +209,7 @@ def test_full_worker_is_still_scraped() -> None:
         until(lambda: "accepting connections again" in daemon.log)
 
 
-def test_many_scrapers_at_once_get_whole_pages_and_hinder_nobody() -> None:
+def test_many_simultaneous_scrapers_get_whole_pages_and_hinder_no_client() -> None:
     with Daemon(listen=LISTEN) as daemon:
         client = daemon.connect()
         scrapers = [daemon.connect(daemon.address_of("metrics")) for _ in range(200)]

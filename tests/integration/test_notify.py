@@ -39,7 +39,7 @@ def test_life_of_a_daemon(tmp_path: Path) -> None:
     assert states.index("STOPPING") < states.index("EXTEND_TIMEOUT_USEC")
 
 
-def test_status_says_what_a_person_wants_to_know() -> None:
+def test_status_line_summarises_the_state() -> None:
     local = f"@tcpupperd-{os.getpid()}-status"
     with Daemon(listen=["127.0.0.1:0", local], workers=3) as daemon:
         address = daemon.addresses[0]
@@ -57,7 +57,7 @@ def test_status_says_what_a_person_wants_to_know() -> None:
         until(lambda: daemon.manager.status.startswith("Stopping; "))
 
 
-def test_status_says_what_is_wrong() -> None:
+def test_status_line_names_the_problem() -> None:
     with Daemon(workers=1) as daemon:
 
         def says(text: str) -> None:

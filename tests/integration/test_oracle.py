@@ -113,7 +113,7 @@ def ours_once() -> Iterator[UpperServer]:
 
 @given(st.binary(max_size=4096))
 @settings(deadline=None, max_examples=150)
-def test_what_is_received_once_is_answered_alike(
+def test_data_received_once_is_answered_alike(
     plain_once: ThreadingServer, ours_once: UpperServer, data: bytes
 ) -> None:
     steps = [Step(data, wait=False)] if data else []

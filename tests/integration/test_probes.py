@@ -37,7 +37,7 @@ def test_client_that_has_sent_something_is_no_probe(server: CountingServer) -> N
     assert server.tally.numbers[PROBES] == 0
 
 
-def test_client_that_is_gone_when_its_line_is_answered_is_no_probe() -> None:
+def test_client_that_disconnects_before_its_answer_is_no_probe() -> None:
     with Daemon(workers=1) as daemon:
         client = daemon.connect()
         until(lambda: daemon.counters()["open"] == 1)

@@ -127,7 +127,7 @@ def test_client_on_a_unix_socket_is_introduced_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sent", "counter", "reason"), REFUSED)
-def test_what_is_no_header_is_refused_and_the_reason_is_logged(
+def test_invalid_header_is_rejected_and_the_reason_is_logged(
     sent: bytes, counter: str, reason: str
 ) -> None:
     with Balanced(idle_timeout=0, line_timeout=0) as daemon:
@@ -139,7 +139,7 @@ def test_what_is_no_header_is_refused_and_the_reason_is_logged(
         until(lambda: daemon.counters()["open"] == 0)
 
 
-def test_header_of_an_address_that_is_not_in_proxy_from_is_refused() -> None:
+def test_header_from_an_address_outside_proxy_from_is_rejected() -> None:
     with Balanced(proxy_from=["192.0.2.0/24", "::1"]) as daemon:
         client = daemon.balancer(line())
         assert client.read_to_end() == b""

@@ -39,7 +39,7 @@ def test_channel_is_stored_once(service: Service) -> None:
         assert {"FDSTORE=1", "FDPOLL=0"} <= set(stores[0].lines)
 
 
-def test_connections_go_on_in_the_next_daemon_whatever_their_state(service: Service) -> None:
+def test_connections_continue_in_the_next_daemon_in_any_state(service: Service) -> None:
     with service.daemon() as daemon:
         idle, half, ended = service.connect(), service.connect(), service.connect()
         assert idle.ask(b"one") == b"ONE"
@@ -62,7 +62,7 @@ def test_connections_go_on_in_the_next_daemon_whatever_their_state(service: Serv
             assert client.read_to_end() == data.upper()
 
 
-def test_lines_go_on_being_counted(service: Service) -> None:
+def test_lines_continue_to_be_counted(service: Service) -> None:
     with service.daemon(lines_per_connection=3):
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
@@ -152,7 +152,7 @@ def test_clients_that_left_meanwhile_do_no_harm(service: Service) -> None:
         assert "Traceback" not in daemon.log
 
 
-def test_drain_ends_what_nobody_has_taken_over_yet(service: Service) -> None:
+def test_drain_closes_connections_not_taken_over_yet(service: Service) -> None:
     with service.daemon() as daemon:
         with stopped(*daemon.workers()):
             clients = [service.connect() for _ in range(10)]
@@ -205,7 +205,7 @@ def test_connections_that_cannot_be_read_end_politely(
         assert why in complaints[0]
 
 
-def test_what_is_stored_and_of_no_use_is_let_go_and_harms_nothing(service: Service) -> None:
+def test_useless_stored_descriptors_are_closed_and_harm_nothing(service: Service) -> None:
     """As a next version might have left it."""
     with service.daemon() as daemon:
         client = service.connect()
@@ -269,7 +269,7 @@ def no_value(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("spoil", [missing, directory, not_toml, not_text, unknown, no_value])
-def test_wrong_file_does_not_end_a_service_that_runs(
+def test_invalid_file_does_not_stop_a_running_service(
     service: Service, spoil: Callable[[Daemon], None]
 ) -> None:
     with service.daemon(lines_per_connection=100):
@@ -307,7 +307,7 @@ def test_trouble_ends_when_the_file_is_mended(service: Service) -> None:
         assert client.ask(b"two") == b"TWO"
 
 
-def test_a_cold_start_with_a_wrong_file_fails(service: Service) -> None:
+def test_a_cold_start_with_an_invalid_file_fails(service: Service) -> None:
     assert service.daemon(framing="lines").run()[0] == 78
 
 
@@ -352,7 +352,7 @@ def test_damaged_configuration_is_as_none(service: Service, make: Callable[[], i
         until(lambda: "idle_timeout = 9\n" in stored(service))
 
 
-def test_what_another_version_stored_is_used_as_far_as_it_is_known(service: Service) -> None:
+def test_descriptors_stored_by_another_version_are_used_if_known(service: Service) -> None:
     text = b'lines_per_connection = 2\nnext = 1\nframing = "next"\nlog_level = "debug"\n'
     service.manager.stored[CONFIGURATION] = FileIO(sealed(text))
     with service.daemon(workers="many") as daemon:
@@ -408,7 +408,7 @@ def test_store_that_is_emptied_later_is_found_out(
         until(lambda: not any(map(is_running, workers)))
 
 
-def test_what_has_come_is_answered_before_it_is_stored(service: Service) -> None:
+def test_received_data_is_answered_before_the_connection_is_stored(service: Service) -> None:
     """Should a stop follow on the restart, nobody else would."""
     with service.daemon() as daemon:
         client = service.connect()
@@ -423,7 +423,7 @@ def test_what_has_come_is_answered_before_it_is_stored(service: Service) -> None
         assert queued.read_line() == b"TWO\n"
 
 
-def test_stop_after_a_stop_for_a_restart_ends_what_was_kept(service: Service) -> None:
+def test_stop_after_a_stop_for_a_restart_closes_kept_connections(service: Service) -> None:
     with service.daemon() as daemon:
         slow = service.connect(4096)
         unread = daemon.clog(slow)

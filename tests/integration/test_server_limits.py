@@ -74,7 +74,7 @@ def test_no_more_than_the_limit_of_one_source_are_served() -> None:
             assert again.ask(b"in again") == b"IN AGAIN"
 
 
-def test_source_that_is_gone_takes_no_memory() -> None:
+def test_source_without_connections_uses_no_memory() -> None:
     config = Config(max_connections_per_source=1)
     with serving(CountingServer(ANY_PORT, config=config)) as server:
         with connected(server) as client:

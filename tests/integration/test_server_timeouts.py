@@ -85,7 +85,7 @@ def test_line_that_never_ends_is_ended() -> None:
         assert server.tally.numbers[LINE_TIMEOUT] == 1
 
 
-def test_line_timeout_begins_anew_with_each_line() -> None:
+def test_line_timeout_restarts_with_each_line() -> None:
     with timed(line_timeout=0.6) as (server, client):
         first = time.monotonic()
         while time.monotonic() < first + 1.5:
@@ -103,7 +103,7 @@ def test_no_line_no_line_timeout() -> None:
         assert client.ask(b"a line at last") == b"A LINE AT LAST"
 
 
-def test_client_that_does_not_read_is_cut() -> None:
+def test_client_that_does_not_read_is_reset() -> None:
     with timed(write_timeout=0.6) as (server, client):
         time.sleep(0.3)  # so that the first look, 0.6 after the connect, comes too early
         handler = stall(server, client)
@@ -115,7 +115,7 @@ def test_client_that_does_not_read_is_cut() -> None:
             client.read_to_end()
 
 
-def test_client_that_reads_slowly_is_not_cut() -> None:
+def test_client_that_reads_slowly_is_not_reset() -> None:
     with timed(write_timeout=1.5) as (server, client):
         handler = stall(server, client)
         began = time.monotonic()

@@ -129,7 +129,7 @@ def test_server_without_anything_to_serve_ends() -> None:
         server.serve_forever()
 
 
-def test_server_close_answers_what_has_come_and_closes_everything() -> None:
+def test_server_close_answers_received_data_and_closes_everything() -> None:
     before = descriptors(os.getpid())
     server = UpperServer(ANY_PORT)
     address = address_of(server)

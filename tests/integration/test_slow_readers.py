@@ -78,7 +78,7 @@ def test_client_that_never_reads_and_never_stops_is_bounded(tight: CountingServe
         assert len(sent) < 16 << 20
 
 
-def test_of_an_answer_only_what_is_unsent_stays_in_memory() -> None:
+def test_only_the_unsent_part_of_an_answer_stays_in_memory() -> None:
     client, request = socket.socketpair()
     with UpperServer() as server, client:
         request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE_SIZE // 4)

@@ -93,7 +93,7 @@ def test_a_reload_does_not_let_in_more(service: Service) -> None:
         assert all(client.ask(b"y") == b"Y" for client in served)
 
 
-def test_a_reload_without_a_store_loses_nobody() -> None:
+def test_a_reload_without_a_store_loses_no_connection() -> None:
     """Nor may there be more than the new workers have room for: the old ones would wait."""
     with Daemon(wrapper=limited(), workers=WORKERS) as daemon:
         clients = [daemon.connect() for _ in range(3 * LIMIT)]
@@ -121,7 +121,7 @@ def test_those_that_wait_are_accepted_when_there_is_room(service: Service) -> No
             assert client.read_line() == b"X\n"
 
 
-def test_killed_supervisor_loses_nobody_either(service: Service) -> None:
+def test_killed_supervisor_loses_no_connection_either(service: Service) -> None:
     with small(service) as daemon:
         served = fill(service, daemon)
         workers = daemon.workers()

@@ -204,7 +204,7 @@ def test_other_handlers_are_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize("mix_in", [socketserver.ThreadingMixIn, socketserver.ForkingMixIn])
-def test_mix_ins_are_refused_with_the_remedy(mix_in: type) -> None:
+def test_mix_ins_are_rejected_with_the_remedy(mix_in: type) -> None:
     with pytest.raises(TypeError, match="remove the mix-in"):
         type("Mixed", (mix_in, UpperServer), {})
 
@@ -313,7 +313,7 @@ def test_backlog_and_reuse_of_an_address_are_the_classs() -> None:
 # Ends
 
 
-def test_close_beside_a_silent_client_does_not_wait_for_it() -> None:
+def test_close_does_not_wait_for_a_silent_client() -> None:
     """A gentle end gives a new client a second to speak; a program that closes has no time."""
     with UpperServer(ANY_PORT) as server, connected(server) as client:
         server.handle_request()

@@ -100,7 +100,7 @@ def write_until_stalled(clients: list[socket.socket], data: bytes) -> None:
 
 
 @pytest.mark.parametrize("setting", ["write_timeout", "drain_timeout"])
-def test_client_that_is_cut_off_learns_it(setting: str) -> None:
+def test_client_whose_answer_is_cut_off_sees_a_reset(setting: str) -> None:
     """An end of file would say that it got all its answers."""
     settings: dict[str, Any] = {setting: 1}
     with Daemon(workers=1, **settings) as daemon:

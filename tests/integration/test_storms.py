@@ -52,7 +52,7 @@ def test_workers_killed_one_after_another() -> None:
         assert anonymous_kib(daemon.pid) <= before[1] + SOME_KIB
 
 
-def test_killed_worker_is_replaced_at_once() -> None:
+def test_killed_worker_is_replaced_immediately() -> None:
     times = []
     with Daemon(workers=1) as daemon:
         for _ in range(scaled(20, 300)):

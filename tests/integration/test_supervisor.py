@@ -120,7 +120,7 @@ def test_worker_that_dies_before_it_serves_is_replaced_ever_more_slowly() -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_stop_answers_what_has_come(number: int) -> None:
+def test_stop_answers_received_data(number: int) -> None:
     with Daemon(drain_timeout=60) as daemon:
         idle, busy = daemon.connect(), daemon.connect()
         assert idle.ask(b"hello") == b"HELLO"
@@ -156,7 +156,7 @@ def test_stop_waits_for_slow_readers_no_longer_than_drain_timeout() -> None:
         assert clock_gettime(CLOCK_MONOTONIC) - begun >= 0.5
 
 
-def test_second_signal_stops_at_once() -> None:
+def test_second_signal_stops_immediately() -> None:
     with Daemon(drain_timeout=600) as daemon:
         daemon.clog(daemon.connect(receive_buffer=4096))
         daemon.send_signal(signal.SIGTERM)

@@ -30,7 +30,7 @@ def record(family: int, lines: int, host: bytes, held: int = 0, service: bytes =
     ],
     ids=["1 TiB", "1 TiB and a record", "family and lines", "family", "lines", "host", "service"],
 )
-def test_wrong_message_costs_its_own_connection_and_nothing_else(
+def test_invalid_message_costs_only_its_own_connection(
     service: Service, state: bytes, size: int
 ) -> None:
     with service.daemon():
@@ -66,7 +66,7 @@ def test_empty_message_costs_nothing(service: Service) -> None:
         assert "Traceback" not in daemon.log
 
 
-def test_connection_is_logged_as_given_and_taken_over(service: Service) -> None:
+def test_connection_is_logged_as_handed_over_and_taken_over(service: Service) -> None:
     with service.daemon(log_level="debug") as daemon:
         client = service.connect()
         name = f"127.0.0.1:{client.port}"

@@ -71,7 +71,7 @@ def test_stuck_worker_is_replaced() -> None:
         assert (counters["workers_hung"], counters["workers_signalled"]) == (1, 0)
 
 
-def test_service_that_was_stopped_as_a_whole_goes_on() -> None:
+def test_service_that_was_suspended_as_a_whole_continues() -> None:
     with Daemon(wrapper=watched(0.5)) as daemon:
         workers = daemon.workers()
         for _ in range(3):

@@ -49,7 +49,7 @@ def test_system_calls_of_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [LINE, MANY_LINES], ids=["one line", "256 lines"])
-def test_system_calls_of_many_clients_at_once(tmp_path: Path, sent: bytes) -> None:
+def test_system_calls_of_many_simultaneous_clients(tmp_path: Path, sent: bytes) -> None:
     with Daemon(workers=1) as daemon:
         clients = [daemon.connect() for _ in range(40)]
         for client in clients:

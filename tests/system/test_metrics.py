@@ -21,7 +21,9 @@ def get(machine: Container, page: str = "/metrics") -> str:
     return machine.run("python3", "-c", GET, page)
 
 
-def test_metrics_begin_and_end_beside_live_connections(machine: Container, package: Path) -> None:
+def test_metrics_start_and_stop_while_connections_are_open(
+    machine: Container, package: Path
+) -> None:
     assert machine.try_run("systemctl", "is-enabled", METRICS).stdout == "disabled\n"
     assert not is_active(machine, METRICS)
     assert ":9998 " not in machine.run("ss", "-tln")

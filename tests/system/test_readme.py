@@ -98,7 +98,7 @@ def test_tests_need_nothing_but_python(release: str, clone: Path) -> None:
 
 
 @pytest.mark.parametrize("release", ["bookworm"], indirect=True)
-def test_tests_name_what_they_cannot_install(release: str, clone: Path) -> None:
+def test_tests_name_missing_packages(release: str, clone: Path) -> None:
     one = f"{TEST} tests/unit/test_address.py"
     script = f"""
         {NO_LISTS}

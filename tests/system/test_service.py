@@ -41,7 +41,7 @@ def test_status_and_first_answer(machine: Container) -> None:
     assert machine.run("systemctl", "is-system-running") == "running"
 
 
-def test_several_clients_at_once(machine: Container) -> None:
+def test_several_simultaneous_clients(machine: Container) -> None:
     with ExitStack() as stack:
         conversations = [stack.enter_context(Conversation(machine)) for _ in range(5)]
         for number, conversation in enumerate(conversations):
@@ -66,7 +66,7 @@ def test_reload_takes_a_good_file(machine: Container) -> None:
     assert main_pid(machine) == pid
 
 
-def test_reload_refuses_a_wrong_file(machine: Container) -> None:
+def test_reload_rejects_an_invalid_file(machine: Container) -> None:
     pid, old_workers = main_pid(machine), workers(machine)
     machine.write(CONFIGURATION, WRONG_CONFIGURATION + "wrokers = 1\n")
     reload = machine.try_run("systemctl", "reload", SERVICE)
@@ -181,7 +181,7 @@ def test_stopped_main_process_is_restarted_by_the_watchdog(machine: Container) -
     assert "watchdog" in machine.journal(f"--unit={SERVICE}").lower()
 
 
-def test_wrong_configuration_is_not_tried_again(machine: Container) -> None:
+def test_start_with_an_invalid_configuration_is_not_retried(machine: Container) -> None:
     machine.run("systemctl", "stop", SERVICE)
     machine.write(CONFIGURATION, WRONG_CONFIGURATION)
     assert machine.try_run("systemctl", "start", SERVICE).returncode != 0

@@ -10,7 +10,7 @@ CONNECTIONS = 500
 MODULE = "/usr/lib/tcpupperd/tcpupperd/cli.py"
 
 
-def test_wrong_file_ends_no_connection(machine: Container, program: str) -> None:
+def test_invalid_file_closes_no_connection(machine: Container, program: str) -> None:
     """One machine for all: each action is of its own, and the last leaves all as it was."""
     with at_work(machine, program, CONNECTIONS) as clients:
         machine.write(CONFIGURATION, "workers = 2\n")

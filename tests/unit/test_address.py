@@ -95,7 +95,7 @@ def test_address_is_understood(text: str, address: Address) -> None:
 
 
 @pytest.mark.parametrize("text", BAD_PORTS)
-def test_what_is_no_address_is_told_the_forms(text: str) -> None:
+def test_invalid_address_is_rejected_with_the_valid_forms(text: str) -> None:
     with pytest.raises(ValueError, match="must be host:port") as caught:
         parse_address(text)
     assert str(caught.value).startswith(f'"{text}": ')
@@ -184,7 +184,7 @@ def test_client_is_found_however_its_address_is_written() -> None:
         ("2001:db8::1/32", 'has host bits set; write "2001:db8::/32"'),
     ],
 )
-def test_what_is_no_network_is_refused_with_the_remedy(text: str, reason: str) -> None:
+def test_invalid_network_is_rejected_with_the_remedy(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f'"{text}": {reason}')):
         parse_network(text)
 

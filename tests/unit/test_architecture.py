@@ -143,7 +143,7 @@ def test_architecture_tells_of_every_module(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["serving.protocol", "serving.deadlines", "serving.http"])
-def test_what_does_no_io_can_do_none(module: str) -> None:
+def test_modules_without_io_import_none(module: str) -> None:
     used = {name.partition(".")[0] for name in imports(module)}
     assert used <= {"__future__", "collections", "heapq", "math", "re", "typing"}
 

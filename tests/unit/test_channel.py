@@ -41,7 +41,7 @@ def test_nothing_is_nothing(channel: Channel) -> None:
         (FORM, b"\0\0\0\1xy"),
     ],
 )
-def test_what_cannot_be_read_is_closed_and_the_rest_is_taken(
+def test_unreadable_connection_is_closed_and_the_rest_is_taken(
     channel: Channel, form: Format, state: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost, ours = socket.socketpair()
@@ -67,9 +67,7 @@ def test_huge_state_is_not_read(channel: Channel, caplog: pytest.LogCaptureFixtu
     assert "of 1099511627776 bytes, some are missing" in caplog.text
 
 
-def test_what_is_no_connection_is_closed(
-    channel: Channel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_descriptor_is_closed(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
     """Although its state can be read."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         give_all(channel.give, FORM, [(listener, b"")])

@@ -53,7 +53,7 @@ def test_options_have_the_letters_of_plugins() -> None:
         (["-i", "1"], "-i: unknown option"),
     ],
 )
-def test_wrong_command_line_is_unknown(
+def test_invalid_command_line_is_unknown(
     arguments: list[str], complaint: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -161,7 +161,7 @@ def test_bad_address_is_named(tmp_path: Path, address: str, reason: str) -> None
     ],
     ids=["list", "decimal", "hexadecimal", "hexadecimal in a list"],
 )
-def test_long_value_is_cut_in_the_message(tmp_path: Path, value: str, shown: str) -> None:
+def test_long_value_is_shortened_in_the_message(tmp_path: Path, value: str, shown: str) -> None:
     path = write(tmp_path, f"max_line = {value}")
     assert complaint(path) == f"1: max_line = {shown}: {must_be('max_line')}"
 
@@ -242,7 +242,7 @@ def test_every_error_is_reported_in_order(
 
 
 @pytest.mark.parametrize("line", ["wrong\n", "x{} = 1\n"], ids=["syntax", "names"])
-def test_errors_without_end_are_cut(tmp_path: Path, line: str) -> None:
+def test_endless_errors_are_limited(tmp_path: Path, line: str) -> None:
     path = write(tmp_path, "".join(line.format(number) for number in range(1000)))
     lines = complaint(path).splitlines()
     assert len(lines) == ERRORS_MAX + 1
@@ -321,7 +321,7 @@ def test_option_has_the_meaning_of_the_setting(name: str, text: str, value: Any)
         ("log_level", "INFO"),
     ],
 )
-def test_bad_option_is_told_what_it_must_be(name: str, text: str) -> None:
+def test_invalid_option_is_rejected_with_the_valid_values(name: str, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(must_be(name))):
         from_text(BY_NAME[name], text)
 

@@ -66,7 +66,7 @@ def test_directory_is_refused(no_leak: None, tmp_path: Path) -> None:
     assert complaint(tmp_path) == " cannot be read: Is a directory"
 
 
-def test_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+def test_named_pipe_is_rejected_immediately(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     found: list[str] = []
     reader = threading.Thread(target=lambda: found.append(complaint(tmp_path / "fifo")))

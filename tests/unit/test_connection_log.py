@@ -51,9 +51,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     log.close()
 
 
-def test_message_says_what_became_of_the_client(
-    log: Log, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_message_says_how_the_connection_ended(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     log.end(1, NOW)
     (record,) = caplog.records
     assert record.getMessage() == "192.0.2.1:5: idle timeout after 0 lines in 1.5 s"
@@ -63,7 +61,7 @@ def test_message_says_what_became_of_the_client(
     assert fields["TCPUPPERD_DURATION_USEC"] == 1_500_000
 
 
-def test_answers_that_a_stop_cuts_off_are_the_reason(log: Log) -> None:
+def test_unsent_answers_at_a_stop_are_the_reason(log: Log) -> None:
     log.connection.reason = ""
     log.connection.unsent = b"HELLO"
     log.connection.abandon(NOW)
@@ -90,7 +88,7 @@ def test_socket_that_is_closed_has_fewer_fields(
     assert "TCPUPPERD_CONNECTION" not in vars(record)["fields"]
 
 
-def test_each_worker_has_its_share_at_once_and_in_the_long_run(log: Log) -> None:
+def test_each_worker_has_its_share_of_burst_and_rate(log: Log) -> None:
     log.end(BURST, NOW)
     assert len(log.messages()) == BURST // 100
     log.end(RATE, NOW + 1)

@@ -43,7 +43,7 @@ def test_each_is_due_once_at_the_first_tick_after_its_time(
 
 
 @given(st.dictionaries(st.integers(0, 50), times), st.sets(st.integers(0, 50)))
-def test_what_is_discarded_is_never_due(held: dict[int, float], discarded: set[int]) -> None:
+def test_discarded_descriptor_is_never_due(held: dict[int, float], discarded: set[int]) -> None:
     deadlines = Deadlines()
     buckets = {fd: deadlines.add(fd, when) for fd, when in held.items()}
     for fd in discarded & held.keys():
@@ -54,7 +54,7 @@ def test_what_is_discarded_is_never_due(held: dict[int, float], discarded: set[i
     assert take_all_due(deadlines, 1000) == left
 
 
-def test_to_discard_what_is_gone_does_nothing() -> None:
+def test_discarding_an_absent_descriptor_does_nothing() -> None:
     deadlines = Deadlines()
     bucket = deadlines.add(5, 1.0)
     due = deadlines.due(2.0)

@@ -67,7 +67,7 @@ def test_session_is_what_a_reader_types() -> None:
     assert session[4] == Step("set -e\nfalse\nset +e", None)
 
 
-def test_what_runs_in_the_background_is_waited_for() -> None:
+def test_background_commands_are_waited_for() -> None:
     session = list(documents.steps("```console\n$ sleep 1 &\n$ true\n```\n"))
     assert [step.command for step in session] == ["sleep 1 &", "true && wait"]
 
@@ -141,7 +141,7 @@ def test_parts_are_there_and_documented() -> None:
 # The messages that an administrator looks for
 
 
-def test_symptoms_quote_what_the_daemon_says() -> None:
+def test_symptoms_quote_messages_of_the_daemon() -> None:
     operating = (ROOT / "docs/operating.md").read_text()
     text = documents.section(operating, "Troubleshooting by symptom")
     quoted = re.findall(r'"(.*?)"', re.sub(r"`.*?`", "", text))

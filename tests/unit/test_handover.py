@@ -86,7 +86,7 @@ def test_empty_channel_has_nothing_to_take(channel: Channel) -> None:
         take_from(channel)
 
 
-def test_channel_that_nobody_can_give_into_has_ended(channel: Channel) -> None:
+def test_channel_without_a_writer_has_ended(channel: Channel) -> None:
     give(channel.give, [])
     channel.give.close()
     assert take_from(channel) == []

@@ -127,7 +127,7 @@ def test_another_version_is_refused_and_named(damage: Damage, version: int) -> N
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 252, 65535])
-def test_wrong_count_is_refused(damage: Damage, count: int) -> None:
+def test_invalid_count_is_rejected(damage: Damage, count: int) -> None:
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, count)
     assert damage.refused(greeting, damage.state) == f"{count} connections came with 2 sockets"
 
@@ -256,7 +256,7 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(channel: Channel, changed: dict[str, Any], why: str) -> None:
+def test_impossible_state_is_rejected(channel: Channel, changed: dict[str, Any], why: str) -> None:
     ((client, server),) = tcp_pairs(1)
     assert why in refusal(channel, record(**changed), [server])
     close([client, server])
@@ -339,7 +339,7 @@ LIKELY = {
 @given(st.sampled_from(handover._FAMILIES), st.fixed_dictionaries(LIKELY))
 @example(socket.AF_INET6, {"host": b"::1", "lines": 2**63 - 1})
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_taken_can_be_given_again(
+def test_connection_taken_over_can_be_handed_over_again(
     channel: Channel, family: socket.AddressFamily, changed: dict[str, Any]
 ) -> None:
     """If a message is believed, what grows out of it fits into the next one."""
@@ -462,7 +462,7 @@ def room_for(descriptors: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("room", range(4))
-def test_what_finds_no_room_is_lost_and_the_rest_is_left(damage: Damage, room: int) -> None:
+def test_connection_without_room_is_lost_and_the_rest_is_left(damage: Damage, room: int) -> None:
     send(damage.channel, damage.greeting, damage.state, damage.servers)
     with room_for(room), contextlib.ExitStack() as stack:
         if room == 3:

@@ -106,7 +106,7 @@ def test_there_are_no_other_pages(method: bytes, target: bytes) -> None:
     ],
     ids=repr,
 )
-def test_what_is_not_http_is_refused_as_soon_as_that_is_clear(request_: bytes) -> None:
+def test_data_that_is_not_http_is_rejected_as_soon_as_that_is_clear(request_: bytes) -> None:
     assert ask(request_)[0] == 400
 
 
@@ -152,7 +152,7 @@ def test_request_may_arrive_in_any_pieces() -> None:
         assert ask(*chunks) == ask(GET)
 
 
-def test_request_goes_on_in_another_process() -> None:
+def test_request_continues_in_another_process() -> None:
     for size in range(1, len(GET)):
         first, second = HttpProtocol(PAGES), HttpProtocol(PAGES)
         assert first.receive(GET[:size]) == b""
@@ -161,7 +161,7 @@ def test_request_goes_on_in_another_process() -> None:
         assert second.receive(GET[size:]) == HttpProtocol(PAGES).receive(GET)
 
 
-def test_request_that_is_cut_short_gets_no_answer() -> None:
+def test_truncated_request_gets_no_response() -> None:
     protocol = HttpProtocol(PAGES)
     assert protocol.receive(GET[:-1]) == b""
     assert protocol.receive_eof() == b""

@@ -66,7 +66,7 @@ def test_value_with_a_newline_has_its_length_before_it() -> None:
     assert encode({"MESSAGE": "a\nb"}) == b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n"
 
 
-def test_what_is_not_utf8_is_escaped() -> None:
+def test_invalid_utf8_is_escaped() -> None:
     assert encode({"MESSAGE": "caf\udce9 é"}) == "MESSAGE=caf\\udce9 é\n".encode()
 
 
@@ -83,7 +83,7 @@ def test_entry_that_is_too_large_for_a_datagram_is_sent_as_a_file(
     assert entries.files == 1
 
 
-def test_nobody_can_change_a_sealed_file() -> None:
+def test_sealed_file_cannot_be_changed() -> None:
     """The journal accepts no other."""
     with open(sealed(b"content"), "r+b", 0) as file:
         assert fcntl.fcntl(file, fcntl.F_GET_SEALS) == SEALS
@@ -93,7 +93,7 @@ def test_nobody_can_change_a_sealed_file() -> None:
 
 
 @pytest.mark.parametrize("text", ["short", HUGE])
-def test_full_socket_raises_at_once(entries: Entries, sender: Journal, text: str) -> None:
+def test_full_socket_raises_immediately(entries: Entries, sender: Journal, text: str) -> None:
     with contextlib.suppress(BlockingIOError):
         for _ in range(100_000):
             sender.send({"MESSAGE": "hello"})

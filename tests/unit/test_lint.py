@@ -99,7 +99,7 @@ def test_forges_run_every_python() -> None:
             assert "\n      - run: .ci/run\n" in text or "\n    - .ci/run\n" in text
 
 
-def test_make_tells_what_it_makes() -> None:
+def test_make_help_lists_its_targets() -> None:
     need("make")
     text = (ROOT / "Makefile").read_text()
     [phony] = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)

@@ -45,7 +45,7 @@ def test_sections_that_a_page_refers_to_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_pages_of_ours_that_a_page_refers_to_exist(page: str) -> None:
+def test_references_to_pages_of_this_project_are_valid(page: str) -> None:
     named = re.findall(r"\bXr (tcpupper\S*) (\d)", (FOLDER / page).read_text())
     assert named
     assert {f"{name}.{number}" for name, number in named} <= set(PAGES)

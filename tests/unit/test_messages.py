@@ -111,12 +111,12 @@ def test_terminal_gets_time_and_level() -> None:
     pipe.close()
 
 
-def test_what_is_not_utf8_is_escaped(pipe: Pipe) -> None:
+def test_invalid_utf8_is_escaped(pipe: Pipe) -> None:
     pipe.handler.emit(message("caf\udce9 grüße"))
     assert pipe.read() == ["<6>caf\\udce9 grüße"]
 
 
-def test_long_line_is_cut_to_what_a_pipe_takes_at_once(pipe: Pipe) -> None:
+def test_long_line_is_shortened_to_an_atomic_write_to_a_pipe(pipe: Pipe) -> None:
     pipe.handler.emit(message("x" * 10000))
     assert pipe.read() == ["<6>" + "x" * (LINE_MAX - 4)]
 
@@ -175,7 +175,7 @@ def read_all(reader: socket.socket) -> bytes:
     return found
 
 
-def test_the_reader_may_be_gone(pipe: Pipe) -> None:
+def test_the_reader_may_have_exited(pipe: Pipe) -> None:
     os.close(pipe.reader)
     pipe.reader = -1
     emit_all(pipe.handler, message("lost"), failure())

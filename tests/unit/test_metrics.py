@@ -64,7 +64,7 @@ def test_every_metric_has_help_and_a_type_once_before_its_values() -> None:
             assert line.split("{")[0].split()[0] == seen[-1]
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_values_are_omitted() -> None:
     text = page(REPORT._replace(in_force=None, loaded=0, listeners=[])).text
     for name in ("configuration_in_force", "loaded", "accept_queue_connections"):
         assert name not in text

@@ -31,13 +31,13 @@ def test_watchdog_interval_by_sd_watchdog_enabled(environ: dict[str, str], secon
     assert watchdog_interval(environ) == pytest.approx(seconds)
 
 
-def test_nobody_listens_without_a_socket() -> None:
+def test_without_a_socket_there_is_no_service_manager() -> None:
     notifier = Notifier({"WATCHDOG_USEC": "1000000"})
     assert not notifier.listening
     assert notifier.watchdog_interval == 0.0
 
 
-def test_to_tell_nobody_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_notifying_without_a_service_manager_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier({})
     notifier.ready()
     notifier.reloading()

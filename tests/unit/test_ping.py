@@ -42,7 +42,7 @@ def test_wrong_answer(answer: bytes, shown: str) -> None:
     assert lines.give_up() == [1]
 
 
-def test_what_nobody_asked_for_is_wrong() -> None:
+def test_unsolicited_data_is_wrong() -> None:
     with pytest.raises(WrongAnswerError):
         list(Lines("run").receive(b"220 ready\r\n"))
 
@@ -108,7 +108,7 @@ def test_nothing_sent_is_not_perfect() -> None:
     assert not Tally().is_perfect
 
 
-def test_wrong_data_is_not_perfect_though_nothing_is_lost() -> None:
+def test_wrong_data_is_not_perfect_even_if_nothing_is_lost() -> None:
     tally = Tally()
     tally.sent = tally.answered = tally.wrong = 1
     assert not tally.is_perfect

@@ -113,7 +113,7 @@ def test_nothing_is_answered_after_the_last_line(
     assert protocol.lines <= limit
 
 
-def test_last_line_finishes_the_protocol_at_once() -> None:
+def test_last_line_finishes_the_protocol_immediately() -> None:
     protocol = LineProtocol(10, lines_per_connection=2)
     assert protocol.receive(b"one\n") == b"ONE\n"
     assert not protocol.finished
@@ -166,7 +166,7 @@ def test_long_line_in_small_pieces_costs_its_length_not_its_square() -> None:
 
 
 @given(chunks)
-def test_chunks_are_answered_at_once(chunks: list[bytes]) -> None:
+def test_chunks_are_answered_immediately(chunks: list[bytes]) -> None:
     protocol = ChunkProtocol()
     for chunk in chunks:
         assert protocol.receive(chunk) == chunk.upper()
@@ -178,12 +178,12 @@ def test_chunks_are_answered_at_once(chunks: list[bytes]) -> None:
 
 
 @given(chunks, st.integers(1, 3))
-def test_only_so_many_chunks_are_answered(chunks: list[bytes], limit: int) -> None:
+def test_chunks_beyond_the_limit_are_not_answered(chunks: list[bytes], limit: int) -> None:
     protocol = ChunkProtocol(lines_per_connection=limit)
     assert answer(protocol, chunks) == b"".join(chunks[:limit]).upper()
 
 
-def test_chunks_go_on_after_another_framing_held_something() -> None:
+def test_chunks_continue_after_another_framing_held_something() -> None:
     protocol = ChunkProtocol(lines_per_connection=3)
     assert protocol.resume(1, True, b"half a li") == b"HALF A LI"
     assert answer(protocol, [b"ne\n", b"more\n", b"too much\n"]) == b"NE\nMORE\n"

@@ -188,7 +188,7 @@ def test_header_is_found_when_its_last_byte_has_come(
 
 
 @pytest.mark.parametrize(("data", "kind", "reason"), BAD, ids=range(len(BAD)))
-def test_anything_else_is_refused_with_the_reason(data: bytes, kind: str, reason: str) -> None:
+def test_anything_else_is_rejected_with_the_reason(data: bytes, kind: str, reason: str) -> None:
     found = outcome(data)
     assert isinstance(found, tuple)
     assert found[0] == kind
@@ -234,7 +234,7 @@ tlvs = st.lists(
 
 
 @given(pairs, tlvs, st.booleans(), st.binary(max_size=20))
-def test_what_was_encoded_is_found(
+def test_encoded_header_is_decoded(
     pair: tuple[str, int, str, int],
     extensions: list[tuple[int, bytes]],
     checksum: bool,

@@ -72,7 +72,7 @@ def test_released_slot_has_no_worker_any_more() -> None:
     assert board.claim().numbers[STATE] == STARTING
 
 
-def test_worker_goes_on_counting_where_the_one_before_it_stopped() -> None:
+def test_worker_continues_counting_where_the_previous_one_stopped() -> None:
     board = Scoreboard(1)
     first = board.claim()
     Tally(first.numbers).add(ACCEPTED, 5)
@@ -133,7 +133,7 @@ def test_totals_outlive_the_worker_but_its_connections_do_not() -> None:
     assert list(board.totals()) == list(FIELDS[OPEN:])
 
 
-def test_what_a_child_counts_its_parent_reads() -> None:
+def test_parent_reads_the_counts_of_a_child() -> None:
     board = Scoreboard(1)
     slot = board.claim()
     pid = os.fork()
@@ -172,7 +172,7 @@ def in_a_child(board: Scoreboard, action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_worker_reads_what_the_supervisor_counts_and_cannot_write_it() -> None:
+def test_worker_can_read_but_not_write_the_counts_of_the_supervisor() -> None:
     board = Scoreboard(9)
     board.put(RESTARTS, 7)
     libc = ctypes.CDLL(None, use_errno=True)

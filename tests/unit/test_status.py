@@ -58,7 +58,7 @@ def test_page_is_whole() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_page_shows_what_there_is() -> None:
+def test_page_shows_the_report() -> None:
     text = read().text
     for shown in (
         "on example.org",
@@ -89,7 +89,7 @@ def test_page_needs_nothing_from_elsewhere() -> None:
         assert "src" not in attributes
 
 
-def test_browser_is_told_to_run_only_what_is_in_the_page() -> None:
+def test_policy_allows_only_the_style_and_script_of_the_page() -> None:
     text = page(REPORT).text
     for tag, hash_ in (("style", STYLE), ("script", SCRIPT)):
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)

@@ -131,7 +131,7 @@ def test_whole_lines_are_answered(
 
 
 @pytest.mark.parametrize("data", [b"h", b"hello", b"one\ntwo", b"\n\0"])
-def test_what_is_not_whole_lines_is_handed_back(
+def test_data_other_than_complete_lines_is_handed_back(
     turn: Turn, pair: Pair, counts: "array[int]", data: bytes
 ) -> None:
     assert turn(sent(pair, data), counts) == (False, data)
@@ -198,7 +198,7 @@ def test_connection_that_was_reset(turn: Turn, counts: "array[int]") -> None:
             turn(server.fileno(), counts)
 
 
-def test_client_that_is_gone_when_it_is_answered(turn: Turn, counts: "array[int]") -> None:
+def test_client_that_disconnects_before_its_answer(turn: Turn, counts: "array[int]") -> None:
     client, server = socket.socketpair()
     with client, server:
         fd = sent((client, server), b"hello\n")
@@ -208,7 +208,7 @@ def test_client_that_is_gone_when_it_is_answered(turn: Turn, counts: "array[int]
         assert list(counts) == [1, 0]
 
 
-def test_what_is_no_socket(turn: Turn, counts: "array[int]") -> None:
+def test_descriptor_other_than_a_socket(turn: Turn, counts: "array[int]") -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         turn(-1, counts)
     with pytest.raises(TypeError):
@@ -231,7 +231,7 @@ def test_counts_of_another_kind_are_refused(c_module: Path, pair: Pair, counts: 
     assert pair[1].recv(100) == b"hello\n"
 
 
-def test_interrupted_receiving_goes_on(turn: Turn, counts: "array[int]") -> None:
+def test_interrupted_receiving_continues(turn: Turn, counts: "array[int]") -> None:
     client, server = socket.socketpair()
     with client, server, alarm_handler(lambda *_: client.sendall(b"hello\n")):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
