@@ -1,4 +1,4 @@
-"""What pyproject.toml has no place for: the C module. Everything works without it, too."""
+"""Builds the C module, for which pyproject.toml has no place. Everything works without it."""
 
 import os
 import sys
@@ -6,16 +6,16 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-#: Set where a package is built, in which nobody would notice that the module is missing.
+#: Set when a package is built, because it would go unnoticed if the module were missing from it.
 REQUIRED = bool(os.environ.get("TCPUPPERD_REQUIRE_C"))
 
-#: Free-threaded Python has no stable ABI, for which the module is written: it is left out there.
+#: The module is written for the stable ABI, which free-threaded Python lacks: it is skipped there.
 STABLE_ABI = "t" not in sys.abiflags
 
 TURN = Extension(
     "tcpupperd.serving._turn",
     ["tcpupperd/serving/_turn.c"],
-    # By default distributions ask for -O2, with which older compilers make no vector code.
+    # Distributions default to -O2, with which older compilers do not vectorise.
     extra_compile_args=["-O3"],
     py_limited_api=True,
     optional=not REQUIRED,
@@ -23,13 +23,13 @@ TURN = Extension(
 
 
 class BuildIfPossible(build_ext):
-    """Leaves the module out if it cannot be compiled, and says so in one line."""
+    """Skips the module, with a one-line message, if it cannot be compiled."""
 
     def build_extension(self, ext: Extension) -> None:
         try:
             super().build_extension(ext)
-        # What is raised if there is no compiler depends on the version of setuptools; `optional`
-        # alone does not cover all of it.
+        # The exception raised without a compiler depends on the version of setuptools; `optional`
+        # does not cover all of them.
         except Exception as error:
             if REQUIRED:
                 raise

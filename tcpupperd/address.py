@@ -1,4 +1,4 @@
-"""Addresses: where to listen, and who has connected."""
+"""Addresses: where to listen, and where clients connect from."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-#: The length limit of a Unix socket's path, in bytes: sun_path of unix(7), less the NUL.
+#: The maximum length of a Unix socket's path, in bytes: sun_path in unix(7), without the NUL.
 PATH_MAX = 107
 
 #: The first bytes of an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
-#: Text that is not a host name: the resolver would read 10.1 as 10.0.0.1.
+#: Text that looks like an IPv4 address: the resolver would read 10.1 as 10.0.0.1.
 _IPV4_LIKE = re.compile(r"[0-9.]+")
 
-#: The services that a listener can have, by name: the rows of `serving.services.SERVICES`. The
-#: first is that of a listener without a name.
+#: The names of the services that a listener can have: the keys of `serving.services.SERVICES`. A
+#: listener without a name has the first one.
 SERVICES = ("upper", "proxy", "agent", "metrics")
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
 
 class Address(NamedTuple):
-    """Where to listen: a host ("" is any) and port, or the path of a Unix socket."""
+    """Where to listen: a host ("" means any) and port, or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -56,9 +56,9 @@ def parse_address(text: str) -> Address:
 
 def split_service(text: str) -> tuple[str, str]:
     """Split an entry of `listen`, NAME=ADDRESS or ADDRESS, into the service and the address.
-    Raises ValueError if there is no such service."""
+    Raises ValueError if the service is unknown."""
     name, mark, address = text.partition("=")
-    if not mark or text.startswith(("/", "@")):  # a path may contain the sign
+    if not mark or text.startswith(("/", "@")):  # a path may contain "="
         return SERVICES[0], text
     if name not in SERVICES:
         known = ", ".join(SERVICES)
@@ -69,13 +69,13 @@ def split_service(text: str) -> tuple[str, str]:
 def _is_ip(family: socket.AddressFamily, text: str) -> bool:
     try:
         socket.inet_pton(family, text)
-    except (OSError, ValueError):  # ValueError if it is not even ASCII
+    except (OSError, ValueError):  # ValueError if it is not ASCII
         return False
     return True
 
 
 def _is_host_name(text: str) -> bool:
-    """Whether the resolver accepts it: non-ASCII letters by IDNA, but no NUL."""
+    """Whether the resolver accepts a name: non-ASCII letters need IDNA, and a NUL is invalid."""
     try:
         return "\0" not in text and (text.isascii() or bool(text.encode("idna")))
     except UnicodeError:
@@ -89,13 +89,13 @@ def written(address: Any) -> str:
         host, port = plain_host(address[0]), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = os.fsdecode(address).replace("\0", "@", 1)
-    if not path.isprintable():  # a client that chose it must not write lines into the log
+    if not path.isprintable():  # the client chose it, and must not inject lines into the log
         return repr(path)[1:-1]
     return path or "local client"
 
 
 def plain_host(host: str) -> str:
-    """An IP address, without the prefix of an IPv4-mapped one, which dual-stack sockets return."""
+    """An IP address without the IPv4-mapped prefix of addresses from dual-stack sockets."""
     return host.removeprefix("::ffff:")
 
 
@@ -104,11 +104,11 @@ class Networks:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._networks = [parse_network(text) for text in texts]
-        self._has = lru_cache(self._look_up)  # the same few connect again and again
+        self._has = lru_cache(self._look_up)  # the same few addresses connect repeatedly
 
     def __contains__(self, client_address: Any) -> bool:
-        """Whether a client's address is in one of them. Local clients always are: the permissions
-        of a Unix socket decide who can connect to it."""
+        """Whether a client's address is in one of the networks. Local clients always pass: the
+        permissions of a Unix socket decide who can connect to it."""
         return not isinstance(client_address, tuple) or self._has(client_address[0])
 
     def _look_up(self, host: str) -> bool:
@@ -120,8 +120,8 @@ class Networks:
 
 
 def parse_network(text: str) -> tuple[bytes, int]:
-    """Parse an IP address, or a network such as 192.0.2.0/24; return the first address, packed,
-    and the number of bits that count. Raises ValueError."""
+    """Parse an IP address, or a network such as 192.0.2.0/24; return the first address in binary
+    form and the prefix length. Raises ValueError."""
     host, slash, size = text.partition("/")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if not _is_ip(family, host):
@@ -147,7 +147,7 @@ def _first_bits(packed: bytes, count: int) -> bytes:
 
 
 def pack(host: str) -> bytes:
-    """An IP address in binary form: 4 bytes, also if it is IPv4-mapped, or 16."""
+    """An IP address in binary form: 4 bytes, even if it is IPv4-mapped, or 16."""
     if ":" not in host:
         return socket.inet_pton(socket.AF_INET, host)
     packed = socket.inet_pton(socket.AF_INET6, host)
@@ -155,9 +155,9 @@ def pack(host: str) -> bytes:
 
 
 def source_of(client_address: Any) -> str:
-    """The source that `max_connections_per_source` counts: an IPv4 address, or the first 64 bits
-    of an IPv6 address, because providers assign at least a /64 to each customer; "" for a local
-    client, which is never limited."""
+    """The source by which `max_connections_per_source` counts: an IPv4 address, or the first 64
+    bits of an IPv6 address, because providers assign at least a /64 to each customer; "" for a
+    local client, which is never limited."""
     if not isinstance(client_address, tuple):
         return ""
     host = client_address[0]

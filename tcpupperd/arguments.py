@@ -1,11 +1,11 @@
-"""A command line parser with short errors: what is wrong, and where to read more."""
+"""A command line parser with short error messages: what is wrong, and where to read more."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-TYPE_CHECKING = False  # of typing, which the client need not import
+TYPE_CHECKING = False  # stands in for typing.TYPE_CHECKING; the client does not import typing
 if TYPE_CHECKING:
     from typing import NoReturn
 
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Return the values; exit with status 2 if the command line is wrong."""
+        """Return the values; exit with status 2 if the command line is invalid."""
         values, unknown = self.parse_known_args(argv)
         if unknown := [word for word in unknown if word != "--"]:
             self.error(self._what_is_wrong_with(unknown))

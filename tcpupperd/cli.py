@@ -1,4 +1,4 @@
-"""The command: from arguments to an exit status."""
+"""The command line program, from arguments to exit status."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
-#: Columns of --help.
+#: The width of --help, in columns.
 HELP_WIDTH = 79
 
 
@@ -98,8 +98,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def configure(source: Source, listeners: Listeners) -> Config:
-    """Load the configuration and listen on its addresses. If it is wrong, fall back to the last
-    configuration that worked, if there is one."""
+    """Load the configuration and listen on its addresses. If this fails, fall back to the last
+    good configuration, if there is one."""
     try:
         settings = source.load()
         listeners.bind(settings.listen)
@@ -124,23 +124,24 @@ def run_in_background(
 
 
 def serve_connected(connected: list[socket.socket], settings: Config, notifier: Notifier) -> None:
-    """Serve connections that were passed in (Accept=yes of systemd.socket(5)) to their end."""
+    """Serve connections passed by the service manager (Accept=yes in systemd.socket(5)) until they
+    are closed."""
     with UpperServer(config=settings) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
         for request in connected:
-            with suppress(OSError):  # the client is already gone
+            with suppress(OSError):  # the client has already disconnected
                 server.welcome(request, request.getpeername())
         notifier.ready()
         server.serve_forever()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; exit with status 2 if it is wrong."""
+    """Parse the command line; exit with status 2 if it is invalid."""
     parser = Parser(
         prog="tcpupperd",
         description="Serve TCP clients, sending every line of text back in upper case.",
         epilog="See tcpupperd(8) and tcpupperd.toml(5).",
-        # Without a width, it would import shutil with all its compressors, which takes 3 ms.
+        # Without a width, argparse imports shutil and all its compression modules: 3 ms.
         formatter_class=partial(argparse.HelpFormatter, width=HELP_WIDTH),
     )
     parser.add_argument(
@@ -182,7 +183,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
-    """Add the option of a setting; an option for a list can be given several times."""
+    """Add the option for a setting; an option that takes a list may be repeated."""
 
     def value(text: str) -> Any:
         try:
@@ -201,6 +202,6 @@ def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the command line contains."""
+    """The settings given on the command line."""
     given = vars(arguments)
     return {setting.name: given[setting.name] for setting in SETTINGS if setting.name in given}

@@ -1,5 +1,5 @@
-"""The settings: a table with a row for each, from which the file, the command line and the
-completion follow."""
+"""The table of settings, from which the file format, the command line and the completion are
+derived."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from tcpupperd.address import parse_address, parse_network, split_service
 from tcpupperd.errors import ExpectedError
 
-#: The maximum size of a configuration file, in bytes. A wrong path must not fill the memory.
+#: The maximum size of a configuration file, in bytes. A mistyped path must not exhaust memory.
 FILE_SIZE_MAX = 1 << 20
 
-#: The maximum number of errors to report for a file. A binary file has one in every line.
+#: The maximum number of errors to report for a file. A binary file has one on every line.
 ERRORS_MAX = 20
 
 #: The maximum number of characters of a name or value in a message.
@@ -23,8 +23,8 @@ SHOWN_MAX = 80
 
 
 class ConfigError(ExpectedError):
-    """The configuration cannot be used. Each line of the message is an error: its place, what is
-    wrong, and what is allowed."""
+    """The configuration cannot be used. Each line of the message describes one error: where it is,
+    what is wrong, and what is allowed."""
 
     status = 78  # EX_CONFIG of sysexits.h
 
@@ -137,7 +137,7 @@ def networks(value: Any) -> tuple[str, ...]:
     raise ValueError('must be a list of addresses and networks, for example ["192.0.2.0/24"]')
 
 
-#: What a greeting may contain beside text, in braces.
+#: The placeholders that a greeting may contain besides text.
 PLACEHOLDERS = ("host", "instance", "worker", "client")
 
 #: The maximum number of characters of a greeting.
@@ -156,7 +156,7 @@ def greeting(value: Any) -> str:
 
 DAY = 86400
 
-#: The maximum of TCP_KEEPIDLE, tcp(7), in seconds.
+#: The maximum of TCP_KEEPIDLE, in seconds; see tcp(7).
 KEEPALIVE_MAX = 32767
 
 SETTINGS = (
@@ -295,7 +295,7 @@ SETTINGS = (
 class Config:
     """The values of the settings; immutable. A setting that is not given has its default.
 
-    Raises ValueError if a value is wrong, and TypeError if there is no such setting.
+    Raises ValueError if a value is invalid, and TypeError for an unknown setting.
     """
 
     listen: tuple[str, ...]
@@ -325,17 +325,17 @@ class Config:
         raise AttributeError(f"cannot change {name}: a configuration is immutable")
 
     def replace(self, **changed: Any) -> Config:
-        """A configuration that differs in some settings."""
+        """A copy with some settings changed."""
         return Config(**(vars(self) | changed))
 
     @property
     def worker_count(self) -> int:
-        """How many processes "workers" means on this machine."""
+        """The number of worker processes on this machine."""
         return len(os.sched_getaffinity(0)) if self.workers == "auto" else int(self.workers)
 
 
 def load(path: str | None, options: dict[str, Any]) -> Config:
-    """The configuration from a file, if there is one, and options, which override it."""
+    """The configuration from a file, if one is given, and options, which override the file."""
     return Config(**((read_file(path) if path else {}) | options))
 
 
@@ -355,7 +355,7 @@ def explain(path: str | None, options: dict[str, Any]) -> list[str]:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """Read and check the settings of a file. Raises ConfigError if anything is wrong."""
+    """Read and check the settings in a file. Raises ConfigError if anything is invalid."""
     return parse(read_text(path), path)
 
 
@@ -433,15 +433,15 @@ def from_text(setting: Setting, text: str) -> Any:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting, even if it is a named pipe without a writer."""
+    """Open a file without blocking, even if it is a named pipe without a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read_toml(text: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     """Parse a TOML text as far as possible; also return the syntax errors, each with its line.
 
-    A line that is wrong by itself is skipped, and the rest is read. After any other error, such as
-    an unclosed bracket, the meaning of the rest is unknown.
+    A line that is invalid on its own is skipped, and the rest is read. After any other error, such
+    as an unclosed bracket, the meaning of the rest is unknown.
     """
     import tomllib  # without a configuration file, the daemon starts faster without it
 
@@ -470,14 +470,14 @@ def _is_wrong_alone(line: str) -> bool:
 
 
 def _locate_syntax_error(message: str) -> tuple[int, str]:
-    """The line number in a message of tomllib, or 0, and the rest of the message."""
+    """The line number in a message from tomllib, or 0, and the rest of the message."""
     found = re.fullmatch(r"(.*) \(at line ([0-9]+), column ([0-9]+)\)", message, re.DOTALL)
     return (int(found[2]), f"{found[1]} (column {found[3]})") if found else (0, message)
 
 
 def _check(name: str, value: Any) -> Any:
-    """The value to use for a setting. Raises ValueError if the value is wrong, and TypeError if
-    there is no such setting."""
+    """The value to use for a setting. Raises ValueError if the value is invalid, and TypeError for
+    an unknown setting."""
     for setting in SETTINGS:
         if setting.name == name:
             try:
@@ -489,7 +489,8 @@ def _check(name: str, value: Any) -> Any:
 
 
 def _find_line(text: str, name: str) -> int:
-    """The number of the first line that seems to set a key, for messages; 0 if there is none."""
+    """The number of the first line that appears to set a key, for use in messages; 0 if there is
+    none."""
     key = re.escape(name)
     found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{key}\b", text, re.MULTILINE)
     return text.count("\n", 0, found.end()) + 1 if found else 0

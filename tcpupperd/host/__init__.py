@@ -1,1 +1,1 @@
-"""The interface to the machine: passed descriptors, sockets, notifications, logs."""
+"""The interface to the operating system: passed descriptors, sockets, notifications, logs."""

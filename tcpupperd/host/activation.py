@@ -11,30 +11,30 @@ from typing import NamedTuple
 
 from tcpupperd.host.sockets import Listener, ListenError
 
-#: The first descriptor that is passed in: SD_LISTEN_FDS_START of sd_listen_fds(3).
+#: The first descriptor that is passed: SD_LISTEN_FDS_START in sd_listen_fds(3).
 LISTEN_FDS_START = 3
 
 
 class Passed(NamedTuple):
-    """What a service manager passed in."""
+    """The descriptors passed by the service manager."""
 
     listening: list[Listener]
     connected: list[socket.socket]  # from a socket unit with Accept=yes
-    stored: list[tuple[str, int]]  # by an earlier run: names and descriptors
+    stored: list[tuple[str, int]]  # stored by an earlier run: names and descriptors
 
 
 def keeps_descriptors(environ: Mapping[str, str]) -> bool:
-    """Whether a service manager claims to keep descriptors from one run to the next."""
+    """Whether the service manager claims to keep descriptors from one run to the next."""
     return "NOTIFY_SOCKET" in environ and environ.get("FDSTORE", "0") not in ("", "0")
 
 
 def passed_in(environ: MutableMapping[str, str], stores: Container[str] = ()) -> Passed:
-    """The passed descriptors, by the rules of sd_listen_fds(3): for this process only, from
-    descriptor 3 on, with names by position. The variables are removed from `environ`.
+    """The passed descriptors, by the rules of sd_listen_fds(3): only for this process, starting at
+    descriptor 3, with names by position. The variables are removed from `environ`.
 
     A descriptor counts as stored by an earlier run if its name is in `stores`. If the service
-    manager keeps descriptors, anything that no socket unit could have passed counts as stored too:
-    another version may have stored it.
+    manager keeps descriptors, anything that no socket unit could have passed also counts as
+    stored, because another version may have stored it.
 
     Raises ListenError if the variables are malformed, or if the daemon cannot use a descriptor.
     """
@@ -66,7 +66,7 @@ def _meant_for_us(variables: dict[str, str]) -> bool:
 
 
 def _pidfd_inode() -> int | None:
-    """The inode of our own pidfd, or None if the kernel has no pidfs."""
+    """The inode of this process's pidfd, or None if the kernel has no pidfs."""
     try:
         pidfd, eventfd = os.pidfd_open(os.getpid()), os.eventfd(0)
     except OSError:
@@ -76,8 +76,8 @@ def _pidfd_inode() -> int | None:
     finally:
         os.close(pidfd)
         os.close(eventfd)
-    # Without pidfs, it is the anonymous inode that all pidfds share. (The name does not help: it
-    # is "anon_inode:[pidfd]" with pidfs, too.)
+    # Without pidfs, all pidfds share the anonymous inode. (The name does not help: it is
+    # "anon_inode:[pidfd]" even with pidfs.)
     return ours.st_ino if ours.st_dev != anonymous.st_dev else None
 
 
@@ -114,8 +114,8 @@ def _listens(one: socket.socket) -> bool:
 
 
 def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:
-    """Whether it is a connection from a socket unit with Accept=yes, even if its client is already
-    gone. With `named`, it must have the name that systemd gives to connections."""
+    """Whether it is a connection from a socket unit with Accept=yes, even if its client has
+    already disconnected. With `named`, it must have the name that systemd gives to connections."""
     if one.type != socket.SOCK_STREAM or name == "connection" or named:
         return one.type == socket.SOCK_STREAM and name == "connection"
     try:

@@ -1,14 +1,14 @@
-"""``--daemonize``: detaches from the terminal, for init systems that expect daemons to do so.
+"""``--daemonize``: detaches from the terminal, for init systems that expect this of daemons.
 
 The process that the user started, the *launcher*, waits until the daemon reports the result of its
-start, prints an error if there is one, and exits accordingly. So
-``tcpupperd --daemonize && tcpupper hello`` works, and a failed start does not go unnoticed
+start, prints an error if there is one, and exits with the corresponding status. This makes
+``tcpupperd --daemonize && tcpupper hello`` work, and a failed start does not go unnoticed
 (daemon(7), "SysV Daemons", steps 14 and 15).
 
-python-daemon (PEP 3143), version 2.3.2 or later, does the other steps of that list. It is given
-every option, because by default it would close the sockets, clear the umask, exit with status 1 on
-SIGTERM and guess whether to detach at all. Its lock files are not used: they mistake a stale file
-for a live one.
+python-daemon (PEP 3143), version 2.3.2 or later, performs the other steps of that list. It is
+given every option, because by default it would close the sockets, clear the umask, exit with
+status 1 on SIGTERM and guess whether to detach at all. Its lock files are not used, because they
+cannot tell a stale file from a live one.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from typing import Any, NamedTuple, NoReturn, Self
 from tcpupperd.errors import ExpectedError
 from tcpupperd.host.descriptors import HasFileno
 
-LONGEST_REPORT = 4096  # PIPE_BUF, pipe(7): a write up to this size is atomic
+LONGEST_REPORT = 4096  # PIPE_BUF in pipe(7): a write of up to this size is atomic
 MOST_DESCRIPTORS = 1 << 20  # Linux's default for fs.nr_open
 
 
 class BackgroundError(ExpectedError):
-    """The daemon cannot go to the background; the message tells the user why."""
+    """The daemon cannot run in the background; the message tells the user why."""
 
 
 class Owner(NamedTuple):
@@ -46,8 +46,9 @@ class Owner(NamedTuple):
 def forbid_service_manager(environ: Mapping[str, str]) -> None:
     """Raise BackgroundError if a service manager started this process.
 
-    A service manager watches the process that it started, which alone may use the descriptors and
-    the notification socket: sd_notify(3), sd_listen_fds(3). In the background, all this is lost.
+    A service manager watches the process that it started, and only that process may use the
+    descriptors and the notification socket: sd_notify(3), sd_listen_fds(3). A process in the
+    background would lose all this.
     """
     if "NOTIFY_SOCKET" in environ:
         reason = f"NOTIFY_SOCKET={environ['NOTIFY_SOCKET']}"
@@ -64,15 +65,15 @@ def forbid_service_manager(environ: Mapping[str, str]) -> None:
 def open_standard_streams() -> None:
     """Open the null device for each standard stream that is closed (``<&-``).
 
-    Call this before anything else is opened. Otherwise another file would get the descriptor
-    number of the stream, and everything that is printed.
+    Call this before anything else is opened. Otherwise, another file would get the stream's
+    descriptor number and receive everything that is printed.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    # python-daemon needs the stream objects; Python sets them to None for closed streams.
+    # python-daemon needs the stream objects, which Python sets to None for closed streams.
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
@@ -80,7 +81,7 @@ def open_standard_streams() -> None:
 
 def find_owner(user: str | None, group: str | None) -> Owner:
     """Return the user and groups to run as; by default, the group is the user's own. Raise
-    BackgroundError if there is no such user or group."""
+    BackgroundError if the user or group does not exist."""
     if user is None:
         if group is not None:
             raise BackgroundError(f"--group {group} requires --user")
@@ -101,24 +102,24 @@ def find_owner(user: str | None, group: str | None) -> Owner:
 class PidFile:
     """A file with the daemon's process ID, locked with flock(2) while the daemon runs.
 
-    The lock, not the ID, shows that it runs: the kernel releases the lock however the daemon ends.
-    So a file that was left behind is reused, and it does no harm if another process has the same
-    ID now. Workers inherit the lock and hold it until the last of them has exited.
+    The lock, not the ID, shows that the daemon is running: the kernel releases the lock however
+    the daemon ends. A file that was left behind is therefore reused, even if another process now
+    has the same ID. Workers inherit the lock and hold it until the last of them has exited.
     """
 
     def __init__(self, path: str) -> None:
-        """Lock ``path``; raise BackgroundError if it is locked, inaccessible or no pid file."""
+        """Lock ``path``; raise BackgroundError if it is locked, inaccessible or not a pid file."""
         self.path = os.path.abspath(path)  # the daemon changes its working directory
         self.owner = os.getpid()
         self.descriptor = self._open_locked()
-        while not self._is_at_path():  # its last owner removed it before we had the lock
+        while not self._is_at_path():  # its last owner removed it before it was locked here
             os.close(self.descriptor)
             self.descriptor = self._open_locked()
         os.ftruncate(self.descriptor, 0)
-        os.fchmod(self.descriptor, 0o644)  # whatever the umask: anybody may read it
+        os.fchmod(self.descriptor, 0o644)  # anyone may read it, whatever the umask
 
     def _open_locked(self) -> int:
-        # O_NOFOLLOW: somebody may have put a link there, to a file that only root can write.
+        # O_NOFOLLOW: another user may have put a link there, to a file that only root can write.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         try:
             descriptor = os.open(self.path, flags, 0o644)
@@ -140,7 +141,7 @@ class PidFile:
         return descriptor
 
     def _require_pid_file(self, descriptor: int) -> None:
-        """Keep a mistyped path from emptying and removing another file."""
+        """Prevent a mistyped path from truncating and removing some other file."""
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         if not is_file or not (read_text(descriptor) or "0").isdecimal():
             raise self._error("exists, but is not a pid file; choose another path")
@@ -155,7 +156,7 @@ class PidFile:
         return BackgroundError(f"--pid-file {self.path}: {reason}")
 
     def write(self) -> None:
-        """Write the ID of this process, which is the one to remove the file from now on."""
+        """Write the ID of this process, which becomes responsible for removing the file."""
         self.owner = os.getpid()
         os.pwrite(self.descriptor, b"%d\n" % self.owner, 0)
 
@@ -163,7 +164,7 @@ class PidFile:
         """Remove the file if this process is its owner, not a fork of it."""
         if self.owner != os.getpid():
             return
-        # Emptied first: after a change of user, we may not be allowed to remove it.
+        # Truncated first: after a change of user, the daemon may not be allowed to remove it.
         os.ftruncate(self.descriptor, 0)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
@@ -175,18 +176,18 @@ def read_text(descriptor: int) -> str:
 
 
 class Background:
-    """The steps to the background: checks that can fail, then ``detach``, then ``ready``.
+    """The steps into the background: checks that can fail, then ``detach``, then ``ready``.
 
-    As a context manager, it removes the pid file in the daemon's process, and reports unexpected
+    As a context manager, it removes the pid file in the daemon's process and reports unexpected
     errors to the launcher.
     """
 
     def __init__(self, pid_file: str | None, user: str | None, group: str | None) -> None:
-        """Check and lock; raise BackgroundError while the user can still read it."""
+        """Check and lock; raise BackgroundError while the user can still see the message."""
         self.owner = find_owner(user, group)
         self.daemon_context = import_daemon_context()
         self.pid_file = None if pid_file is None else PidFile(pid_file)
-        self.launcher: int | None = None  # the pipe to it, while it waits
+        self.launcher: int | None = None  # the pipe to the launcher, while the launcher waits
 
     def __enter__(self) -> Self:
         return self
@@ -203,10 +204,11 @@ class Background:
             self.pid_file.remove()
 
     def detach(self, preserve: Iterable[int | HasFileno]) -> None:
-        """Continue as the daemon, with the descriptors in ``preserve`` only; never fails.
+        """Continue as the daemon, with only the descriptors in ``preserve``; never fails.
 
-        From here on, standard input, output and error are the null device: otherwise, workers
-        forked before ``ready`` would keep the terminal. Messages for it go through ``failed``.
+        From here on, standard input, output and error are the null device; otherwise, workers
+        forked before ``ready`` would keep the terminal. ``failed`` passes on messages for the
+        user.
         """
         reading, self.launcher = os.pipe()
         sys.stdout.flush()
@@ -217,7 +219,7 @@ class Background:
         os.close(reading)
         try:
             self._open_context([*preserve, self.launcher])
-        except OSError as error:  # all of python-daemon's errors are of this kind
+        except OSError as error:  # the base class of all of python-daemon's errors
             self.failed(1, f"--daemonize: {error}")
             os._exit(1)
         if self.pid_file is not None:
@@ -227,10 +229,10 @@ class Background:
         if self.pid_file is not None:
             preserve.append(self.pid_file.descriptor)
         if self.owner.uid != os.getuid():
-            # Not with the initgroups option, which does not set the primary group: the daemon
-            # would stay in group root.
+            # The initgroups option is not used, because it does not set the primary group: the
+            # daemon would stay in the group root.
             os.setgroups(self.owner.groups)
-        # For None, it would open the null device once per stream and never close it.
+        # Given None, DaemonContext would open the null device once per stream and never close it.
         with open(os.devnull, "r+b", buffering=0) as null:
             self.daemon_context(
                 chroot_directory=None,
@@ -261,7 +263,7 @@ class Background:
         if self.launcher is None:
             return
         report = bytes([status]) + message.encode(errors="replace")
-        with contextlib.suppress(BrokenPipeError):  # Ctrl-C ended the launcher; nobody waits
+        with contextlib.suppress(BrokenPipeError):  # Ctrl-C ended the launcher
             os.write(self.launcher, report[:LONGEST_REPORT])
         os.close(self.launcher)
         self.launcher = None
@@ -274,15 +276,15 @@ def repeat_report(reading: int) -> NoReturn:
     report = os.read(reading, LONGEST_REPORT) or b"\1the daemon exited before it was ready"
     if report[1:]:
         os.write(2, b"tcpupperd: " + report[1:] + b"\n")
-    os._exit(report[0])  # without cleanup: the pid file and everything else is the daemon's now
+    os._exit(report[0])  # without cleanup: the pid file and everything else belong to the daemon
 
 
 def import_daemon_context() -> Any:
     """Return the class of python-daemon; raise BackgroundError if it is not available.
 
-    It is imported only here, because versions before 3 build a set of all possible descriptors at
+    It is imported only here, because versions before 3 build a set of all possible descriptors on
     import: 30 MiB with the usual hard limit of 524288, and more memory than any machine has with
-    the limit of 10**9 in some containers.
+    the limit of 10**9 found in some containers.
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

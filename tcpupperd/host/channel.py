@@ -1,16 +1,16 @@
-"""A channel for live connections: it can outlive the processes at its ends.
+"""The handover channel: it passes live connections and can outlive the processes at its ends.
 
-It is a pair of SOCK_SEQPACKET sockets. A process that leaves gives its connections into one end,
+It is a pair of SOCK_SEQPACKET sockets. An exiting process puts its connections into one end, and
 another process takes them out of the other. The service manager keeps both ends, so the other
 process may be the next run of the same service (docs/handover.md).
 
 A message carries up to 252 sockets as SCM_RIGHTS (unix(7) allows 253 descriptors), and a memfd
-with whatever the service knows of them. So the message itself stays tiny, and the channel's buffer
+with the service's state for them. This keeps the message itself tiny, and the channel's buffer
 holds many connections, however long their state is.
 
-A message names its format. A program that cannot read the state can still end the connections
-cleanly, because the sockets arrive in any case. Nothing in a message is trusted: a wrong one costs
-its own connections and nothing else.
+A message names its format. A program that cannot read the state can still close the connections
+cleanly, because the sockets arrive in any case. Messages are not trusted: a malformed one costs
+only its own connections.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ GIVE_END, TAKE_END = "handover-give", "handover-take"
 #: The names of the ends in the service manager's store.
 NAMES = frozenset({GIVE_END, TAKE_END})
 
-#: Bytes to request for the channel's buffer; net.core.wmem_max limits it. The default of 208 KiB
-#: is full after 278 messages.
+#: Bytes to request for the channel's buffer, up to net.core.wmem_max. With the default of 208 KiB,
+#: the channel is full after 278 messages.
 BUFFER = 2**22
 
-#: Connections in a message: SCM_MAX_FD of the kernel, less the memfd.
+#: Connections in a message: the kernel's SCM_MAX_FD, minus one for the memfd.
 BATCH = 252
 
 #: The message: the name of the program, the version of the format, the number of connections.
@@ -55,11 +55,11 @@ _LENGTH = struct.Struct("!I")
 
 
 class Format(NamedTuple):
-    """What the state of a message means: a program's name, up to 10 bytes, and a version."""
+    """The format of the state in a message: a program's name, up to 10 bytes, and a version."""
 
     program: bytes
     version: int
-    earlier: tuple[int, ...] = ()  # versions that can be read, too
+    earlier: tuple[int, ...] = ()  # other versions that can be read
 
 
 class HandoverError(Exception):
@@ -71,8 +71,8 @@ class HandoverError(Exception):
 
 
 class Channel(NamedTuple):
-    """The ends of a channel: to give into and to take from. All processes of the daemon share
-    them, and if the service manager keeps them too, the channel outlives the daemon."""
+    """The sending and the receiving end of a channel. All processes of the daemon share them, and
+    if the service manager also keeps them, the channel outlives the daemon."""
 
     give: socket.socket
     take: socket.socket
@@ -82,8 +82,8 @@ class Channel(NamedTuple):
 def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store: bool) -> Channel:
     """The channel that the service manager has `stored`, or else a new one.
 
-    With `store`, a new one is given to the service manager. One that is whole is never replaced:
-    connections may be waiting in it.
+    With `store`, a new one is stored in the service manager. A complete channel is never replaced,
+    because connections may be waiting in it.
     """
     if stored.keys() == NAMES:
         channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
@@ -122,7 +122,7 @@ def give(
 
     The sockets stay open here: close them, but do not shut them down. Raises BlockingIOError if
     the channel is full, and OSError if too many descriptors are in flight (ETOOMANYREFS: the limit
-    is RLIMIT_NOFILE of the sender).
+    is the sender's RLIMIT_NOFILE).
     """
     state = os.memfd_create(f"{form.program.decode()}-connections", os.MFD_CLOEXEC)
     try:
@@ -135,7 +135,7 @@ def give(
 
 
 def peek(end: socket.socket) -> int:
-    """The number of connections that the next message claims to have; 0 if its format is unknown.
+    """The number of connections that the next message claims to carry; 0 for an unknown format.
 
     Raises BlockingIOError if there is no message.
     """
@@ -163,8 +163,8 @@ def take(end: socket.socket, form: Format) -> Message:
 
 
 class Message:
-    """A message that has been taken: call `read`, then `sockets`. Both must be called: until then,
-    the descriptors belong to nobody. `version` is that of its format."""
+    """A message taken out of a channel: call `read`, then `sockets`. Both must be called; until
+    then, nothing owns the descriptors. `version` is the version of its format."""
 
     def __init__(self, version: int, state: int, connections: list[int]) -> None:
         self.version = version
@@ -172,10 +172,10 @@ class Message:
         self._connections = connections
 
     def read(self, parse: Callable[[BinaryIO, int, int], T]) -> T:
-        """What `parse` makes of the state: it gets the file, its size, and the number of
+        """The state, as parsed by `parse`, which receives the file, its size, and the number of
         connections.
 
-        If it raises ValueError, or cannot read, HandoverError has the sockets.
+        If `parse` raises ValueError, or the state cannot be read, HandoverError has the sockets.
         """
         try:
             size = _size(self._state)
@@ -189,11 +189,11 @@ class Message:
         return result
 
     def sockets(self, families: Iterable[int] = ()) -> list[socket.socket]:
-        """The connections, in the order in which they were given. Asking the kernel what each of
-        them is takes longer than to be told their `families`.
+        """The connections, in the order in which they were sent. Asking the kernel for each family
+        takes longer than being told the `families`.
 
-        If a descriptor is no connection, it is closed, and HandoverError has the others; if it is
-        one of another family, HandoverError has all.
+        If a descriptor is not a connection, it is closed, and HandoverError has the others; if a
+        connection is of another family, HandoverError has all.
         """
         sockets = _as_sockets(self._connections, families)
         all_are = len(sockets) == len(self._connections)
@@ -206,7 +206,7 @@ def give_all(
     end: socket.socket, form: Format, connections: Sequence[tuple[socket.socket, bytes]]
 ) -> None:
     """Put any number of connections into a channel, each with some bytes of state, and close them
-    here. Raises what `give` raises; the connections that do not fit are still open then."""
+    here. Raises what `give` raises; the connections that did not fit are then still open."""
     for start in range(0, len(connections), BATCH):
         batch = connections[start : start + BATCH]
         parts = [part for _, state in batch for part in (_LENGTH.pack(len(state)), state)]
@@ -221,7 +221,7 @@ def _write(content: bytes, file: BinaryIO) -> None:
 
 
 def take_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, bytes]]:
-    """Take the connections of all messages that `give_all` has put into a channel. Those whose
+    """Take the connections of all messages that `give_all` put into a channel. Connections whose
     state cannot be read are closed, with an error in the log."""
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -266,7 +266,7 @@ def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
 
 
 def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> int:
-    """The version of a message, which can be read."""
+    """The version of a message's format. Raises ValueError if it cannot be read."""
     name, version, count = GREETING.unpack(data)
     known = version in (form.version, *form.earlier)
     if name.rstrip(b"\0") != form.program or not known:
@@ -281,9 +281,9 @@ def _reason(error: Exception) -> str:
 
 
 def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.socket]:
-    """The connections among the descriptors, with the given families, or else as the kernel
-    reports them. Others are closed: served as a client, an end of the channel would be shut down,
-    and a listener would be handed on for ever."""
+    """The connections among the descriptors, with the given families, or else the families that
+    the kernel reports. Other descriptors are closed: served as a client, an end of the channel
+    would be shut down, and a listener would be handed over again and again."""
     found = []
     for fd, family in zip_longest(files, families, fillvalue=-1):
         kind = -1 if family == -1 else socket.SOCK_STREAM

@@ -15,13 +15,14 @@ class HasFileno(Protocol):
 
 
 def limit() -> int:
-    """The number of descriptors that this process may have: the soft limit RLIMIT_NOFILE of
+    """The number of descriptors that this process may have: the soft limit RLIMIT_NOFILE, see
     getrlimit(2)."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_limit() -> None:
-    """Raise the soft limit to the hard limit: the lower one is only for users of select(2)."""
+    """Raise the soft limit to the hard limit: the soft limit is lower only for the sake of
+    programs that use select(2)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -30,7 +31,8 @@ def raise_limit() -> None:
 class Sharing:
     """Whether a process forked from this one may also have its files open.
 
-    If so, close(2) is not enough: the connection stays open, and its file stays in the epoll.
+    If so, close(2) is not enough: the connection stays open, and its file stays in the epoll
+    instance.
     """
 
     possible = False

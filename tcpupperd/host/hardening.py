@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ctypes
 
-#: Of prctl(2), for which Python has no function.
+#: An operation of prctl(2), for which Python has no function.
 PR_SET_DUMPABLE = 4
 
 
 def close_memory() -> None:
-    """Keep other processes of the same user from reading or writing the memory of this one.
+    """Prevent other processes of the same user from reading or writing this process's memory.
 
     Forked processes inherit this. Their files in /proc then belong to root, and they dump no core,
-    or one that only root can read.
+    or only one that root alone can read.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_DUMPABLE, *(ctypes.c_ulong(0) for _ in range(4))):

@@ -1,8 +1,8 @@
-"""The journal's native protocol, without waiting.
+"""The journal's native protocol, without blocking.
 
-It is documented for programs that do not use libsystemd, in JOURNAL_NATIVE_PROTOCOL.md of systemd.
-A library is no choice here: those of systemd and of the package index use a blocking socket, so
-they hang if the journal hangs.
+It is documented in systemd's JOURNAL_NATIVE_PROTOCOL.md, for programs that do not use libsystemd.
+Libraries are not an option: systemd's own and those on PyPI use a blocking socket and hang if the
+journal hangs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tcpupperd.host.memfd import sealed
 #: Where the journal receives entries.
 SOCKET = "/run/systemd/journal/socket"
 
-#: Bytes to request for entries that the journal has not read yet, as libsystemd does;
-#: net.core.wmem_max limits it.
+#: Bytes to request for entries that the journal has not read yet, as libsystemd does; the kernel
+#: grants up to net.core.wmem_max.
 BUFFER = 8 << 20
 
-#: Seconds between two looks whether the journal has read something: there is no event for this.
+#: Seconds between checks whether the journal has read anything; there is no event for this.
 FLUSH_TICK = 0.001
 
-#: The errors of an entry that is too large for a datagram.
+#: The errors for an entry that is too large for a datagram.
 TOO_LARGE = {errno.EMSGSIZE, errno.ENOBUFS}
 
 _SIZE = struct.Struct("<Q")
@@ -35,10 +35,10 @@ _FD = struct.Struct("i")
 
 
 def encode(fields: Mapping[str, object]) -> bytes:
-    """An entry in the native protocol. A value may contain anything, and cannot be mistaken for
-    another field: if it has a newline, its length precedes it."""
+    """An entry in the native protocol. A value may contain anything and cannot be mistaken for
+    another field: if it contains a newline, it is preceded by its length."""
     text = "".join(f"{name}={value}\n" for name, value in fields.items())
-    if text.count("\n") == len(fields):  # nearly always; the other way takes much longer
+    if text.count("\n") == len(fields):  # nearly always; the alternative takes much longer
         return text.encode(errors="backslashreplace")
     return b"".join(_assignment(name.encode(), value) for name, value in fields.items())
 
@@ -54,13 +54,13 @@ class Journal:
     """The journal's socket."""
 
     def __init__(self) -> None:
-        # Not connected, so that entries also reach a journal that was started later.
+        # Not connected, so that entries also reach a journal that is started later.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
     def send(self, fields: Mapping[str, object]) -> None:
-        """Send an entry at once. Raises BlockingIOError if the journal is behind with reading, and
-        another OSError if there is no journal."""
+        """Send an entry without blocking. Raises BlockingIOError if the journal is not keeping up,
+        and another OSError if there is no journal."""
         data = encode(fields)
         try:
             self._socket.sendto(data, socket.MSG_DONTWAIT, SOCKET)
@@ -70,14 +70,14 @@ class Journal:
             self._send_file(data)
 
     def flush(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until the journal has handled what was sent; return whether
-        it has.
+        """Wait up to `timeout` seconds for the journal to handle what was sent; return whether it
+        has done so.
 
-        It looks for the unit of an entry's process when it handles the entry, so a process whose
-        last entry matters should not exit before (systemd issue 2913). An empty datagram, which it
-        ignores, tells how far it is: it reads them one by one.
+        The journal looks up the unit of an entry's process when it handles the entry, so a process
+        whose last entry matters should not exit earlier (systemd issue 2913). An empty datagram,
+        which the journal ignores, shows how far it has got: it reads them one by one.
         """
-        from termios import TIOCOUTQ  # seldom needed: at an exit
+        from termios import TIOCOUTQ  # rarely needed: only on exit
 
         until = monotonic() + timeout
         try:
@@ -95,7 +95,7 @@ class Journal:
         self._socket.close()
 
     def _send_file(self, data: bytes) -> None:
-        """Send an entry in a file, which the journal accepts only if nobody can change it."""
+        """Send an entry in a file, which the journal accepts only if it can no longer change."""
         file = sealed(data)
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(file))

@@ -1,4 +1,4 @@
-"""Files in memory that nobody else can change: memfd_create(2)."""
+"""Files in memory that no other process can change: memfd_create(2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import mmap
 import os
 
-#: With these seals, nobody can change a memfd any more, not even we: fcntl(2).
+#: With these seals, a memfd cannot be changed any more, not even by its creator: fcntl(2).
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 #: Of fcntl(2), since Linux 5.1: only what is already mapped can be written to. Python 3.11 has no

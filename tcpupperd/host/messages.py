@@ -1,7 +1,7 @@
 """The destination of log messages: the journal, standard error, or syslog.
 
-A message never blocks the daemon: if it cannot be written at once, it is dropped, and the number
-of dropped messages is logged when writing works again.
+A message never blocks the daemon: if it cannot be written immediately, it is dropped, and the
+number of dropped messages is logged once writing works again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from time import monotonic
 from tcpupperd.host.journal import Journal
 from tcpupperd.words import counted
 
-#: Levels of syslog(3), which sd-daemon(3) writes before a line as <N>.
+#: The syslog(3) levels, which sd-daemon(3) writes before a line as <N>.
 PRIORITIES = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -30,13 +30,13 @@ PRIORITIES = {
 #: The default name of the program in the log.
 NAME = "tcpupperd"
 
-#: The facility of system daemons, of syslog(3).
+#: The facility of system daemons in syslog(3).
 DAEMON = 3
 
-#: Seconds that a process which exits waits until the journal has handled its entries, at most.
+#: Maximum number of seconds that an exiting process waits for the journal to handle its entries.
 FLUSH_TIME = 0.3
 
-#: The maximum length of a line, in bytes: PIPE_BUF of pipe(7). A write of up to this size does not
+#: The maximum length of a line, in bytes: PIPE_BUF in pipe(7). A write of up to this size does not
 #: block if poll(2) reports that a pipe, or a Unix socket (then three quarters empty), is writable.
 LINE_MAX = 4096
 
@@ -53,9 +53,9 @@ def set_up(
     there, or else to standard error with the time. `dropped` is the `extra=` of messages that say
     how many were dropped.
 
-    `as_command`, write lines to standard error: with their priority for the journal, or else with
-    the command's name. An entry would lose its unit if the command ended before the journal had
-    looked at it (systemd issue 2913).
+    With `as_command`, write lines to standard error: with their priority for the journal, or else
+    with the command's name. An entry would lose its unit if the command exited before the journal
+    handled the entry (systemd issue 2913).
     """
     prefixed = is_journal(2, environ)
     lines = StreamHandler(2, prefixed=prefixed, name=name if as_command else "")
@@ -78,7 +78,8 @@ def to_syslog(address: str = "/dev/log") -> None:
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether a descriptor is connected to the journal, by JOURNAL_STREAM of systemd.exec(5).
+    """Whether a descriptor is connected to the journal, according to JOURNAL_STREAM, see
+    systemd.exec(5).
 
     It is not enough that the variable exists: it is inherited even if the stream is redirected.
     """
@@ -90,7 +91,7 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
 
 
 class Handler(logging.Handler, ABC):
-    """Counts the messages that cannot be written, and tells the number later."""
+    """Counts messages that cannot be written, and logs their number later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class Handler(logging.Handler, ABC):
 
     @abstractmethod
     def write(self, record: logging.LogRecord) -> bool:
-        """Write a message now; whether that was possible."""
+        """Write a message now; return whether that was possible."""
 
     def _of_dropped(self) -> logging.LogRecord:
         """A message that says how many were dropped."""
@@ -170,7 +171,7 @@ class SyslogHandler(StreamHandler):
     def __init__(self, address: str, name: str = NAME) -> None:
         super().__init__(-1, prefixed=True, name=name)
         self._address = address
-        # Not connected, so that messages also reach a daemon that was restarted.
+        # Not connected, so that messages also reach a daemon that has been restarted.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def _prefix(self, priority: int) -> str:
@@ -187,9 +188,9 @@ class SyslogHandler(StreamHandler):
 class JournalHandler(Handler):
     """Sends messages to the journal as entries with fields.
 
-    If the journal's socket is gone, messages go to standard error, `lines`, as lines. So do fatal
-    ones in addition: the journal may look at their process only after it has exited, and cannot
-    tell its unit any more (systemd issue 2913).
+    If the journal's socket has disappeared, messages go to standard error, as `lines`. Fatal
+    messages are written there as well, because the journal may look up their process only after it
+    has exited, when its unit can no longer be determined (systemd issue 2913).
     """
 
     def __init__(self, lines: StreamHandler, name: str = NAME) -> None:
@@ -197,7 +198,7 @@ class JournalHandler(Handler):
         self._lines = lines
         self._name = name
         self._journal = Journal()
-        self._sender = 0  # the process that has sent something
+        self._sender = 0  # the process that sent the last entry
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def write(self, record: logging.LogRecord) -> bool:
@@ -213,7 +214,7 @@ class JournalHandler(Handler):
         return True
 
     def flush(self) -> None:
-        """Called before the process exits: lets the journal find its unit."""
+        """Called before the process exits: gives the journal time to look up its unit."""
         if self._sender == os.getpid():
             self._journal.flush(FLUSH_TIME)
 
@@ -223,7 +224,7 @@ class JournalHandler(Handler):
         super().close()
 
     def _fields(self, record: logging.LogRecord) -> dict[str, object]:
-        """The fields of systemd.journal-fields(7), and those that the message was given."""
+        """The fields of systemd.journal-fields(7), and those that came with the message."""
         found: dict[str, object] = {
             "MESSAGE": self.text(record),
             "PRIORITY": priority_of(record),
@@ -245,7 +246,7 @@ def priority_of(record: logging.LogRecord) -> int:
 
 
 def error_of(record: logging.LogRecord) -> int | None:
-    """The number of the operating system's error that a message tells of, if any."""
+    """The number of the operating system error that a message reports, if any."""
     values = record.args if isinstance(record.args, tuple) else ()
     raised = record.exc_info[1] if record.exc_info else None
     errors = (one.errno for one in (*values, raised) if isinstance(one, OSError) and one.errno)
@@ -253,9 +254,9 @@ def error_of(record: logging.LogRecord) -> int | None:
 
 
 class RateLimitedLog:
-    """Limits the rate of warnings that clients can provoke at will."""
+    """Limits the rate of warnings that clients can trigger at will."""
 
-    INTERVAL = 10.0  # seconds between two warnings, at least
+    INTERVAL = 10.0  # minimum number of seconds between warnings
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

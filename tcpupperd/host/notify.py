@@ -1,9 +1,9 @@
 """Notifications to the service manager, sd_notify(3), and its watchdog.
 
-The datagrams are sent by `sdnotify`, whose faults are contained here: it encodes as Latin-1 where
-the protocol requires UTF-8, it may block, it keeps a socket that may go stale, and it cannot send
-descriptors. So each message is encoded first and gets a notifier of its own, with a short timeout;
-messages with descriptors are sent without it.
+The datagrams are sent by `sdnotify`, whose faults are worked around here: it encodes as Latin-1
+where the protocol requires UTF-8, it may block, it keeps a socket that may go stale, and it cannot
+send descriptors. Therefore, each message is encoded first and has its own notifier, with a short
+timeout; messages with descriptors are sent without `sdnotify`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from time import monotonic
 
 log = logging.getLogger(__name__)
 
-#: Seconds to wait for a service manager that does not read; then the message is dropped.
+#: Seconds to wait for a service manager that does not read, before the message is dropped.
 SEND_TIMEOUT = 0.2
 
 
 class Notifier:
-    """Reports the state of the service to the service manager of NOTIFY_SOCKET, if there is one.
+    """Reports the state of the service to the service manager at NOTIFY_SOCKET, if there is one.
 
-    Notifying never fails: if a message cannot be sent, this is logged once until it works again.
+    Notifying never fails: if messages cannot be sent, this is logged once until it works again.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -43,8 +43,8 @@ class Notifier:
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """A reload begins; `ready` must follow. By the time, systemd 253 and later distinguish it
-        from an earlier reload."""
+        """A reload begins; `ready` must follow. The timestamp lets systemd 253 and later
+        distinguish it from an earlier reload."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic() * 1_000_000)}")
 
     def stopping(self) -> None:
@@ -58,20 +58,20 @@ class Notifier:
             self._send("STATUS=" + " ".join(text.split()))
 
     def watchdog(self) -> None:
-        """Send a keep-alive message."""
+        """Send a keep-alive notification."""
         self._send("WATCHDOG=1")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Announce that the start or stop takes up to this long from now."""
+        """Announce that the start or stop will take up to this long from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def store(self, name: str, fd: int) -> None:
-        """Have the service manager keep a descriptor, and pass it to the next run. With FDPOLL=0,
+        """Have the service manager keep a descriptor and pass it to the next run. With FDPOLL=0,
         it is kept even if its other end hangs up."""
         self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
     def forget(self, name: str) -> None:
-        """Have the service manager close the descriptors that it keeps under a name."""
+        """Have the service manager close the descriptors that it keeps under this name."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def _send(self, state: str) -> None:
@@ -109,9 +109,9 @@ class Notifier:
 
 
 def watchdog_interval(environ: Mapping[str, str]) -> float:
-    """The interval in seconds in which the service manager expects a keep-alive message, or 0.
+    """Seconds within which the service manager expects a keep-alive notification, or 0.
 
-    By sd_watchdog_enabled(3): WATCHDOG_USEC, if WATCHDOG_PID is this process or not set.
+    As in sd_watchdog_enabled(3): WATCHDOG_USEC, if WATCHDOG_PID is this process or is not set.
     """
     with contextlib.suppress(ValueError):
         if int(environ.get("WATCHDOG_PID") or os.getpid()) == os.getpid():

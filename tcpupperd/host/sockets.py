@@ -18,13 +18,13 @@ from tcpupperd.errors import ExpectedError
 
 log = logging.getLogger(__name__)
 
-#: The length of the queue of connections that wait to be accepted; net.core.somaxconn caps it.
-#: With a shorter queue, a burst of clients waits for seconds: the kernel drops what does not fit,
-#: and the clients try again after 1, 2, 4 ... seconds.
+#: The maximum length of the accept queue; net.core.somaxconn caps it. If a burst of clients does
+#: not fit, the kernel drops connection requests, and the clients wait for seconds: they try again
+#: after 1, 2, 4 ... seconds.
 BACKLOG = 4096
 
-#: A program for SO_ATTACH_FILTER (socket(7); linux/filter.h) that drops requests for a connection
-#: and passes everything else: byte 13 of a TCP header has the flags, SYN is 2 (RFC 9293).
+#: A program for SO_ATTACH_FILTER (socket(7); linux/filter.h) that drops connection requests and
+#: passes everything else: byte 13 of a TCP header contains the flags, SYN is 2 (RFC 9293).
 _DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 _SO_ATTACH_FILTER = 26
 _BPF = struct.Struct("HBBI")  # struct sock_filter
@@ -32,14 +32,14 @@ _FPROG = struct.Struct("HP")  # struct sock_fprog
 
 
 class ListenError(ExpectedError):
-    """The daemon cannot listen on an address, or cannot use a socket that was passed in."""
+    """The daemon cannot listen on an address, or cannot use a socket that it was passed."""
 
     status = 71  # EX_OSERR of sysexits.h
 
 
 class Listener:
-    """A listening socket, and its name, which determines the service: FileDescriptorName= of
-    systemd.socket(5), or NAME of the setting `listen`."""
+    """A listening socket, and its name, which determines the service: FileDescriptorName= in
+    systemd.socket(5), or NAME in the setting `listen`."""
 
     __slots__ = ("_kind", "name", "socket")
 
@@ -51,7 +51,7 @@ class Listener:
     def prepare(self, keepalive: float) -> None:
         """Make accepting non-blocking, and set the options that its connections inherit;
         `keepalive` as in the settings."""
-        # Between epoll and accept(2), the client may go away, or another worker may be faster.
+        # Between epoll and accept(2), the client may disconnect, or another worker may be faster.
         self.socket.setblocking(False)
         if self.socket.family != socket.AF_UNIX:
             for level, option, value in (*CONNECTION_OPTIONS, *keepalive_options(keepalive)):
@@ -60,9 +60,9 @@ class Listener:
     def accept(self) -> tuple[socket.socket, Any]:
         """Return a connection and the client's address, as `socket.socket.accept` does.
 
-        That function converts the listener's family and type to enumeration members each time,
-        which takes a third of its 3.2 microseconds; a whole connection takes 18. It is used only
-        if Python lacks the private function on which it is built.
+        That method converts the listener's family and type to enumeration members each time, which
+        takes a third of its 3.2 microseconds; a whole connection takes 18. It is used only if
+        Python lacks the private method on which it is built.
         """
         if _accept is None:
             return self.socket.accept()
@@ -79,8 +79,8 @@ _accept = getattr(socket.socket, "_accept", None)
 
 #: Options that connections inherit from their listener. TCP_NODELAY: no answer waits for the
 #: acknowledgement of the previous one. TCP_NOTSENT_LOWAT: the kernel buffers little beyond what is
-#: in flight. Otherwise, it accepts up to 4 MiB and reports the socket writable only when a third
-#: is gone, so a client that reads slowly but steadily would seem to have stopped.
+#: in flight. Otherwise, it accepts up to 4 MiB and reports the socket as writable only when a
+#: third has been sent, so a slow but steady client would appear to have stopped.
 CONNECTION_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 131072),
@@ -91,8 +91,8 @@ KEEPALIVE_PROBES = 4
 
 
 def keepalive_options(seconds: float) -> tuple[tuple[int, int, int], ...]:
-    """The socket options of tcp(7) that make the kernel probe a client after so many seconds of
-    silence, and then up to four times over the same time again; 0 means never."""
+    """The socket options in tcp(7) that make the kernel probe a client after this many seconds of
+    silence, and then up to four times within the same time again; 0 means never."""
     interval = max(1, round(seconds / KEEPALIVE_PROBES))
     return (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds)),
@@ -106,7 +106,7 @@ def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:
     """Return sockets that listen on an address: one for each address of a host name, else one.
 
     If there are several, those that this host does not have are skipped, such as ::1 if IPv6 is
-    disabled. Sockets that exist already, given by address in `have`, are reused.
+    disabled. Existing sockets, given by address in `have`, are reused.
     """
     address = parse_address(text)
     try:
@@ -135,9 +135,9 @@ def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socke
 def stop_new_connections(listening: socket.socket) -> None:
     """Accept no new handshakes; waiting connections and handshakes in progress are kept.
 
-    Call this only if no other process has the socket: it cannot be undone. A TCP client tries
-    again after a second, and is refused if the socket has been closed by then. If the kernel
-    requires CAP_NET_ADMIN for a filter on a TCP socket (as 6.18 does), this does nothing.
+    Call this only if no other process holds the socket, because it cannot be undone. A TCP client
+    tries again after a second, and is refused if the socket has been closed by then. If the kernel
+    requires CAP_NET_ADMIN to filter a TCP socket (as 6.18 does), this does nothing.
     """
     if listening.family == socket.AF_UNIX:
         listening.shutdown(socket.SHUT_RD)
@@ -161,7 +161,7 @@ def close(listening: Iterable[socket.socket]) -> None:
 
 
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
-    # As bytes: otherwise getaddrinfo would encode even ASCII names by IDNA, which needs imports.
+    # As bytes, because getaddrinfo encodes even ASCII strings with IDNA, which needs imports.
     host = address.host.encode() if address.host.isascii() else address.host
     found = socket.getaddrinfo(
         host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -201,8 +201,8 @@ def _listen_tcp(
     *,
     both: bool = False,
 ) -> socket.socket:
-    """Return a listening TCP socket; with `reuse`, even if connections of an earlier one linger;
-    with `both`, for IPv4 in addition to IPv6."""
+    """Return a listening TCP socket; with `reuse`, even if connections of an earlier socket
+    linger; with `both`, for IPv4 in addition to IPv6."""
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
@@ -217,7 +217,7 @@ def _listen_tcp(
 
 
 def _listen_everywhere(port: int, backlog: int = BACKLOG, reuse: bool = True) -> socket.socket:
-    """Return a socket for all addresses, IPv6 and IPv4, or IPv4 only if there is no IPv6."""
+    """Return a socket for all addresses, IPv6 and IPv4, or only IPv4 if there is no IPv6."""
     try:
         return _listen_tcp(socket.AF_INET6, ("::", port), backlog, reuse, both=True)
     except OSError as error:
@@ -227,7 +227,7 @@ def _listen_everywhere(port: int, backlog: int = BACKLOG, reuse: bool = True) ->
 
 
 def _listen_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
-    """Return a Unix socket. As with systemd, anybody with access to its directory may connect."""
+    """Return a Unix socket. As with systemd, anyone with access to its directory may connect."""
     one = socket.socket(socket.AF_UNIX)
     try:
         try:
@@ -283,14 +283,14 @@ def _explain(text: str, address: Address, error: OSError) -> str:
 
 
 def _is_other_file(path: str) -> bool:
-    """Whether there is a file of this name that is not a socket."""
-    with contextlib.suppress(OSError):  # it is gone
+    """Whether there is a file with this name that is not a socket."""
+    with contextlib.suppress(OSError):  # it has disappeared
         return path.startswith("/") and not stat.S_ISSOCK(os.lstat(path).st_mode)
     return False
 
 
 class Listeners:
-    """The listening sockets of the daemon: those that were passed in, or else its own."""
+    """The listening sockets of the daemon: those that it was passed, or else its own."""
 
     def __init__(self, passed: list[Listener]) -> None:
         self._passed = passed
@@ -304,12 +304,12 @@ class Listeners:
 
     @property
     def passed(self) -> bool:
-        """Whether the sockets were passed in, so that another process has them too."""
+        """Whether the service manager passed the sockets, and so also holds them."""
         return bool(self._passed)
 
     def bind(self, addresses: Iterable[str]) -> None:
-        """Listen on these addresses too. If one raises ListenError, none is added. Does nothing if
-        the sockets were passed in."""
+        """Listen on these addresses as well. If one raises ListenError, none is added. Does
+        nothing if the sockets were passed by the service manager."""
         if self._passed:
             return
         before, addresses = self._bound, list(addresses)
@@ -329,8 +329,8 @@ class Listeners:
         return bool(dropped)
 
     def narrow(self, addresses: Iterable[str]) -> None:
-        """In a process that shares the sockets: close those on other addresses. Another process
-        still listens on them, so no path is removed."""
+        """For a process that shares the sockets: close those on other addresses. Another process
+        is still listening on them, so no path is removed."""
         for one in self._leave_out(addresses):
             one.close()
 
@@ -343,8 +343,8 @@ class Listeners:
         return [listener.socket for listener in self]
 
     def _listen(self, text: str, wanted: Sequence[str]) -> list[socket.socket]:
-        """Sockets that listen on an address: those that it has already, for this service or for
-        one that is no longer wanted there, or else new ones."""
+        """Sockets that listen on an address: existing ones, for this service or for one that is no
+        longer wanted there, or else new ones."""
         service, address = split_service(text)
         for other, sockets in self._bound.items():
             before, where = split_service(other)
@@ -365,8 +365,8 @@ class Listeners:
                     )
 
     def _all_bound(self) -> list[Listener]:
-        """Each socket once, although two addresses may have the same one. If it changes from one
-        service to another, this is the new one."""
+        """Each socket once, although two addresses may share a socket. If it changes from one
+        service to another, its listener is of the new service."""
         return list(
             {
                 one: Listener(one, split_service(text)[0])
@@ -376,7 +376,7 @@ class Listeners:
         )
 
     def _leave_out(self, addresses: Iterable[str]) -> list[socket.socket]:
-        """Keep only these addresses; return the sockets that have none left."""
+        """Keep only these addresses; return the sockets that have no address left."""
         before, wanted = self.sockets(), set(addresses)
         self._bound = {text: found for text, found in self._bound.items() if text in wanted}
         after = self.sockets()

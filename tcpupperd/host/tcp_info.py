@@ -1,5 +1,5 @@
-"""What the kernel knows of a TCP socket. It costs nothing until it is asked for, and it stays with
-the socket when that moves to another process."""
+"""What the kernel knows about a TCP socket. It costs nothing until requested, and stays with the
+socket when it moves to another process."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import struct
 import sys
 from typing import NamedTuple
 
-#: Of asm-generic/socket.h; Python's module lacks it.
+#: From asm-generic/socket.h; Python's socket module lacks it.
 SO_COOKIE = 57
 
-#: The state of a connection whose client has ended its side, of linux/tcp_states.h.
+#: The state of a connection whose client has closed its side, from linux/tcp_states.h.
 CLOSE_WAIT = 8
 
 #: Fields of `struct tcp_info` in linux/tcp.h: the state at offset 0, the bytes received at 128,
-#: those that are not sent yet at 144, those sent at 200, those of them sent again at 208.
+#: not sent yet at 144, sent at 200, and retransmitted at 208.
 _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
 
-#: Of a listening socket: the connections that wait (tcpi_unacked), and how many may (tcpi_sacked).
+#: For a listening socket: the length of the accept queue (tcpi_unacked), its limit (tcpi_sacked).
 _QUEUE = struct.Struct("=24x2I")
 
-#: Milliseconds since data was last sent (tcpi_last_data_sent); of none yet, since the handshake.
+#: Milliseconds since data was last sent, or else since the handshake (tcpi_last_data_sent).
 _LAST_DATA_SENT = struct.Struct("=44xI")
 
 
@@ -29,11 +29,11 @@ class Traffic(NamedTuple):
     """Bytes of data in both directions."""
 
     received: int
-    sent: int  # including what the kernel has yet to send
+    sent: int  # including what the kernel has not sent yet
 
 
 def cookie(one: socket.socket) -> int:
-    """A number that no other socket has until the machine is started again; ss(8) shows it, too.
+    """A number that no other socket has until the host is rebooted; ss(8) shows it, too.
 
     Raises OSError if the socket is closed.
     """
@@ -41,18 +41,19 @@ def cookie(one: socket.socket) -> int:
 
 
 def traffic(one: socket.socket, *, eof: bool) -> Traffic:
-    """What went over a TCP connection. `eof` tells whether the end of the client's side was read.
+    """The amount of data transferred over a TCP connection. `eof` tells whether the client's
+    half-close was read.
 
     Raises OSError if it is another kind of socket.
     """
     state, received, waiting, sent, again = _read(one, _TRAFFIC)
-    # The kernel counts the end of the client's side as a byte.
+    # The kernel counts the client's FIN as a byte.
     return Traffic(received - (eof or state == CLOSE_WAIT), sent - again + waiting)
 
 
 def time_in_queue(connection: socket.socket) -> float:
-    """Seconds that a connection which has just been accepted has waited for that; 0 if the kernel
-    does not tell, as for a Unix socket."""
+    """Seconds that a connection waited before it was accepted, to be called right after accepting;
+    0 if the kernel does not say, as for a Unix socket."""
     try:
         return _read(connection, _LAST_DATA_SENT)[0] / 1000
     except OSError:
@@ -60,8 +61,8 @@ def time_in_queue(connection: socket.socket) -> float:
 
 
 def queue_of(listening: socket.socket) -> tuple[int, ...]:
-    """The number of connections that wait to be accepted, and how many may; nothing if the kernel
-    does not tell, as for a Unix socket."""
+    """The length of the accept queue, and its limit; nothing if the kernel does not say, as for a
+    Unix socket."""
     try:
         return _read(listening, _QUEUE)
     except OSError:
@@ -73,5 +74,5 @@ def _read(one: socket.socket, fields: struct.Struct) -> tuple[int, ...]:
     info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, fields.size)
     try:
         return fields.unpack(info)
-    except struct.error:  # an old kernel has fewer
+    except struct.error:  # an old kernel has fewer fields
         raise OSError(f"struct tcp_info has only {len(info)} bytes") from None

@@ -1,4 +1,4 @@
-"""The number of connections that a worker may have, and the limit that determines it."""
+"""The number of connections that a worker may have, derived from a limit on descriptors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from tcpupperd.config import Config
 from tcpupperd.host.channel import BATCH
 from tcpupperd.words import counted
 
-#: Descriptors that a worker needs besides its connections.
+#: Descriptors that a worker needs in addition to those of its connections.
 RESERVE = 64
 
 
 class Capacity(NamedTuple):
     """The connections that the settings and a limit on descriptors allow."""
 
-    accepted: int  # by one worker: at this number it stops accepting
-    descriptors: int  # of one worker: below this number it has room for another message
-    together: int  # of all workers: as many as can be handed to the next process
+    accepted: int  # by one worker: at this number, it stops accepting
+    descriptors: int  # in one worker: below this number, it has room for another message
+    together: int  # in all workers: as many as can be handed over to the next process
     batch: int  # in one message
     messages: int  # that may be in flight at a time
-    limit: int  # RLIMIT_NOFILE, from which these numbers follow
+    limit: int  # RLIMIT_NOFILE, from which these numbers are derived
     kept: bool  # whether a restart keeps connections
-    scarce: bool  # whether workers need to check the number that they have `together`
+    scarce: bool  # whether workers must keep checking how many they have `together`
 
     def complaint(self, config: Config) -> str:
-        """Which limit applies instead of max_connections; "" if none does."""
+        """A message if a limit lower than max_connections applies; "" otherwise."""
         if self.accepted >= config.max_connections:
             return ""
         why = "a restart could not hand over more" if self.kept else "there is no room for more"
@@ -39,8 +39,8 @@ class Capacity(NamedTuple):
 def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     """The connections allowed if RLIMIT_NOFILE is `limit`; `kept` if a restart keeps connections.
 
-    A user may have as many descriptors in flight as one process may have open (ETOOMANYREFS of
-    unix(7)). At a restart, these are the connections of all workers and a memfd for each message.
+    A user may have as many descriptors in flight as one process may have open (ETOOMANYREFS in
+    unix(7)). During a restart, these are the connections of all workers and a memfd per message.
     """
     workers = config.worker_count
     batch = min(BATCH, max(1, limit // 4))
@@ -48,7 +48,7 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     messages = limit // 16
     together = max(workers, limit - messages - workers) if kept else workers * descriptors
     accepted = min(config.max_connections, descriptors, together // workers)
-    # During a reload there are twice as many workers. If the limit is further away than that, it
+    # During a reload, there are twice as many workers. If the limit is more than that far away, it
     # need not be checked in every loop iteration.
     scarce = together < 4 * workers * accepted
     return Capacity(accepted, descriptors, together, batch, messages, limit, kept, scarce)

@@ -1,4 +1,4 @@
-"""Settings that are valid, but contradict the sockets or limits of the process."""
+"""Settings that are valid but conflict with the sockets or limits of the process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tcpupperd.processes.capacity import capacity
 
 
 def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, str]]:
-    """What to log about the configuration in use, and at which level; `passed` if sockets were
-    passed in, and `kept` if a restart keeps connections.
+    """Messages to log about the running configuration, with their levels; `passed` if the service
+    manager passed sockets, and `kept` if a restart keeps connections.
 
-    drain_timeout causes none: the service manager is told how long a stop takes, and waits.
+    drain_timeout never conflicts: the service manager is told how long a stop takes, and waits.
     """
     found = []
     if passed and is_set(settings, "listen"):
@@ -29,7 +29,7 @@ def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, 
 
 
 def not_judged(settings: Config) -> list[str]:
-    """Settings that a check cannot judge without knowing the unit."""
+    """Settings that cannot be checked without knowing the unit."""
     found = []
     if is_set(settings, "listen"):
         found.append("listen (ignored if the service manager passes sockets)")

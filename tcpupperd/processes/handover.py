@@ -1,8 +1,8 @@
 """Packing live connections to send them to another process, and unpacking them.
 
-Between two lines, a connection consists of its socket and a few bytes: a record in the state of a
-message. Nothing in it is trusted: a wrong one costs its own connections and nothing else, neither
-the worker nor its memory.
+Between lines, a connection consists of its socket and a few bytes: a record in the state of a
+message. It is not trusted: a malformed message costs only its own connections, never the worker or
+its memory.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import BinaryIO, NamedTuple
 from tcpupperd.host import channel
 from tcpupperd.serving.connection import State
 
-#: Version 1 is that of tcpupperd 0.1.0, which had no services.
+#: tcpupperd 0.1.0, which had no services, used version 1.
 VERSION = 2
 
-#: Of the messages in the channel.
+#: The format of the messages in the channel.
 FORMAT = channel.Format(b"tcpupperd", VERSION, earlier=(1,))
 
 #: The record of a connection: address family of the socket, port of the client, flags, lines
-#: answered, seconds since the last activity, since an unfinished line began, and until lingering
-#: ends; the lengths of the client's host, the unfinished line, the unsent answer and the name of
-#: the service, which follow; seconds since the client connected; the length of the reason of the
-#: end, which follows the service.
+#: answered, seconds since the last activity, since an incomplete line began, and until lingering
+#: ends; the lengths of the client's host, the incomplete line, the unsent answer and the name of
+#: the service, which follow; seconds since the client connected; the length of the reason why the
+#: connection ended, which follows the service.
 _RECORD = struct.Struct("!HHBQdddHIIBdB")
 _RECORDS = {1: struct.Struct("!HHBQdddHII"), 2: _RECORD}
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
 _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
 
-# Limits of the values in a record. Anything above is wrong and is not read.
+# Limits on the values in a record. Anything larger is invalid and is not read.
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
-_LINES_MAX = 2**63 - 1  # the counter stops there
+_LINES_MAX = 2**63 - 1  # the counter saturates there
 _HOST_MAX = 255  # bytes
 _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
 
@@ -62,14 +62,14 @@ class Limits(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A connection in transit."""
+    """A connection in flight."""
 
     socket: socket.socket
     client_address: object
     state: State = State()
 
 
-#: What a message says of a connection: address family, client's address, state.
+#: A connection as encoded in a message: address family, client address, state.
 Record = tuple[int, object, State]
 
 
@@ -86,7 +86,7 @@ def give(end: socket.socket, connections: Sequence[Connection]) -> None:
 def take(end: socket.socket, max_line: int) -> list[Connection]:
     """Take the connections of one message out of a channel; `max_line` is the largest with which
     any of them may have been served. Raises what `channel.take` raises, and HandoverError if the
-    state of a connection is wrong."""
+    state of a connection is invalid."""
     message = channel.take(end, FORMAT)
     records = message.read(partial(_read_all, Limits.of(message.version, max_line)))
     sockets = message.sockets([family for family, _, _ in records])
@@ -114,7 +114,7 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
 
 
 def _read_all(limits: Limits, file: BinaryIO, size: int, count: int) -> list[Record]:
-    """What a message says of each of its connections.
+    """The records of the connections in a message.
 
     They are read one by one, and each size is checked before that much is read.
     """
@@ -131,7 +131,7 @@ def _read_all(limits: Limits, file: BinaryIO, size: int, count: int) -> list[Rec
 
 def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
     """The next record in a file with `left` bytes to read, and the number of bytes left after
-    that."""
+    it."""
     form = limits.form
     head = file.read(form.size)
     if len(head) < form.size:
@@ -170,8 +170,8 @@ def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
 
 
 def _address(name: bytes, port: int) -> object:
-    """The client's address; ValueError or OSError if the host is none. Its family may be another
-    than that of the socket: a header of the PROXY protocol may have introduced the client."""
+    """The client's address; raises ValueError or OSError if the host is not a valid address. Its
+    family may differ from the socket's, because it may come from a PROXY header."""
     if not name:
         return ""
     host = os.fsdecode(name)

@@ -1,13 +1,13 @@
 """Counters and heartbeats that all processes of the daemon share.
 
-There is a row of 64-bit numbers for the daemon and one, a slot, for each worker. The supervisor
-writes the first row and prepares slots, a worker writes its own slot only, and all processes read
+There is a row of 64-bit numbers for the daemon, and one, a slot, for each worker. The supervisor
+writes the first row and prepares slots, a worker writes only its own slot, and all processes read
 all of it. No lock is needed, because writing an aligned 64-bit number is atomic, and because
-counters never move: a slot keeps them when its worker has exited, and the next worker goes on from
-there. So nobody ever sees a total that is too low, or that counts twice.
+counters never move: a slot keeps its counters after its worker has exited, and the next worker
+continues from there, so no process ever sees a total that is too low or counted twice.
 
-What is in the slots is a claim: an intruder in a worker can write anything there, to all of them.
-The row of the daemon is in other memory, which workers can only read.
+The content of the slots is not trusted: an intruder in a worker can write anything into all of
+them. The row of the daemon is in other memory, which workers can only read.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ BELIEVED = 2**31
 
 #: The numbers of the daemon. Times are CLOCK_REALTIME in microseconds.
 DAEMON = (
-    "slots",  # that were ever in use
-    "began",  # when this process began
+    "slots",  # the number that have ever been in use
+    "began",  # when the daemon started
     "workers_started",
     "workers_exited",  # by themselves, without having been told to
-    "workers_signalled",  # killed by others
-    "workers_hung",  # killed for not having shown a sign of life
-    "workers_late",  # killed for not having left in time
-    "lost",  # connections that ended with a worker
-    "restarts",  # that connections could survive, up to now
+    "workers_signalled",  # killed by other processes
+    "workers_hung",  # killed because their heartbeat stopped
+    "workers_late",  # killed because they did not exit in time
+    "lost",  # connections that were lost with a worker
+    "restarts",  # that connections have survived so far
     "reloads",
     "reloads_failed",
-    "loaded",  # when the configuration in use came into force
+    "loaded",  # when the running configuration was loaded
     "last_reload",  # when the last reload ended, or 0
-    "last_reload_failed",  # whether it did
-    "file_number",  # of the file that is in force: inode, 0 if there is none
-    "file_time",  # the time of its last change, in nanoseconds
-    "leaves",  # whether it was told to stop, and new clients should go elsewhere
+    "last_reload_failed",  # whether the last reload failed
+    "file_number",  # the inode of the file that was loaded, 0 if there is none
+    "file_time",  # its modification time, in nanoseconds
+    "leaves",  # whether the daemon was told to stop and new clients should go elsewhere
     "longest_line",  # the largest max_line with which any connection may have been served
 )
 (
@@ -96,8 +96,8 @@ class Scoreboard:
     # For the supervisor only
 
     def claim(self) -> Slot:
-        """Return a slot for a worker, which is about to be forked. Raises IndexError if all are
-        taken."""
+        """Return a slot for a worker that is about to be forked. Raises IndexError if all are in
+        use."""
         row = self._free.pop()
         if self._ours is not self._readable:
             memfd.withhold(self._ours)
@@ -129,7 +129,7 @@ class Scoreboard:
         self._daemon[field] = max(self._daemon[field], number)
 
     def loaded(self, file: tuple[int, int]) -> None:
-        """Note that a configuration has come into force, with the identity of its file."""
+        """Record that a configuration is now in use, with the identity of its file."""
         self._daemon[LOADED] = time_of_day()
         self._daemon[FILE_NUMBER], self._daemon[FILE_TIME] = file
 
@@ -138,7 +138,7 @@ class Scoreboard:
         self.count(RELOADS_FAILED if failed else RELOADS)
         self._daemon[LAST_RELOAD], self._daemon[LAST_RELOAD_FAILED] = time_of_day(), failed
 
-    # Visible to every process, even for workers that were started later
+    # Available in every process, and including workers that were started later
 
     def totals(self) -> dict[str, int]:
         """The open connections, and all counters since the daemon started."""
@@ -150,7 +150,7 @@ class Scoreboard:
         }
 
     def deaths(self) -> int:
-        """The number of workers that did not end as they should."""
+        """The number of workers that ended abnormally."""
         return sum(self.daemon[WORKERS_EXITED : WORKERS_LATE + 1])
 
     def events(self) -> dict[str, int]:
@@ -158,21 +158,21 @@ class Scoreboard:
         return {DAEMON[field]: self.daemon[field] for field in range(WORKERS_STARTED, LOADED)}
 
     def workers(self) -> list[list[int]]:
-        """The numbers of each worker that runs, or is about to."""
+        """The numbers of each worker that is running or about to run."""
         used = self.daemon[SLOTS]
         rows = zip(*(self._column(field, used) for field in range(len(FIELDS))), strict=True)
         return [list(row) for row in rows if row[PID]]
 
     def loads(self) -> list[int]:
-        """The number of connections of each worker that is not leaving, including those that have
-        only just been started."""
-        used = self.daemon[SLOTS]  # once: the supervisor may start another worker meanwhile
+        """The number of connections of each worker that is not exiting, including workers that
+        have only just been started."""
+        used = self.daemon[SLOTS]  # read once: meanwhile, the supervisor may start another worker
         columns = (self._column(field, used) for field in (HEARTBEAT, STATE, OPEN))
         rows = zip(*columns, strict=True)
         return [count for beat, state, count in rows if beat and state != LEAVING]
 
     def open(self) -> int:
-        """The number of connections of all workers."""
+        """The total number of connections of all workers."""
         return sum(self._column(OPEN, self.daemon[SLOTS]))
 
     def _column(self, field: int, used: int) -> list[int]:
@@ -190,7 +190,7 @@ def _published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
 
 
 def time_of_day() -> int:
-    """CLOCK_REALTIME, as the scoreboard has it."""
+    """CLOCK_REALTIME in the scoreboard's unit (microseconds)."""
     return int(time() * 1_000_000)
 
 
@@ -199,9 +199,9 @@ class Slot(NamedTuple):
 
     row: int
     numbers: memoryview
-    earlier: int  # connections that earlier workers ever had
+    earlier: int  # connections that earlier workers had in this slot
 
     @property
     def connections(self) -> int:
-        """The number of connections that its worker ever had."""
+        """The number of connections that its worker has had."""
         return int(self.numbers[ACCEPTED] + self.numbers[TAKEN] - self.earlier)

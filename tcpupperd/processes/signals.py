@@ -1,10 +1,10 @@
-"""Signals: which the supervisor fetches, and how one ended a process."""
+"""Signals: which ones the supervisor fetches, and how a process ended."""
 
 import math
 import signal
 
-#: Signals that the kernel sends for a fault of the program itself. Blocking them would not help
-#: against the kernel's, but would disable those of a process, such as SIGABRT of the watchdog.
+#: Signals that the kernel sends for faults in the program itself. Blocking them would not stop the
+#: kernel's, but would block those sent by a process, such as the watchdog's SIGABRT.
 FAULTS = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -15,18 +15,18 @@ FAULTS = {
     signal.SIGTRAP,
 }
 
-#: Signals of job control keep their meaning, for a daemon that runs in a terminal.
+#: Job control signals keep their meaning, for a daemon that runs in a terminal.
 JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
-#: All other signals stay pending until the supervisor fetches them: no handler ever runs.
+#: All other signals stay pending until the supervisor fetches them; no handler ever runs.
 BLOCKED = signal.valid_signals() - FAULTS - JOB_CONTROL - {signal.SIGKILL, signal.SIGSTOP}
 
 
 def block() -> None:
     """Block all signals that are to be fetched."""
-    # If we inherited an ignored SIGCHLD, children would vanish before we can wait for them.
+    # With an inherited, ignored SIGCHLD, children would vanish before they can be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Never called; but systemd can tell from a handler that SIGHUP means to reload.
+    # Never called, but the handler's existence tells systemd that SIGHUP means reload.
     signal.signal(signal.SIGHUP, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
@@ -40,7 +40,7 @@ def fetch(timeout: float) -> int | None:
 
 
 def describe(status: int) -> str:
-    """How a process ended, by the result of `os.waitstatus_to_exitcode`."""
+    """How a process ended, from the result of `os.waitstatus_to_exitcode`."""
     if status >= 0:
         return f"exited with status {status}"
     if status == -signal.SIGKILL:

@@ -1,8 +1,8 @@
 """The file descriptor store of the service manager, which keeps descriptors for the next process.
 
-It has the two ends of the channel for the hand-over of connections, the last configuration that
-worked, the number of restarts, and a witness. Any other descriptor in it, from another version or
-damaged, is closed and removed, and does no harm.
+It contains the two ends of the handover channel, the last good configuration, the number of
+restarts, and a witness. Any other descriptor in it, whether damaged or from another version, is
+closed and removed.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ log = logging.getLogger(__name__)
 
 CONFIGURATION, WITNESS, RESTARTS = "last-configuration", "witness", "restarts"
 
-#: The names of our descriptors in the store.
+#: The names of the daemon's descriptors in the store.
 NAMES = channel.NAMES | {CONFIGURATION, WITNESS, RESTARTS}
 
 
-#: An upper bound of what is believed of a stored number.
+#: The largest stored number that is accepted.
 RESTARTS_MAX = 2**32
 
 
 class Store:
-    """Our part of the service manager's store."""
+    """The daemon's part of the service manager's store."""
 
     def __init__(
         self, stored: Iterable[tuple[str, int]], notifier: Notifier, *, offered: bool
     ) -> None:
-        """Use what was `stored`, by name and descriptor. If a store is `offered`, what is missing
-        is put into it."""
+        """Use the `stored` descriptors, given with their names. If a store is `offered`, add what
+        is missing from it."""
         self._notifier = notifier
-        self.configuration: str | None = None  # the stored text; "" is all defaults
-        self.restarts = 0  # that the channel has outlived
+        self.configuration: str | None = None  # the stored text; "" means all defaults
+        self.restarts = 0  # that the channel has survived
         ends: dict[str, socket.socket] = {}
         for name, fd in stored:
             if name == CONFIGURATION:
@@ -59,7 +59,8 @@ class Store:
 
     @property
     def keeps(self) -> bool:
-        """Whether the content of the channel outlives us, because the store really exists."""
+        """Whether the content of the channel survives a restart, because the store really
+        exists."""
         return self._witness is not None and self._witness.holds
 
     @property
@@ -68,12 +69,12 @@ class Store:
         return self._witness is not None and not self._witness.holds
 
     def watch(self) -> None:
-        """Let the kernel send SIGIO to this process when the store is emptied."""
+        """Have the kernel send SIGIO to this process when the store is emptied."""
         if self._witness:
             self._witness.watch()
 
     def keep_configuration(self, text: str) -> None:
-        """Store a configuration that works, replacing the previous one."""
+        """Store the last good configuration, replacing the previous one."""
         if text == self.configuration or not self.channel.outlives_us:
             return
         self._replace(CONFIGURATION, text)
@@ -88,12 +89,12 @@ class Store:
         os.close(fd)
 
     def _read_restarts(self, fd: int) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it counts from 0 again
+        with contextlib.suppress(OSError, ValueError):  # counting then restarts from 0
             self.restarts = max(0, min(int(read_sealed(fd)), RESTARTS_MAX))
         os.close(fd)
 
     def _keep_restarts(self, *, survived: bool) -> None:
-        """Count this start, if it is a restart, and store the number for the next one."""
+        """Count this start, if it is a restart, and store the number for the next start."""
         self.restarts = self.restarts + 1 if survived else 0
         if self.channel.outlives_us:
             self._replace(RESTARTS, str(self.restarts))
@@ -106,22 +107,22 @@ class Store:
 
     def _drop(self, name: str, fd: int) -> None:
         os.close(fd)
-        if name != WITNESS:  # which every process creates anew
+        if name != WITNESS:  # which every process creates again
             log.warning("closing the stored descriptor %s, which cannot be used", name)
             self._notifier.forget(name)
 
 
 class Witness:
-    """Shows whether a service manager really keeps descriptors. The variable FDSTORE is no proof:
-    a drop-in of the unit may contradict it, and may change at any time.
+    """Shows whether the service manager really keeps descriptors. The variable FDSTORE is not
+    proof: a drop-in may contradict it, and may change at any time.
 
-    Only the store has the other end of a socket pair; when that is closed, ours hangs up. It is
-    stored after everything else, so if the store is too small, the witness is what it lacks.
+    Only the store holds the other end of a socket pair; when that end is closed, this one hangs
+    up. It is stored last, so that if the store is too small, the witness is what does not fit.
     """
 
     def __init__(self, notifier: Notifier) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        notifier.forget(WITNESS)  # that of the previous process
+        notifier.forget(WITNESS)  # the witness of the previous process
         notifier.store(WITNESS, theirs.fileno())
         theirs.close()
         self._poll = select.poll()
@@ -133,14 +134,14 @@ class Witness:
         return not self._poll.poll(0)
 
     def watch(self) -> None:
-        """Let the kernel send SIGIO to this process when the other end is closed."""
+        """Have the kernel send SIGIO to this process when the other end is closed."""
         fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
         fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
 
 
 def read_sealed(fd: int) -> str:
-    """The text of a memfd made by `sealed`. Raises OSError or ValueError if it is another file."""
+    """The text in a memfd created by `sealed`. Raises OSError or ValueError for another file."""
     seals: int = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # OSError if it is not a memfd
     if seals & SEALS != SEALS:
         raise ValueError("it is not sealed")

@@ -1,4 +1,4 @@
-"""The processes: starts, watches, replaces, reloads and stops the workers."""
+"""The supervisor, which starts, watches, replaces, reloads and stops the workers."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the next attempt after a worker died before it served a client: the first and the
-#: longest delay. Each is twice the previous one.
+#: Delays, in seconds, before the next attempt after a worker died without serving a client: the
+#: first and the longest. Each delay is twice the previous one.
 RETRY_FIRST, RETRY_LAST = 0.1, 10.0
 
-#: Seconds in addition to drain_timeout before a worker is killed.
+#: Seconds that a worker is given in addition to drain_timeout before it is killed.
 GRACE = 1.0
 
-#: Exit status of a worker that met a bug: EX_SOFTWARE of sysexits.h.
+#: Exit status of a worker that hit a bug: EX_SOFTWARE in sysexits.h.
 EX_SOFTWARE = 70
 
 
@@ -61,8 +61,8 @@ class Supervisor:
     """Keeps the configured number of workers running, and acts on signals.
 
     It waits for signals and for its next deadline. SIGCHLD means that a worker has exited or, if a
-    worker has sent it, that the worker accepts connections. After each wake-up, the state of the
-    workers determines what to do.
+    worker has sent it, that the worker is accepting connections. After each wake-up, the state of
+    the workers determines what to do.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Supervisor:
         self._scoreboard.put(RESTARTS, store.restarts)
         self._workers: dict[int, WorkerProcess] = {}
         self._generation = 1
-        # What to go back to, during a reload, or while the first workers start with another
-        # configuration than the last one that worked.
+        # The configuration to fall back to during a reload, or while the first workers start with
+        # a configuration other than the last good one.
         last_good = None if source.trouble else source.last_good()
         differs = last_good and vars(last_good) != vars(config)
         self._before_reload = (last_good, 0) if last_good and differs else None
@@ -95,17 +95,17 @@ class Supervisor:
         self._ready = False
         self._stop_at = math.inf  # when shutdown_delay ends
         self._stopping = False
-        self._order = worker.DRAIN  # the order that the workers were given when stopping
+        self._order = worker.DRAIN  # the order given to the workers when stopping
         self._take_back = False  # whether to take connections back out of the channel
         self._store_failed = False
         self._early_deaths = 0
         self._retry_at = 0.0
         self._next_watch = 0.0 if notifier.watchdog_interval else math.inf
-        self._awake_since = 0.0  # when we last overslept
+        self._awake_since = 0.0  # when the supervisor last woke up late
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop; call `started` once all workers accept. Raises StartError if
-        the first workers cannot start."""
+        """Serve until told to stop; call `started` once all workers are accepting. Raises
+        StartError if the first workers cannot start."""
         self._started = started
         signals.block()
         descriptors.raise_limit()
@@ -115,7 +115,7 @@ class Supervisor:
             self._manage()
             self._go_on()
         except StartError:
-            if self._store.keeps:  # give back what the first workers have already taken
+            if self._store.keeps:  # put back what the first workers have already taken over
                 self._stop(worker.STORE)
                 self._go_on()
             raise
@@ -183,8 +183,8 @@ class Supervisor:
         return self._config.worker_count - len(self._current())
 
     def _falling_back(self) -> bool:
-        """Whether the first workers have failed to start and are leaving. Others have to wait for
-        that, because the number of processes may be limited."""
+        """Whether the first workers have failed to start and are exiting. New ones have to wait,
+        because the number of processes may be limited."""
         return not self._ready and any(one.retired for one in self._workers.values())
 
     def _all_accept(self) -> bool:
@@ -203,7 +203,7 @@ class Supervisor:
             self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
 
     def _fork(self, slot: Slot) -> tuple[int, int]:
-        """Fork a worker; return its process ID and our end of its control pipe."""
+        """Fork a worker; return its process ID and the supervisor's end of its control pipe."""
         orders, control = os.pipe()
         try:
             pid = os.fork()
@@ -222,7 +222,7 @@ class Supervisor:
         try:
             for other in self._workers.values():
                 other.let_go()
-            self._listeners.narrow(self._config.listen)  # a reload may have removed one
+            self._listeners.narrow(self._config.listen)  # a reload may have removed an address
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
             worker.run(
                 worker.WorkerContext(
@@ -248,7 +248,8 @@ class Supervisor:
             os._exit(status)
 
     def _reap(self) -> None:
-        """Reap all children that have exited. Process 1 of a container may inherit others."""
+        """Reap all children that have exited. As process 1 of a container, the supervisor may
+        inherit others."""
         while self._workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -288,7 +289,8 @@ class Supervisor:
             self._try_later(why, extra)
 
     def _try_later(self, why: str, extra: Extra) -> None:
-        """Schedule another attempt, with growing delays; only the first is logged as a warning."""
+        """Schedule another attempt, with increasing delays; only the first failure is logged as a
+        warning."""
         delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
         self._retry_at = monotonic() + delay
         level = logging.DEBUG if self._early_deaths else logging.WARNING
@@ -352,7 +354,8 @@ class Supervisor:
         self._tell_status()
 
     def _settled(self) -> None:
-        """Complete a start or reload, once all workers of the current configuration accept."""
+        """Complete a start or reload, once all workers of the current configuration are
+        accepting."""
         if self._ready and not self._before_reload:
             self._tell_status()  # a worker may have been replaced
             return
@@ -387,12 +390,12 @@ class Supervisor:
 
     @property
     def _leaving(self) -> bool:
-        """Whether this process is about to stop, or is stopping."""
+        """Whether the daemon is stopping or about to stop."""
         return self._stopping or self._stop_at < math.inf
 
     def _leave(self) -> None:
-        """Stop; with shutdown_delay, after that time or when told again. Meanwhile, clients are
-        served, and the agent tells load balancers to send new ones elsewhere."""
+        """Stop; with shutdown_delay, after that time or on a second signal. Until then, clients
+        are served, and the agent tells load balancers to send new ones elsewhere."""
         delay = self._config.shutdown_delay
         if not delay or not self._ready or self._leaving:
             self._stop(worker.DRAIN)
@@ -420,11 +423,11 @@ class Supervisor:
         )
         self._tell_status()
         self._retire(self._workers.values(), order)
-        self._listeners.keep(())  # no client connects once the workers have stopped accepting
+        self._listeners.keep(())  # so that no client connects once the workers stop accepting
 
     def _stop_again(self, order: bytes) -> None:
-        """Handle a further order to stop: a second stop is immediate, and a stop after one for a
-        restart ends the connections that were kept."""
+        """Handle a second order to stop: a stop after a stop is immediate, and a stop during a
+        restart closes the connections that were being kept."""
         if order == worker.STORE:
             return
         if self._order == worker.DRAIN:
@@ -436,7 +439,7 @@ class Supervisor:
         self._take_back = True
 
     def _end_what_was_kept(self) -> None:
-        """Start one more worker, which takes all connections out of the channel and ends them."""
+        """Start one more worker, to take all connections out of the channel and drain them."""
         self._take_back = False
         self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
         self._start_worker()
@@ -446,25 +449,26 @@ class Supervisor:
         for one in workers:
             one.retire(order, self._config.drain_timeout + GRACE)
 
-    # Watching and telling
+    # Watching and reporting
 
     def _watch(self) -> None:
-        """Send a keep-alive message, and kill workers without a sign of life.
+        """Send a keep-alive notification, and kill workers whose heartbeat has stopped.
 
-        If we woke up too late ourselves, as when the whole service was suspended, the workers get
-        a whole interval again: the time in which nobody ran does not count.
+        If the supervisor itself woke up late, for example because the whole service was suspended,
+        the workers are given a full interval again: time during which nothing ran does not count.
         """
         now, interval = monotonic(), self._notifier.watchdog_interval
         if now < self._next_watch:
             return
         if self._next_watch and now - self._next_watch > interval / 4:
             self._awake_since = now
-        # sd_watchdog_enabled(3) recommends half the interval, but a wake-up is always a bit late.
+        # sd_watchdog_enabled(3) recommends half the interval, but wake-ups are always a bit late.
         self._next_watch = now + interval / 3
         self._notifier.watchdog()
         self._tell_status()
         for one in self._workers.values():
-            # By the time at which we looked, for we too may be stopped in between.
+            # Measured at the time of the check, because the supervisor, too, may be suspended in
+            # between.
             if min(one.silent_for(now), now - self._awake_since) > interval:
                 log.error(
                     "worker %d is not responding, killing it",
@@ -475,7 +479,7 @@ class Supervisor:
                 one.kill()
 
     def _check_store(self) -> None:
-        """Log once that the service manager does not keep descriptors, although it claims to."""
+        """Log once if the service manager does not keep descriptors although it claims to."""
         if self._store.has_failed and not self._store_failed:
             self._store_failed = True
             log.warning(

@@ -1,4 +1,4 @@
-"""A survey of all processes, which makes the report of the daemon; any of them can make it."""
+"""Builds the report on the whole daemon; any process can do so."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tcpupperd.serving.report import Report, report_of, report_of_worker
 def survey(
     scoreboard: Scoreboard, listeners: Iterable[Listener], *, limit: int, path: str | None
 ) -> Report:
-    """The report of the daemon; `limit` is the number of connections that all workers may have,
-    `path` that of the configuration file."""
+    """The report on the daemon; `limit` is the number of connections that all workers together may
+    have, `path` the configuration file."""
     daemon, now = scoreboard.daemon, microseconds()
     in_force = (daemon[FILE_NUMBER], daemon[FILE_TIME])
     return Report(

@@ -1,8 +1,8 @@
-"""Giving live connections to other processes, and taking connections from them.
+"""Handing over live connections to other processes, and taking over connections from them.
 
-The workers share one channel and need not know each other: a worker that leaves gives, and the
-worker with the fewest connections takes. This keeps their numbers even without any agreement: a
-worker that has more connections than the others steps back from the channel for a moment.
+The workers share one handover channel and need not know about each other: an exiting worker hands
+over, and the worker with the fewest connections takes over. The distribution stays even without
+any coordination, because a worker with more connections than the others holds back briefly.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: The number of messages that make up the share of one worker, if possible: more messages give a
-#: more even result. Each message costs a memfd, so those of a busy worker are larger.
+#: The number of messages in one worker's share, if possible: with more messages, the distribution
+#: is more even. Each message costs a memfd, so a busy worker sends larger ones.
 PER_SHARE = 32
 
-#: An upper bound of the bytes that a message takes in the channel's buffer: 768 on kernels 6.1 to
-#: 6.18.
+#: An upper bound on the bytes that a message occupies in the channel's buffer: 768 on kernels 6.1
+#: to 6.18.
 MESSAGE_SIZE = 1024
 
-#: Seconds until a worker that has left the channel to others, or cannot give, tries again.
+#: Seconds before a worker that has held back, or could not hand over, tries again.
 STEP_BACK = 0.001
 
-#: Seconds without progress of the worker with the fewest connections, after which others take its
-#: share: it hangs, or cannot start.
+#: If the worker with the fewest connections makes no progress for this many seconds, because it is
+#: hung or cannot start, others take its share.
 STALL_TIME = 2.0
 
 #: Seconds without another message after which a worker logs how many connections it took over.
 QUIET_TIME = 1.0
 
 
-#: Of a connection whose state cannot be read: it is only to be ended.
+#: The state of a connection whose real state cannot be read; such a connection is only closed.
 GONE = State(finished=True)
 
 
@@ -68,13 +68,14 @@ class Giver:
         self.look_at = math.inf  # when `go_on` must be called, even without an event
 
     def begin(self, *, wait: bool) -> None:
-        """Give all connections; with `wait`, wait for takers if the channel is full."""
+        """Hand over all connections; with `wait`, wait until others take some if the channel is
+        full."""
         self._wait = wait
         self._size = self._message_size()
         self._give()
 
     def go_on(self) -> None:
-        """Call this in each loop iteration: tries again when it is time."""
+        """To be called in each loop iteration: tries again when it is time."""
         if self._server.poller.now >= self.look_at:
             self.look_at = math.inf
             self._give()
@@ -83,8 +84,8 @@ class Giver:
         """The number of connections per message: small if there are few connections, so that every
         worker gets its share.
 
-        If no process takes until the next start, the messages of all workers must not fill more
-        than half of the room in the channel and of the descriptors in flight.
+        If nothing is taken out before the next start, the messages of all workers must not fill
+        more than half of the channel, nor half of the allowed descriptors in flight.
         """
         workers = max(self._server.config.worker_count, len(self._scoreboard.loads()))
         size = self._scoreboard.open() // (workers * PER_SHARE)
@@ -127,7 +128,7 @@ class Giver:
         if self._wait and full:
             self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
         elif self._wait and error.errno == errno.ETOOMANYREFS:
-            # There is no event when others have taken.
+            # No event signals that another worker has taken a message.
             self.look_at = self._server.poller.now + STEP_BACK
         else:
             log.warning(
@@ -144,7 +145,8 @@ class Giver:
 
 
 class Taker:
-    """Takes connections out of the channel, while the server has room and it is its turn."""
+    """Takes connections out of the channel while the server has room and it is this worker's
+    turn."""
 
     def __init__(
         self,
@@ -166,11 +168,11 @@ class Taker:
         self.look_at = math.inf  # when `update_interest` must be called, even without an event
 
     def update_interest(self) -> None:
-        """Call this in each loop iteration: starts or stops polling the channel, and logs what
+        """To be called in each loop iteration: starts or stops polling the channel, and logs what
         was taken over.
 
-        A message wakes all workers. With EPOLLEXCLUSIVE it would wake one, and if that worker
-        stepped back, no other would know of the message.
+        A message wakes all workers. With EPOLLEXCLUSIVE, it would wake only one, and if that
+        worker held back, no other would learn about the message.
         """
         now = self._server.poller.now
         if now >= self._tell_at:
@@ -194,7 +196,7 @@ class Taker:
 
     @property
     def has_room(self) -> bool:
-        """Whether a whole message can be taken: the kernel would discard descriptors in excess."""
+        """Whether a whole message can be taken: the kernel would discard excess descriptors."""
         return len(self._server.connections) < self._room
 
     def take_all(self) -> None:
@@ -215,7 +217,7 @@ class Taker:
     def _take(self, size: int = 0) -> None:
         """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
         if there is no message."""
-        # Count them before they leave the channel: otherwise another worker might accept new
+        # Count them before they leave the channel; otherwise, another worker might accept new
         # connections in their place.
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
@@ -226,7 +228,7 @@ class Taker:
             log.error("closing %s whose state cannot be restored: %s", ended, error, extra=extra)
             self._server.tally.add(DAMAGED, len(error.sockets))
             connections = [handover.Connection(one, "", GONE) for one in error.sockets]
-        except EOFError:  # not the end, because this process has the giving end, too
+        except EOFError:  # not end of file, because this process also holds the sending end
             log.error("ignored an empty message in the handover channel")
             return
         for connection in self._without_strange(connections):
@@ -250,8 +252,8 @@ class Taker:
     def _without_strange(
         self, connections: list[handover.Connection]
     ) -> list[handover.Connection]:
-        """The same connections; those of a service that this version does not have are only to be
-        ended."""
+        """The same connections, with those of services unknown to this version marked for
+        closing."""
         names = [one.state.service for one in connections if one.state.service not in SERVICES]
         if not names:
             return connections
@@ -268,7 +270,7 @@ class Taker:
         ]
 
     def _take_over(self, travelled: handover.Connection) -> None:
-        """Serve one connection. An error ends only this connection."""
+        """Serve one connection. An error affects only this connection."""
         server, (sock, client_address, state) = self._server, travelled
         connection = server.new_connection(sock, client_address, service_of(state.service))
         try:
@@ -280,12 +282,12 @@ class Taker:
         if server.tally.debug:
             log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
         if state is GONE:
-            connection.reason = "damaged"  # which has been counted
+            connection.reason = "damaged"  # already counted
         server.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 
 class Turn:
-    """Decides whether a worker takes, or leaves the channel to those with fewer connections."""
+    """Decides whether a worker takes a message, or leaves it to those with fewer connections."""
 
     def __init__(self, scoreboard: Scoreboard, workers: int) -> None:
         self._scoreboard = scoreboard
@@ -298,10 +300,10 @@ class Turn:
         """Whether a worker that has `have` connections takes the next message, which has `size`
         connections and is one of about `messages`.
 
-        It takes until it has half of its share, which is an estimate, because messages may differ
-        in size. After that, it may be ahead of the worker with the fewest connections by at most
-        an eighth of a share, unless that one makes no progress. Workers that are yet to be started
-        count as well: otherwise the first one would take everything.
+        It takes messages until it has half of its share, which is an estimate, because messages
+        may differ in size. After that, it may be ahead of the worker with the fewest connections
+        by at most an eighth of a share, unless that worker makes no progress. Workers that have
+        not been started yet also count; otherwise, the first one would take everything.
         """
         loads = self._scoreboard.loads()
         lowest = min(loads) if len(loads) >= self._workers else 0
@@ -315,19 +317,19 @@ class Turn:
 
 
 def room_for_messages(end: socket.socket) -> int:
-    """The number of further messages for which the buffer of a channel certainly has room."""
+    """The number of additional messages that are certain to fit in a channel's buffer."""
     room = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     return max(0, room - filled(end)) // MESSAGE_SIZE
 
 
 def messages_in(end: socket.socket) -> int:
-    """An upper bound of the number of messages in a channel."""
+    """An upper bound on the number of messages in a channel."""
     return -(-filled(end) // (MESSAGE_SIZE // 2))
 
 
 def filled(end: socket.socket) -> int:
-    """The number of bytes in its buffer that were not received yet: SIOCOUTQ of unix(7), which is
-    the same as TIOCOUTQ."""
-    from termios import TIOCOUTQ  # seldom needed: at hand-over, or with few descriptors
+    """The number of bytes in its buffer that have not been received yet: SIOCOUTQ in unix(7), the
+    same as TIOCOUTQ."""
+    from termios import TIOCOUTQ  # rarely needed: during a handover, or with few descriptors
 
     return int.from_bytes(fcntl.ioctl(end, TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -1,4 +1,4 @@
-"""A worker process: a server that obeys its supervisor and takes over connections."""
+"""A worker process: a server that takes orders from the supervisor and takes over connections."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
 
-#: Orders of the supervisor. End of file, which means that it has exited, is an order too.
-GIVE = b"g"  # give the connections to the other workers
-GIVE_WITH_QUEUES = b"q"  # the same, with those in the queues, which nobody else will serve
+#: Orders from the supervisor. End of file, which means that it has exited, is also an order.
+GIVE = b"g"  # hand over the connections to the other workers
+GIVE_WITH_QUEUES = b"q"  # the same, with those in the accept queues, which no other worker serves
 STORE = b"s"  # leave the connections for the next process: all workers exit
-DRAIN = b"d"  # answer what has arrived, and end the connections
+DRAIN = b"d"  # answer what has arrived, and close the connections
 
-#: The maximum number of descriptors that one wait of Python's epoll returns.
+#: The maximum number of descriptors that Python's epoll returns from one wait.
 EVENTS = 1000
 
 
 class WorkerContext(NamedTuple):
-    """What a worker gets from its supervisor."""
+    """What a worker receives from the supervisor."""
 
     config: Config
     instance: str  # the name of the configuration
     listeners: Sequence[Listener]
-    listeners_outlive_us: bool  # another process has them too, and will serve their queues
-    channel: tuple[socket.socket, socket.socket]  # for hand-over: the ends to give and to take
+    listeners_outlive_us: bool  # another process also holds them and will serve their queues
+    channel: tuple[socket.socket, socket.socket]  # for the handover: sending and receiving end
     channel_outlives_us: Callable[[], bool]  # whether the service manager keeps it
     control: FileIO  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
     scoreboard: Scoreboard  # of all workers
-    heartbeat: float  # seconds between signs of life, or 0
+    heartbeat: float  # seconds between heartbeats, or 0
     path: str | None  # of the configuration file
 
 
 class Worker(UpperServer):
-    """Serves until it is ordered to leave and its last connection has ended or was given away."""
+    """Serves until it is told to exit and its last connection has been closed or handed over."""
 
     def __init__(self, context: WorkerContext) -> None:
         self.instance = context.instance
@@ -75,14 +75,15 @@ class Worker(UpperServer):
         self._taker.update_interest()
 
     def announce(self) -> None:
-        """Tell the supervisor, which waits for signals only, that this worker accepts."""
+        """Tell the supervisor, which waits only for signals, that this worker is accepting."""
         self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
         self._context.numbers[STATE] = ACCEPTING
-        with contextlib.suppress(PermissionError):  # it has exited, our parent is now process 1
+        # PermissionError: the supervisor has exited, and the parent is now process 1.
+        with contextlib.suppress(PermissionError):
             os.kill(os.getppid(), signal.SIGCHLD)
 
     def service_actions(self) -> None:
-        """The work of each loop iteration, including a sign of life."""
+        """The work of each loop iteration, including a heartbeat."""
         self._giver.go_on()
         self._taker.update_interest()
         super().service_actions()
@@ -90,7 +91,7 @@ class Worker(UpperServer):
             self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
 
     def poll_timeout(self, until: float = math.inf) -> float | None:
-        """Seconds until something is due, including the next sign of life."""
+        """Seconds until something is due, including the next heartbeat."""
         until = min(until, self._giver.look_at, self._taker.look_at)
         timeout = super().poll_timeout(until)
         if not self._context.heartbeat:
@@ -98,7 +99,7 @@ class Worker(UpperServer):
         return min(self._context.heartbeat, math.inf if timeout is None else timeout)
 
     def is_leaving(self) -> bool:
-        """Whether new clients should go to another server: the daemon stops soon."""
+        """Whether new clients should go to another server, because the daemon is about to stop."""
         return bool(self._context.scoreboard.daemon[LEAVES]) or super().is_leaving()
 
     def report(self) -> Report:
@@ -108,11 +109,12 @@ class Worker(UpperServer):
         return survey(self._context.scoreboard, listeners, limit=limit, path=path)
 
     def _allowance(self) -> float:
-        """How many connections this worker may accept so that a restart can hand over those of
-        all workers: during a reload or a start, others have some that will be given to us.
+        """The number of connections that this worker may accept without exceeding what a restart
+        can hand over for all workers: during a reload or a start, other workers hold connections
+        that will be handed to this one.
 
-        Counting costs as much as accepting. While there is much room, it is done again only when
-        all workers, of which a reload has twice as many, could have taken half of it.
+        Counting is as expensive as accepting. While there is plenty of room, it is repeated only
+        when all workers (twice as many during a reload) could have used half of it.
         """
         if self._credit <= 0:
             waiting = messages_in(self._context.channel[0]) * self._capacity.batch
@@ -128,7 +130,7 @@ class Worker(UpperServer):
         if not order:
             order = STORE if self._context.channel_outlives_us() else DRAIN
             log.warning("the supervisor has exited; exiting")
-        self._context.numbers[STATE] = LEAVING  # so that nobody leaves the channel to us any more
+        self._context.numbers[STATE] = LEAVING  # so that no other worker waits for this one
         self._taker.stop()
         if order == DRAIN:
             self._taker.take_all()
@@ -141,20 +143,21 @@ class Worker(UpperServer):
             self._giver.begin(wait=order != STORE)
 
     def _answer(self) -> None:
-        """Answer what has arrived. The next process would do so soon enough, but if a stop follows
-        the restart, there is no next process."""
+        """Answer what has arrived. The next process would soon do this, but if the restart is
+        followed by a stop, there will be none."""
         for _ in range(2 + len(self.connections) // EVENTS):
             ready = self.poller.wait(0)
             if len(self.connections.serve(ready)) == len(ready):
                 return
 
     def _take_last(self, order: bytes) -> None:
-        """Leave no connection in a queue from which nobody else will take it.
+        """Do not leave a connection in a queue that no other process will serve.
 
-        With EPOLLEXCLUSIVE, a new connection wakes one worker only. If that worker does not accept
-        it, it stays in the queue until another one arrives. Accept no more than there is room for,
-        though: connections are safe in a queue, but in the channel only if all of them fit. If
-        another process has the listeners too, the next process will serve their queues.
+        With EPOLLEXCLUSIVE, a new connection wakes only one worker. If that worker does not accept
+        the connection, it stays in the queue until another one arrives. However, accept no more
+        than there is room for: connections are always safe in a queue, but in the channel only if
+        they all fit. If another process also holds the listeners, the next process will serve
+        their queues.
         """
         if order == GIVE:
             self.acceptor.accept_from_each()

@@ -1,4 +1,4 @@
-"""A worker process, as its supervisor sees it."""
+"""A worker process, as seen by the supervisor."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from time import monotonic
 from tcpupperd.processes.scoreboard import Slot
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, PID, STATE
 
-#: Seconds after which a worker without a client counts as one that works.
+#: Seconds after which a worker is considered healthy even without having had a client.
 LONG = 10.0
 
 
 class WorkerProcess:
-    """A worker, as seen by the supervisor."""
+    """The supervisor's record of a worker, and the means to control it."""
 
     def __init__(self, pid: int, slot: Slot, control: int, generation: int) -> None:
         self.pid = pid
@@ -30,25 +30,25 @@ class WorkerProcess:
 
     @property
     def accepting(self) -> bool:
-        """Whether it accepts connections by now."""
+        """Whether it is accepting connections yet."""
         return self.slot.numbers[STATE] == ACCEPTING
 
     @property
     def served(self) -> bool:
-        """Whether it ever had a connection, or lived long enough to have had one."""
+        """Whether it has ever had a connection, or has lived long enough to have had one."""
         return self.slot.connections > 0 or monotonic() - self.started > LONG
 
     @property
     def retired(self) -> bool:
-        """Whether it has been told to leave."""
+        """Whether it has been told to exit."""
         return self._control is None
 
     def silent_for(self, now: float) -> float:
-        """Seconds since its last sign of life."""
+        """Seconds since its last heartbeat."""
         return now - self.slot.numbers[HEARTBEAT] / 1_000_000
 
     def retire(self, order: bytes, timeout: float) -> None:
-        """Send it an order to leave, and set a deadline after which it is killed."""
+        """Send it an order to exit, and set the time after which it is killed."""
         if self._control is None:
             return
         self.kill_at = monotonic() + timeout
@@ -57,13 +57,13 @@ class WorkerProcess:
         self.let_go()
 
     def let_go(self) -> None:
-        """Close our end of its control pipe."""
+        """Close the supervisor's end of its control pipe."""
         if self._control is not None:
             os.close(self._control)
             self._control = None
 
     def kill(self) -> None:
-        """Kill it. There is no milder way, because it handles no signals."""
+        """Kill it. There is no gentler way, because workers handle no signals."""
         self.kill_at = math.inf
         self.killed = True
         os.kill(self.pid, signal.SIGKILL)
