@@ -257,7 +257,7 @@ SETTINGS = (
         seconds(0, KEEPALIVE_MAX),
         "SECONDS",
         "send keepalive probes to a client that has been silent for this long, and drop the"
-        " connection if its host does not respond for as long again (0 for never)",
+        " connection if its host does not respond within the same time (0 for never)",
     ),
     Setting(
         "shutdown_delay",
