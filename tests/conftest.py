@@ -1,4 +1,4 @@
-"""What a run of any tests says of those that it left out."""
+"""Reports the tests that a run has skipped."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from tools import PACKAGES, missed
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, None]:
-    """Where MAY_SKIP is set, as .ci/run does, a test that is skipped for any reason but those that
-    this regular expression matches is a failure: nobody would notice it."""
+    """Where MAY_SKIP is set, as .ci/run does, a skipped test is a failure, unless this regular
+    expression matches the reason: otherwise, it would go unnoticed."""
     report = (yield).get_result()
     if report.skipped and not hasattr(report, "wasxfail") and "MAY_SKIP" in os.environ:
         reason = report.longrepr[2].removeprefix("Skipped: ")

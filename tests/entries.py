@@ -1,4 +1,4 @@
-"""A journal as far as the daemon sees it: it receives entries in the native protocol."""
+"""A journal as the daemon sees it: it receives entries in the native protocol."""
 
 import array
 import contextlib
@@ -28,7 +28,7 @@ def decode(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 class Entries:
-    """A socket at a path that receives entries; nobody reads it until asked to."""
+    """A socket at a path that receives entries; it is not read until asked to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,8 +1,8 @@
-"""Makes the virtual environment of the tests: python3 tests/environment.py.
+"""Creates the virtual environment of the tests: python3 tests/environment.py.
 
-It needs Python and a package index, and installs nothing on the system. Debian's Python makes no
-virtual environment with pip unless python3-venv is installed; then pip comes out of the package
-that python3-venv would have brought, which apt-get downloads for any user.
+It needs Python and a package index, and installs nothing on the system. Debian's Python cannot
+create a virtual environment with pip unless python3-venv is installed; without it, pip is taken
+from the package on which python3-venv depends, which apt-get downloads for any user.
 """
 
 import os
@@ -17,9 +17,9 @@ TREE = Path(__file__).resolve().parents[1]
 VENV = TREE / ".venv"
 PYTHON = VENV / "bin/python"
 READY = VENV / "ready"
-#: What is installed anew when it changes: the dependencies and the C module.
+#: Changes to these files require a new installation: the dependencies and the C module.
 SOURCES = [TREE / name for name in ("pyproject.toml", "setup.py", "tcpupperd/serving/_turn.c")]
-#: What the tests import beside Python's own library; Debian's packages add "python3-".
+#: The modules that the tests import besides Python's own; Debian's packages add "python3-".
 MODULES = ("daemon", "hypothesis", "pytest", "sdnotify")
 
 sys.path.insert(0, str(TREE))
@@ -27,9 +27,9 @@ import tcpupperd  # noqa: E402, F401  which says it if Python is too old
 
 
 def python() -> str:
-    """The Python to run the tests with: that of the virtual environment, made if need be.
+    """The Python to run the tests with: that of the virtual environment, created if necessary.
 
-    Where none can be made but this Python has all modules, it is this one.
+    If it cannot be created, but this Python has all modules, it is this one.
     """
     try:
         make_environment()
@@ -75,7 +75,8 @@ def pip(*words: str, path: str = "-mpip") -> None:
 def install_pip() -> None:
     """Install pip into the virtual environment from Debian's package of its wheel.
 
-    apt-get keeps its lists where we say, as those of the system are root's and may be empty.
+    apt-get uses its own lists in this folder, because the system's belong to root and may be
+    empty.
     """
     with TemporaryDirectory() as folder:
         settings = {

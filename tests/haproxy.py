@@ -1,4 +1,4 @@
-"""What HAProxy tells on its Unix socket (management guide, "Unix Socket commands")."""
+"""The Unix socket of HAProxy (management guide, "Unix Socket commands")."""
 
 import csv
 import socket
@@ -49,7 +49,8 @@ class HAProxy:
         )
 
     def tell(self, command: str) -> str:
-        """Give a command as an administrator; what it prints, "" if nobody listens yet."""
+        """Give a command as an administrator; return its output, "" if HAProxy is not listening
+        yet."""
         with socket.socket(socket.AF_UNIX) as one:
             try:
                 one.connect(str(self._path))

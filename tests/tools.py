@@ -1,4 +1,4 @@
-"""The programs that some tests look at the daemon with."""
+"""The programs with which some tests inspect the daemon."""
 
 import shutil
 
@@ -27,7 +27,7 @@ PACKAGES = {
     "unshare": "util-linux",
 }
 
-#: Those that a test of this run was skipped for want of.
+#: Programs whose absence caused a test in this run to be skipped.
 missed: set[str] = set()
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Seconds that bound every wait; none is expected to take so long.
+#: Seconds that bound every wait; none is expected to take that long.
 DEADLINE = 30.0
 
 #: Seconds between two checks of a condition.

@@ -1,1 +1,1 @@
-"""Hostile bytes for everything that reads bytes of others."""
+"""Fuzzing of everything that reads untrusted bytes."""

@@ -1,7 +1,7 @@
 """Fuzz all targets: PYTHONPATH=.:tests python3 -m fuzz [SECONDS for each]
 
-By atheris, which looks for inputs that reach what no input reached before, and goes on from those
-in `corpus`. What it adds there is worth keeping. An input that shows a bug is left as crash-*.
+Uses atheris, which looks for inputs that reach new code, starting from those in `corpus`. What it
+adds there is worth keeping. An input that shows a bug is left as crash-*.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 SECONDS = 60
 
-#: Seconds that it may take beyond: to prepare, above all.
+#: Additional seconds allowed, mainly for preparation.
 GRACE = 300
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
 
 
 def is_good(folder: Path, seconds: int) -> bool:
-    """Whether a target has no bug; in a process of its own, which a bug ends."""
+    """Whether a target has no bug; in a separate process, which a bug terminates."""
     options = (f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", folder)
     command = (sys.executable, "-m", "fuzz", "--target", folder.name, *options)
     return not subprocess.run(command, check=False, timeout=seconds + GRACE).returncode
@@ -35,7 +35,8 @@ def fuzz(target: str, options: list[str]) -> None:
     """Fuzz one target with options of libFuzzer; ends the process."""
     import atheris  # only ever here
 
-    # To watch where an input leads slows everything down: only what is about it is watched.
+    # Tracing where an input leads slows everything down, so only the modules under test are
+    # traced.
     with atheris.instrument_imports(include=["argparse", "tcpupperd", "tomllib"]):
         import tomllib  # noqa: F401
 

@@ -1,7 +1,7 @@
-"""What is fuzzed: functions of some bytes, which raise nothing unless there is a bug.
+"""The fuzz targets: functions of some bytes that raise an exception only if there is a bug.
 
 Each takes bytes as they come from a fuzzer, makes of them what a client, an administrator or
-another version of the daemon could have written, and checks what can be checked of the outcome.
+another version of the daemon could have written, and checks what can be checked in the result.
 """
 
 import contextlib
@@ -59,8 +59,8 @@ def split(data: bytes) -> list[bytes]:
 
 
 def proxy_header(data: bytes) -> None:
-    """A byte that says where to split the rest, a header of the PROXY protocol: the outcome does
-    not depend on that, and never changes once it is known."""
+    """A byte that says where to split the rest, a PROXY header: the result does not depend on
+    that, and never changes once it is known."""
     at, whole = data[0], data[1:]
     outcome, half = introduction(whole), introduction(whole[:at])
     assert half in (None, outcome)
@@ -83,7 +83,7 @@ def proxy_header(data: bytes) -> None:
 
 
 def introduction(data: bytes) -> Header | str | None:
-    """The header, or the reason why it is none."""
+    """The header, or the reason why it is invalid."""
     try:
         return parse(data)
     except HeaderError as error:
@@ -177,7 +177,7 @@ def send_message(
 
 def http_request(data: bytes) -> None:
     """A byte with the length of the pieces in which the rest arrives: it is answered once at most,
-    never before something wrong or complete has come, and little of it is kept."""
+    never before something invalid or complete has arrived, and little of it is kept."""
     protocol = HttpProtocol({b"/": lambda: Page("text/plain", "page")})
     size, answers = data[0] + 1, []
     for start in range(1, len(data), size):

@@ -1,4 +1,5 @@
-"""Turns at random: any bytes, cut anywhere, short sends, resets; alike in Python and in C.
+"""Turns at random: any bytes, split anywhere, short sends, resets; with the same results in Python
+and in C.
 
     PYTHONPATH=.:tests python3 -m fuzz.turns C_MODULE CASES [SEED]
 
@@ -26,7 +27,7 @@ Step = tuple[str, Any]
 #: Not `bytes.upper`, which is tested.
 UPPER = bytes(byte - 32 if byte in range(ord("a"), ord("z") + 1) else byte for byte in range(256))
 
-#: Sizes about those at which something changes: vectors, blocks, receiving.
+#: Sizes around those at which something changes: vectors, blocks, the receive size.
 EDGES = (1, 15, 16, 17, 31, 32, 33, 239, 240, 241, 255, 256, 257, 479, 480, 481, 4096)
 LARGE_EDGES = (RECEIVE_SIZE - 1, RECEIVE_SIZE, RECEIVE_SIZE + 1, 2 * RECEIVE_SIZE)
 SEND_BUFFERS = (0, 0, 0, 1, 4096, 20_000)  # 0: as it is
@@ -180,14 +181,14 @@ class Case:
         self.answers += answer[:sent]
 
     def received(self, size: int) -> bytes:
-        """So much of what was coming has come."""
+        """This much of the expected data has arrived."""
         assert size == min(len(self.coming), RECEIVE_SIZE) or self.tcp
         assert size <= RECEIVE_SIZE
         data, self.coming = self.coming[:size], self.coming[size:]
         return data
 
     def note(self, *outcome: object) -> None:
-        """Keep what has to be the same with any implementation."""
+        """Record the results that must be the same with any implementation."""
         if not self.tcp and not self.short:
             self.outcomes.append(outcome)
 
@@ -213,7 +214,7 @@ def try_case(seed: int, *turns: Turn) -> None:
 
 
 def fuzz(turn: Turn, cases: int, seed: int) -> None:
-    """Try so many cases with an implementation and the reference."""
+    """Try this many cases with an implementation and the reference."""
     for number in range(seed, seed + cases):
         try:
             try_case(number, turn, python_turn)

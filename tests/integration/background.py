@@ -167,7 +167,7 @@ class Launch:
         self.daemon = Daemon(int(port)) if port else None
 
     def end(self) -> tuple[int, str]:
-        """Return the launcher's exit status and its messages, once nobody can write more."""
+        """Return the launcher's exit status and its messages, once no process can write more."""
         _, messages = self.process.communicate(timeout=DEADLINE)
         return self.process.returncode, messages
 

@@ -90,7 +90,8 @@ def running(
     sockets: Sequence[socket.socket],
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
-    """A context in which a program runs that inherits some sockets. Only it has them then."""
+    """A context manager that runs a program that inherits some sockets, and is then the only one
+    to have them."""
     process = subprocess.Popen(
         command, pass_fds=[one.fileno() for one in sockets], env=environment
     )

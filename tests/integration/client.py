@@ -1,4 +1,4 @@
-"""A client whose every step a test decides."""
+"""A client that is driven step by step by a test."""
 
 import contextlib
 import functools
@@ -50,7 +50,7 @@ class Client:
         return self._answers.readline()
 
     def read(self, size: int) -> bytes:
-        """So many bytes; less at end of file."""
+        """This many bytes; fewer at end of file."""
         return self._answers.read(size)
 
     def read_to_end(self) -> bytes:
@@ -62,7 +62,7 @@ class Client:
         self.socket.shutdown(socket.SHUT_WR)
 
     def wait_for_end(self) -> None:
-        """Read until the daemon, or the kernel in its place, has ended the connection."""
+        """Read until the daemon, or the kernel in its place, has closed the connection."""
         with contextlib.suppress(ConnectionResetError):
             self.read_to_end()
 
@@ -120,7 +120,7 @@ def endpoint(address: str) -> tuple[str, int]:
 
 
 def is_refused(address: str) -> bool:
-    """Whether nobody listens there."""
+    """Whether nothing is listening there."""
     with make_socket(address) as one:
         try:
             one.connect(where(address))

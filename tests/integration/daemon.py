@@ -50,7 +50,7 @@ os.execvp(command[0], command)
 
 
 class Daemon:
-    """A context in which a daemon serves; at its end, no process of it may be left."""
+    """A context manager that runs a daemon; none of its processes may be left at the end."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Daemon:
             f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
             for name, value in self._settings.items()
         ]
-        # At once, so that no reload reads half of it.
+        # Atomically, so that no reload reads half of it.
         new = self.config.with_suffix(".new")
         new.write_text("".join(rows) + text, encoding="utf-8")
         new.replace(self.config)
@@ -123,7 +123,7 @@ class Daemon:
             self._clean_up()
 
     def run(self) -> tuple[int, str]:
-        """Run one that is expected to end by itself; its exit status and its log."""
+        """Run a daemon that is expected to exit by itself; return its exit status and its log."""
         with self._stack:
             self._start()
             try:
@@ -159,7 +159,7 @@ class Daemon:
         return False
 
     def _check_end(self) -> None:
-        """Stop it if it still runs, and see that it leaves nothing."""
+        """Stop it if it is still running, and check that it leaves nothing behind."""
         for client in self.clients:
             client.close()
         if self.process.poll() is None:
@@ -240,11 +240,11 @@ class Daemon:
         return found.partition("=")[2]
 
     def workers(self) -> list[int]:
-        """The workers that run."""
+        """The running workers."""
         return [pid for pid in children(self.pid) if is_running(pid)]
 
     def wait_for_workers(self, count: int, *, without: int = 0) -> list[int]:
-        """The workers, once there are so many and a certain one is not among them."""
+        """The workers, once there are this many and a given one is not among them."""
 
         def found() -> list[int]:
             workers = self.workers()
@@ -265,7 +265,7 @@ class Daemon:
         return self._place_of(client)[0]
 
     def counters(self) -> dict[str, int]:
-        """What it counts, as SIGUSR1 makes it say in its log."""
+        """Its counters, which SIGUSR1 makes it log."""
         logged = self.log.count("counters: ")
         self.send_signal(signal.SIGUSR1)
         until(lambda: self.log.count("counters: ") > logged and self.log.endswith("\n"))

@@ -30,7 +30,7 @@ class CountingServer(UpperServer):
         self.turns += 1
 
     def turns_in(self, seconds: float) -> int:
-        """The turns within so many seconds, which is looked at, not waited for."""
+        """The turns within this many seconds, a time that is measured, not waited for."""
         before = self.turns
         time.sleep(seconds)  # what is measured, not a wait
         return self.turns - before
@@ -38,7 +38,7 @@ class CountingServer(UpperServer):
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """A context in which a server serves; in the end it is shut down and closed."""
+    """A context manager that runs a server, which is shut down and closed at the end."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     with server:
         thread.start()

@@ -1,4 +1,4 @@
-"""A journal for the daemon to log to, and a bug for it to tell of."""
+"""A journal for the daemon to log to, and a bug for it to report."""
 
 import socket
 import sys
@@ -39,8 +39,8 @@ services.LineProtocol = FailingProtocol
 
 
 class Journal:
-    """Reads what comes from those who log to it: lines, for its socket for entries is gone until
-    somebody binds it."""
+    """Reads what daemons log to it: lines, because its socket for entries does not exist until it
+    is bound."""
 
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "socket"

@@ -33,7 +33,7 @@ class Message(NamedTuple):
 
 
 class Manager:
-    """Reads NOTIFY_SOCKET all the time, and keeps what it is given to keep (sd_notify(3))."""
+    """Reads NOTIFY_SOCKET all the time, and stores descriptors (sd_notify(3))."""
 
     def __init__(self, address: str, *, store: bool = False) -> None:
         """Bind a socket at a path, or at "@name"; with `store`, offer to keep descriptors."""
@@ -78,12 +78,12 @@ class Manager:
         return 0
 
     def count(self, line: str) -> int:
-        """How many messages with this line have come."""
+        """The number of messages with this line that have arrived."""
         return sum(line in message.lines for message in self.messages)
 
     @property
     def status(self) -> str:
-        """The last STATUS= that came."""
+        """The last STATUS= that arrived."""
         found = [one.text for one in self.messages if one.text.startswith("STATUS=")]
         return found[-1].removeprefix("STATUS=") if found else ""
 
@@ -112,7 +112,7 @@ class Manager:
 
     def _keep(self, lines: list[str], files: list[int]) -> None:
         """Store or forget descriptors. As systemd does without FDPOLL=0, drop those that hang up:
-        here, all of them, for each would when its daemon is gone."""
+        here, all of them, because each would hang up once its daemon has exited."""
         name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
         if "FDSTOREREMOVE=1" in lines and name in self.stored:
             self.stored.pop(name).close()

@@ -1,4 +1,4 @@
-"""What daemons use and how fast they answer, and how long a test goes on to find out."""
+"""The resources that daemons use, how fast they answer, and for how long a test measures this."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def cpu_share(pids: Iterable[int], seconds: float) -> float:
 
 
 def private_kib(pids: Iterable[int]) -> int:
-    """The memory that processes share with nobody."""
+    """The memory that processes share with no others."""
     return sum(_private_kib(pid) for pid in pids)
 
 
@@ -52,7 +52,7 @@ def anonymous_kib(pid: int) -> int:
 
 
 def answer_times(client: Client, count: int) -> list[float]:
-    """How many seconds each of so many answers takes, shortest first."""
+    """The seconds that each of this many answers takes, shortest first."""
     times = []
     for _ in range(count):
         began = time.perf_counter()
@@ -62,5 +62,5 @@ def answer_times(client: Client, count: int) -> list[float]:
 
 
 def percentile(times: list[float], percent: float) -> float:
-    """The time that so many percent of sorted times do not exceed."""
+    """The time that this percentage of sorted times do not exceed."""
     return times[min(len(times) - 1, int(len(times) * percent / 100))]

@@ -1,4 +1,4 @@
-"""What /proc tells of processes (proc(5))."""
+"""Facts about processes from /proc (proc(5))."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ PROC = Path("/proc")
 
 
 def cannot(why: str) -> NoReturn:
-    """Skip a test for want of what it needs; see tests/conftest.py for where that is a failure."""
+    """Skip a test that lacks a prerequisite; see tests/conftest.py for where that is a failure."""
     pytest.skip(why)
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process, zombies among them; none if it is gone."""
+    """The children of a process, including zombies; none if it has exited."""
     try:
         return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
     except OSError:
@@ -29,7 +29,8 @@ def children(pid: int) -> list[int]:
 
 
 def state(pid: int) -> str:
-    """The letter that ps(1) shows: "S" sleeps, "T" is stopped, "Z" is a zombie; "" is gone."""
+    """The letter that ps(1) shows: "S" sleeps, "T" is stopped, "Z" is a zombie; "" if it has
+    exited."""
     try:
         return _read(pid, "stat").rpartition(")")[2].split()[0]
     except OSError:
@@ -43,7 +44,7 @@ def is_running(pid: int) -> bool:
 
 @contextlib.contextmanager
 def stopped(*pids: int) -> Iterator[None]:
-    """A context in which processes stand still."""
+    """A context manager that suspends processes."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:

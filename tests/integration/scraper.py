@@ -16,7 +16,7 @@ LISTEN = ["127.0.0.1:0", "metrics=127.0.0.1:0"]
 
 def get(address: str, path: str = "/metrics") -> tuple[int, Message, str]:
     """Status, header and body of the answer to a GET, as Python's own client understands it; the
-    status is 0 if it is none of HTTP."""
+    status is 0 if it is not HTTP."""
     with contextlib.closing(HTTPConnection(*endpoint(address), timeout=DEADLINE)) as connection:
         connection.request("GET", path)
         try:

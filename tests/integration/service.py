@@ -1,4 +1,5 @@
-"""What a service manager has of a service: its socket and its store, whatever daemon runs."""
+"""What a service manager keeps for a service: its socket and its store, whichever daemon is
+running."""
 
 import signal
 import socket
@@ -21,8 +22,8 @@ class Service:
         self.clients: list[Client] = []
 
     def daemon(self, *options: str, **settings: Any) -> Daemon:
-        """A daemon that is passed the listening socket, and all that is stored after it. The end
-        of its context is a stop for a restart."""
+        """A daemon that is passed the listening socket, followed by all that is stored. The end of
+        its context is a stop for a restart."""
         passed = [(self.name, self.listener), *self.manager.stored.items()]
         daemon = Daemon(*options, manager=self.manager, passed=passed, **settings)
         daemon.ended_by = signal.SIGUSR2

@@ -1,4 +1,4 @@
-"""Clients that talk without pause, to see what a disturbance does to them."""
+"""Clients that talk without pause, to see how a disturbance affects them."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from integration.client import Client
 
 
 class Talkers:
-    """So many clients, each in a thread of its own.
+    """This many clients, each in its own thread.
 
     Each connects, asks a number of lines and connects again. What goes wrong is counted in
     `failures`: "refused", if no connection could be made; "cut", if one ended before its client

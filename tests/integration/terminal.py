@@ -13,7 +13,7 @@ from waiting import until
 
 
 class Terminal:
-    """A context with a pseudo-terminal: programs use `descriptor`."""
+    """A context manager for a pseudo-terminal: programs use `descriptor`."""
 
     def __enter__(self) -> Self:
         self._master, self.descriptor = os.openpty()

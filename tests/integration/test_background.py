@@ -30,7 +30,7 @@ def test_daemon_has_left_terminal_session_directory_and_files(python: str) -> No
     assert (state["directory"], state["umask"]) == ("/", 0o077)
     assert [state["files"][stream] for stream in "012"] == ["/dev/null"] * 3
     others = sorted(target.split(":")[0] for fd, target in state["files"].items() if int(fd) > 2)
-    assert others == ["pipe", "socket", "socket"]  # to the launcher, the listener, and to us
+    assert others == ["pipe", "socket", "socket"]  # to the launcher, the listener, the test
 
 
 def test_daemon_keeps_no_way_to_the_launcher_once_ready(python: str) -> None:

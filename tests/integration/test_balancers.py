@@ -1,4 +1,4 @@
-"""HAProxy and nginx introduce their clients."""
+"""HAProxy and nginx identify their clients with PROXY headers."""
 
 import socket
 from collections.abc import Iterator

@@ -101,7 +101,7 @@ def greet_and_stay(connection: socket.socket) -> None:
     greet(connection)
     with contextlib.suppress(ConnectionError, TimeoutError):
         while True:
-            connection.sendall(b"x")  # fails once the client is gone
+            connection.sendall(b"x")  # fails once the client has exited
 
 
 @pytest.mark.parametrize("behaviour", [greet, greet_and_reset, greet_and_stay])
@@ -166,7 +166,7 @@ def test_silent_server_is_given_up_even_if_input_continues() -> None:
         ) as process:
             os.close(reading)
             with contextlib.suppress(BrokenPipeError):
-                while process.poll() is None:  # a line now and then, never the end of input
+                while process.poll() is None:  # a line from time to time, never the end of input
                     os.write(writing, b"line\n")
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(0.1)

@@ -177,7 +177,7 @@ def answer_after_a_while(connection: socket.socket) -> None:
 
 def test_no_progress_without_tqdm(terminal: Terminal, tmp_path: Path) -> None:
     source = long_input(tmp_path / "input")
-    command = [sys.executable, "-S", *CLIENT[1:]]  # without what is installed beside Python
+    command = [sys.executable, "-S", *CLIENT[1:]]  # without any installed packages
     with (
         serving(answer_after_a_while) as server,
         terminal.running([*command, *server], stdin=source, stdout=PIPE) as process,

@@ -34,7 +34,7 @@ class WallClock:
         self.wrapper = ("env", f"LD_PRELOAD={library}", f"WALL_CLOCK={self._file}")
 
     def set(self, offset: int) -> None:
-        """Set it to so many seconds before or after the time of the machine."""
+        """Set it to this many seconds before or after the time of the machine."""
         # In place: it is mapped.
         with self._file.open("r+b") as file:
             file.write(struct.pack("q", offset))

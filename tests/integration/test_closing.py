@@ -1,4 +1,4 @@
-"""Connections that end while the daemon has answers left: all arrive, then end of file."""
+"""Connections that are closed while the daemon has answers left: all arrive, then end of file."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ ROUNDS = scaled(20, 1000)
 
 @pytest.mark.parametrize("rest", [b"", b"two\n", bytes(many_lines()[:4_000_000])])
 def test_daemon_ends_first_with_input_unread(rest: bytes) -> None:
-    """What has come and is not read, or still comes, must not make the kernel reset."""
+    """Input that is not read, or still arrives, must not make the kernel reset the connection."""
     with Daemon(workers=1, lines_per_connection=1) as daemon:
         for _ in range(ROUNDS if len(rest) < 100 else ROUNDS // 10):
             client = daemon.connect()

@@ -1,4 +1,4 @@
-"""What the journal says of connections that have ended."""
+"""The journal's entries about connections that have ended."""
 
 import os
 import signal
@@ -129,7 +129,7 @@ def test_reason_is_told_although_another_worker_closes(journal: Journal, ended: 
     with Daemon(wrapper=journal.wrapper, log_connections=True, idle_timeout=0.1) as daemon:
         client = daemon.connect()
         port = client.port
-        assert client.read_to_end() == b""  # the worker waits for our end now
+        assert client.read_to_end() == b""  # the worker is now waiting for the client to close
         old = daemon.workers()
         daemon.send_signal(signal.SIGHUP)
         until(lambda: not set(old) & set(daemon.workers()))
@@ -227,6 +227,7 @@ def test_client_of_a_load_balancer_is_told_by_its_own_address(
         for number, client in enumerate(clients):
             assert client.ask(b"again") == b"AGAIN"
             client.close()
-            entry = ended.the(40000 + number)  # at once: few entries wait in the test's socket
+            # Immediately, because the test's socket holds few entries.
+            entry = ended.the(40000 + number)
             assert entry["TCPUPPERD_CLIENT"] == f"10.0.0.{number}"
             assert entry["TCPUPPERD_LINES"] == "2"

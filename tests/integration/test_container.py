@@ -1,7 +1,7 @@
 """What the recipe of a container image starts: the service as process 1, without an init.
 
-No engine is needed: the instructions of the Containerfile are followed here, in namespaces of our
-own, and by its user if we are root.
+No engine is needed: this test follows the instructions of the Containerfile in namespaces of its
+own, and as its user if run by root.
 """
 
 import json

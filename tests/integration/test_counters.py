@@ -1,4 +1,4 @@
-"""What the daemon counts of its clients, workers and reloads, and what survives them."""
+"""The counters of clients, workers and reloads, and which of them survive."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def test_connections_of_a_killed_worker_are_counted_as_lost() -> None:
 
 
 def test_every_connection_is_counted_once_by_the_reason_of_its_end() -> None:
-    """Whatever connections do, those that came are open, given away, refused, or ended for one
+    """Whatever connections do, each accepted one is open, handed over, refused, or ended for one
     reason."""
     with Daemon(listen=LISTEN, line_timeout=0.2, lines_per_connection=2) as daemon:
 

@@ -18,7 +18,8 @@ from waiting import DEADLINE, until
 
 @contextlib.contextmanager
 def adopting_orphans() -> Iterator[None]:
-    """Be the parent that daemons get when their launcher is gone: their exit status is seen."""
+    """Become the parent of daemons whose launcher has exited, in order to see their exit
+    status."""
     pr_set_child_subreaper = 36  # prctl(2)
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     assert prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0

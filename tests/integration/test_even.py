@@ -1,4 +1,4 @@
-"""Hand-over leaves no worker with many more connections than another, however often it happens."""
+"""Handovers leave no worker with many more connections than another, however often they happen."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def connections(daemon: Daemon, service: Service) -> dict[int, int]:
 
 
 def are_even(daemon: Daemon, service: Service, workers: int, total: int) -> None:
-    """Wait until the workers have all connections, and see that each has its share."""
+    """Wait until the workers have all connections, and check that each has its share."""
 
     def found() -> list[int]:
         counts = list(connections(daemon, service).values())

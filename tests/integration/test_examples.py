@@ -20,7 +20,7 @@ MANY = 600
 
 
 class Reversed:
-    """A context in which examples/reversed.py serves; the end of it is a stop for a restart."""
+    """A context manager that runs examples/reversed.py; its end is a stop for a restart."""
 
     def __init__(self, service: Service, log: Path) -> None:
         self.service = service

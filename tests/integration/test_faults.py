@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 ANY_PORT = ("127.0.0.1", 0)
 
 
-# Hand-over
+# Handover
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_handshakes_are_looked_for_at_the_whole_address(host: str) -> None:
             assert not in_handshake(one)
 
 
-# A turn of a server that stops
+# A loop iteration of a stopping server
 
 
 def test_draining_answers_no_more_of_one_client_in_a_turn_than_serving() -> None:
@@ -171,7 +171,7 @@ def test_draining_answers_no_more_of_one_client_in_a_turn_than_serving() -> None
         assert turns >= len(sent) // RECEIVE_SIZE
 
 
-# A client whose machine is gone
+# A client whose machine has vanished
 
 KEEPALIVE = """
 import socket, subprocess, sys, threading, time

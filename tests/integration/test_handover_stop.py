@@ -1,4 +1,5 @@
-"""A stop without a service manager: who has connected, or is about to, gets an answer."""
+"""A stop without a service manager: a client that has connected, or is about to, gets an
+answer."""
 
 import contextlib
 import os
@@ -96,7 +97,8 @@ def test_no_client_that_has_connected_is_lost(family: str, tmp_path: Path) -> No
 
 @filters
 def test_handshake_under_way_ends_well() -> None:
-    """The daemon's SYN,ACK is lost on the way, and comes when it is sent again, a second later."""
+    """The daemon's SYN,ACK is lost on the way, and arrives when it is retransmitted, a second
+    later."""
     with Daemon() as daemon, make_socket(daemon.addresses[0]) as connection:
         drop = bytearray(DROP_ALL)
         program = struct.pack("HP", 1, address_of(drop))

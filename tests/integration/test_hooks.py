@@ -23,7 +23,7 @@ from waiting import DEADLINE
 
 
 class Choosy(CountingServer):
-    """Serves nobody."""
+    """Serves no clients."""
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         self.asked = request.getsockname(), client_address
@@ -54,7 +54,7 @@ class Careful(CountingServer):
 
 
 class FailingProtocol(LineProtocol):
-    """Has a bug, but not for everybody."""
+    """Has a bug, but not for all clients."""
 
     __slots__ = ()
 

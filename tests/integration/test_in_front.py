@@ -1,4 +1,4 @@
-"""The examples of what stands in front of the service, at addresses and ports of our own."""
+"""The examples that run in front of the service, at addresses and ports of the test's own."""
 
 import contextlib
 import random
@@ -34,7 +34,7 @@ ALL = {"server 0", "server 1", "server 2"}
 
 @pytest.fixture
 def host() -> str:
-    """An address of this host that nobody else uses."""
+    """An address of this host that nothing else uses."""
     return ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))])
 
 

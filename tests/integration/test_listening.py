@@ -203,7 +203,7 @@ def test_passed_socket_stays_as_it_was(address: str) -> None:
             daemon.reload()
             assert daemon.connect().ask(b"hello") == b"HELLO"
         assert longest_queue(one) in (7, None)
-        # Neither shut down nor closed: who connects now waits for the next daemon.
+        # Neither shut down nor closed: a client that connects now waits for the next daemon.
         with contextlib.closing(Client(name_of(one))) as client:
             client.send(b"hello\n")
             with Daemon(passed=[("name", one)]):
@@ -337,7 +337,7 @@ def test_refuses_a_file() -> None:
 
 
 def test_variables_are_not_left_to_others(tmp_path: Path) -> None:
-    """A daemon that goes wrong in this would take its own sockets for another's on re-execution.
+    """A daemon that gets this wrong would mistake its own sockets for another's on re-execution.
 
     Its environment in /proc is that of its start, so a module that is loaded at its end tells.
     """

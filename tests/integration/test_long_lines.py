@@ -1,4 +1,4 @@
-"""Lines that are longer than anybody writes."""
+"""Lines that are longer than any person would write."""
 
 import socket
 import threading
@@ -42,10 +42,10 @@ def test_line_in_small_pieces_costs_no_more_than_lines_of_that_size(held: bool) 
 
 
 def cost(daemon: Daemon, blocks: int, block: bytes) -> float:
-    """The CPU time that the daemon needs to answer so many blocks in pieces of 16 bytes."""
+    """The CPU time that the daemon needs to answer this many blocks in pieces of 16 bytes."""
     client = daemon.connect()
     client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Few pieces are on their way at a time, so the daemon does not receive thousands at once.
+    # Few pieces are in flight at a time, so the daemon does not receive thousands together.
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     before = cpu_seconds(daemon.workers())
     assert sum(1 for _ in exchange(client, blocks, block, piece=16)) == blocks
@@ -53,8 +53,8 @@ def cost(daemon: Daemon, blocks: int, block: bytes) -> float:
 
 
 def exchange(client: Client, blocks: int, block: bytes, piece: int) -> Iterator[None]:
-    """Send a block so many times in pieces of so many bytes, and check the answer a block at a
-    time."""
+    """Send a block this many times in pieces of this many bytes, and check the answer block by
+    block."""
     sender = threading.Thread(target=send, args=(client, blocks * len(block), block, piece))
     sender.start()
     answer = block.upper()

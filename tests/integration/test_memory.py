@@ -27,6 +27,6 @@ def test_idle_connection_takes_little_memory() -> None:
 
 
 def serve(daemon: Daemon, count: int) -> None:
-    """Have a line answered on each of so many connections, which stay open."""
+    """Have a line answered on each of this many connections, which stay open."""
     for _ in range(count):
         assert daemon.connect().ask(b"hello") == b"HELLO"

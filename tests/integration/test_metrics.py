@@ -1,4 +1,5 @@
-"""The service `metrics` of a real daemon: what Prometheus and people read, and who else comes."""
+"""The service `metrics` of a real daemon: what Prometheus and people read, and how other clients
+are treated."""
 
 import os
 import signal
@@ -147,7 +148,7 @@ def test_reload_can_give_an_address_to_another_service() -> None:
         assert daemon.connect(address).ask(b"again") == b"AGAIN"
 
 
-# Who is slow, huge or hostile
+# Slow, huge and hostile clients
 
 
 def test_half_a_request_ends_as_an_unfinished_line_does() -> None:
@@ -196,7 +197,7 @@ def test_full_worker_is_still_scraped() -> None:
         assert value(daemon, "tcpupperd_accept_shortages_total") == 1  # and it is not over
         assert "accepting connections again" not in daemon.log
 
-        # Scrapers are limited as well, and take no place of a client for good.
+        # Scrapers are limited as well, and never permanently take the place of a client.
         silent = [daemon.connect(daemon.address_of("metrics")) for _ in range(SPARE + 3)]
         until(lambda: daemon.counters()["open"] == 5 + SPARE)
         assert [client.ask(b"more") for client in served] == [b"MORE"] * 5
@@ -221,7 +222,7 @@ def test_many_simultaneous_scrapers_get_whole_pages_and_hinder_no_client() -> No
             assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
 
 
-# Hand-over
+# Handover
 
 
 def test_half_a_request_survives_a_reload() -> None:

@@ -80,7 +80,7 @@ def test_status_is_utf8_in_any_locale(tmp_path: Path) -> None:
 
 
 def test_status_is_one_line(tmp_path: Path) -> None:
-    """Or whoever may name a file could tell the service manager anything."""
+    """Otherwise, any user who may name a file could tell the service manager anything."""
     path = f"{tmp_path}/socket\nREADY=1\n"
     with Daemon(listen=[path]) as daemon:
         until(lambda: daemon.manager.status)
@@ -149,7 +149,7 @@ def test_workers_tell_the_manager_nothing() -> None:
 
 
 def fill(path: str) -> None:
-    """Send datagrams to a socket that nobody reads until it takes no more."""
+    """Send datagrams to a socket that is not read until it takes no more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
         one.setblocking(False)
         with contextlib.suppress(BlockingIOError):

@@ -1,4 +1,5 @@
-"""The standard library's way beside ours: the same input, byte for byte the same answer."""
+"""Compares this server with the standard library's: for the same input, the same answer, byte for
+byte."""
 
 import contextlib
 import socket

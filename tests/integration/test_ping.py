@@ -404,7 +404,8 @@ def test_second_interrupt_ends_while_the_output_is_stuck() -> None:
     with open(reading, "rb"), open(writing, "wb") as full:
         fill(full.fileno())
         with started("--ping", stdout=full.fileno()) as process:
-            # Of SIGINT Python has a handler from the start; ours comes before that of SIGQUIT.
+            # Python has a handler for SIGINT from the start; the client's is set before that for
+            # SIGQUIT.
             until(lambda: catches(process.pid, signal.SIGQUIT))
             process.send_signal(signal.SIGINT)
             until(lambda: not catches(process.pid, signal.SIGINT))

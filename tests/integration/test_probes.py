@@ -1,4 +1,5 @@
-"""Clients that connect to see whether somebody listens, as the health checks of balancers do."""
+"""Clients that connect to see whether the service is listening, as load balancers' health checks
+do."""
 
 from collections.abc import Callable
 

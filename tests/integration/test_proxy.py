@@ -1,4 +1,4 @@
-"""Clients that a load balancer introduces by a header of the PROXY protocol."""
+"""Clients that a load balancer identifies with a PROXY header."""
 
 import socket
 import time
@@ -56,7 +56,8 @@ class Balanced(Daemon):
 
 
 def replace_workers(daemon: Daemon, **settings: Any) -> None:
-    """Reload; the old workers, which accept connections for a moment longer, are gone after it."""
+    """Reload and wait until the old workers, which accept connections for a moment longer, have
+    exited."""
     old = daemon.workers()
     daemon.reload(**settings)
     until(lambda: not set(old) & set(daemon.workers()))
@@ -160,7 +161,7 @@ def test_header_that_ends_early_is_incomplete() -> None:
 
 
 def test_header_that_does_not_end_in_time_is_incomplete() -> None:
-    """It has the time of a line. Before its first byte, the connection is idle: a balancer may
+    """line_timeout applies to it. Before its first byte, the connection is idle: a balancer may
     send the header only together with what its client sends first."""
     with Balanced(idle_timeout=0, line_timeout=0.2) as daemon:
         silent, half = daemon.balancer(), daemon.balancer(line()[:20])
@@ -231,7 +232,7 @@ def test_limit_of_a_source_counts_clients_not_the_balancer() -> None:
             client.send(binary(addresses((f"198.51.100.{number}", 1))))
             assert client.ask(b"other") == b"OTHER"
 
-        # The place of a client that leaves is free again, also after a reload.
+        # The place of a client that disconnects is free again, even after a reload.
         replace_workers(daemon)
         until(lambda: daemon.counters()["taken"] == 6)
         assert daemon.balancer(line()).read_to_end() == b""
@@ -267,7 +268,7 @@ def test_each_of_many_clients_is_known_by_its_own_address() -> None:
             assert again.read_to_end() == b""
 
 
-# Hand-over
+# Handover
 
 
 @pytest.mark.parametrize("framing", ["line", "none"])

@@ -150,7 +150,7 @@ def test_connections_survive_reload_whatever_their_state() -> None:
 
 
 def test_no_connection_waits_for_the_next_one_after_a_reload() -> None:
-    """A worker that leaves may have been woken for a connection that nobody else then sees."""
+    """An exiting worker may have been woken for a connection that no other worker then sees."""
     with Daemon() as daemon, ThreadPoolExecutor(1) as pool:
         address = daemon.addresses[0]
         goes_on = threading.Event()

@@ -27,7 +27,7 @@ def leave_answers_unread(client: Client, chance: random.Random) -> None:
 
 
 def send_all_that_goes(client: Client, chance: random.Random) -> None:
-    """The daemon is in the midst of sending, and waits to send more."""
+    """The daemon is sending, and is waiting to send more."""
     client.socket.setblocking(False)
     client.socket.send(LINES[: chance.randrange(1, len(LINES))])
 
@@ -38,7 +38,8 @@ def half_close(client: Client, chance: random.Random) -> None:
 
 
 def leave_end_unanswered(client: Client, chance: random.Random) -> None:
-    """More lines than are answered: the daemon has ended its side and waits for ours."""
+    """More lines than are answered: the daemon has closed its side and is waiting for the
+    client's."""
     client.send(LINES[: chance.randrange(1000, 2000)])
     client.socket.recv(chance.randrange(1, 20))
 

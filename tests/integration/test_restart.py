@@ -1,7 +1,8 @@
 """Restarts under a service manager that keeps descriptors: no connection notices.
 
-The test is the service manager: it holds the listening socket, keeps what it is given by FDSTORE=1
-(FileDescriptorStoreMax= of systemd.service(5)), and passes all of it to the next daemon.
+The test is the service manager: it holds the listening socket, keeps the descriptors that it
+receives with FDSTORE=1 (FileDescriptorStoreMax= in systemd.service(5)), and passes all of them to
+the next daemon.
 """
 
 import array
@@ -240,7 +241,7 @@ def test_channel_that_is_none_is_replaced(service: Service) -> None:
         assert client.ask(b"two") == b"TWO"
 
 
-# The last configuration that worked
+# The last good configuration
 
 
 def missing(daemon: Daemon) -> None:
@@ -409,7 +410,7 @@ def test_store_that_is_emptied_later_is_found_out(
 
 
 def test_received_data_is_answered_before_the_connection_is_stored(service: Service) -> None:
-    """Should a stop follow on the restart, nobody else would."""
+    """If a stop follows the restart, nothing else would."""
     with service.daemon() as daemon:
         client = service.connect()
         assert client.ask(b"one") == b"ONE"

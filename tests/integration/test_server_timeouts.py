@@ -47,7 +47,7 @@ def timed(**settings: float) -> Iterator[tuple[CountingServer, Client]]:
 
 
 def check_time(began: float, timeout: float) -> None:
-    """That a timeout has come now, neither early nor late."""
+    """Check that a timeout has expired now, neither early nor late."""
     # The server takes the time once a turn, which may have begun just before we sent.
     assert timeout - 0.05 <= time.monotonic() - began <= timeout + LATE
 
@@ -132,7 +132,7 @@ def test_client_that_reads_slowly_is_not_reset() -> None:
 
 
 def stall(server: CountingServer, client: Client) -> Connection:
-    """Send what is received at once and answered only in part, for want of a reader."""
+    """Send what is received immediately but answered only in part, because no one reads."""
     client.send(b"x" * (RECEIVE_SIZE - 1) + b"\n")
     (handler,) = list(server.connections)
     until(lambda: handler.unsent)

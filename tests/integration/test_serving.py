@@ -1,4 +1,4 @@
-"""The server in a thread: how it begins, where it serves, and how it ends."""
+"""The server in a thread: how it starts, where it listens, and how it stops."""
 
 import contextlib
 import os

@@ -32,7 +32,7 @@ def clogged(tight: CountingServer) -> Iterator[tuple[CountingServer, Client, byt
 
 
 def clog(server: CountingServer, client: Client) -> bytes:
-    """Send until the server has something unsent and the kernel takes no more from us."""
+    """Send until the server has something unsent and the kernel accepts no more."""
 
     def is_clogged() -> bool:
         (handler,) = list(server.connections)

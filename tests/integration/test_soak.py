@@ -1,4 +1,4 @@
-"""Memory and descriptors over time, under all kinds of clients at once."""
+"""Memory and descriptors over time, under all kinds of clients simultaneously."""
 
 import random
 import statistics
@@ -26,7 +26,7 @@ LINES = b"".join(b"line %d of a pipeline\n" % number for number in range(5000))
 
 
 def pipeline(client: Client) -> None:
-    """Many lines at once."""
+    """Pipelined lines."""
     sender = threading.Thread(target=client.send, args=(LINES,))
     sender.start()
     assert client.read(len(LINES)) == LINES.upper()
@@ -34,7 +34,7 @@ def pipeline(client: Client) -> None:
 
 
 def go_away(client: Client) -> None:
-    """Reset in the midst of it."""
+    """Reset in the middle of it."""
     client.socket.setblocking(False)
     client.socket.send(LINES[: random.randrange(1, len(LINES))])
     client.reset()
@@ -77,7 +77,7 @@ def test_memory_and_descriptors_stay_flat() -> None:
         stack.callback(stop.set)  # before they are waited for
         memory = []
         for _ in range(SAMPLES):
-            time.sleep(SECONDS / SAMPLES)  # the load goes on meanwhile
+            time.sleep(SECONDS / SAMPLES)  # the load continues in the meantime
             memory.append(private_kib(processes))
         stop.set()
         talkers.stop()
@@ -96,7 +96,7 @@ def test_memory_and_descriptors_stay_flat() -> None:
 def repeat(kind: Callable[[Client], None], address: str, stop: threading.Event) -> None:
     while not stop.is_set():
         client = Client(address)
-        # What the daemon ends, or we do, may end with an error here.
+        # A connection that either side closes may end with an error here.
         with suppress(OSError):
             kind(client)
         client.close()

@@ -62,7 +62,7 @@ def run_case(tests: ModuleType, case: type, name: str) -> None:
 
 
 def serving_upper_handler(tests: ModuleType) -> type:
-    """Python's case, with our handler in the place of the one that it makes."""
+    """Python's case, with this package's handler in place of the one that it creates."""
 
     class Case(tests.SocketServerTest):  # type: ignore[misc, name-defined]
         def make_server(self, addr: Any, svrcls: Any, hdlrbase: Any) -> Any:
@@ -85,7 +85,7 @@ def serving_upper_handler(tests: ModuleType) -> type:
         "test_ForkingUnixStreamServer",
     ],
 )
-# Python itself warns of a fork beside threads, from 3.12 on.
+# Since 3.12, Python itself warns about forking in a process with threads.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_upper_handler_passes_pythons_tests_in_pythons_servers(
     pythons_tests: ModuleType, name: str

@@ -21,7 +21,7 @@ SOME_KIB = 512
 GOOD = ['log_level = "info"\n', "max_line = 1000\n", "idle_timeout = 99\n"]
 BAD = ["workers = 'many'\n", "max_line = [\n", "no_such_setting = 1\n", "\0", "max_line = -1\n"]
 
-#: What is sent to a supervisor and its workers. Stopped ones go on after a moment.
+#: What is sent to a supervisor and its workers. Stopped ones continue after a moment.
 SIGNALS = [
     *(signal.SIGSTOP, signal.SIGCONT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD),
     *(signal.SIGPIPE, signal.SIGWINCH, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
@@ -102,7 +102,7 @@ def answers_to(daemon: Daemon, data: bytes) -> bytes:
 
 
 def test_random_signals() -> None:
-    """No zombie, no lost worker, no end that nobody asked for; the service goes on."""
+    """No zombie, no lost worker, no unrequested exit; the service continues."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -114,7 +114,7 @@ def test_random_signals() -> None:
                 with contextlib.suppress(ProcessLookupError):  # a reload has just replaced it
                     os.kill(target, number)
                     if number == signal.SIGSTOP:
-                        time.sleep(chance.random() / 20)  # so long it is stopped
+                        time.sleep(chance.random() / 20)  # the time for which it is stopped
                         os.kill(target, signal.SIGCONT)
             talkers.stop()
         print(f"{talkers.answers} answers, longest wait {talkers.longest:.3f} s")

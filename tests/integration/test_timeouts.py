@@ -70,7 +70,8 @@ def test_clients_that_keep_the_rules_stay() -> None:
 
 
 def test_client_that_reads_slowly_stays() -> None:
-    """Left alone, the kernel takes megabytes for it, and then nothing until a third is gone."""
+    """By default, the kernel accepts megabytes, and then nothing until a third of it has been
+    read."""
     step, steps = 65536, 8
     sent = many_lines()[: 64 * step]
     with Daemon(workers=1, write_timeout=TIMEOUT) as daemon:
@@ -94,7 +95,7 @@ def send_all(client: Client, data: memoryview) -> None:
     ("settings", "stay"),
     [
         ({}, {"slow", "silent", "stalled"}),
-        # For the sake of one, every connection is looked at.
+        # Every connection is checked for the sake of one.
         ({"line_timeout": TIMEOUT / 2}, {"silent", "stalled"}),
         ({"idle_timeout": TIMEOUT / 2}, {"stalled"}),
         ({"write_timeout": TIMEOUT / 2}, {"slow", "silent"}),

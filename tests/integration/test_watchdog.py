@@ -50,7 +50,7 @@ def test_pings_stop_with_the_supervisor() -> None:
     with Daemon(wrapper=watched(0.1)) as daemon:
         with stopped(daemon.pid):
             pings = daemon.manager.count("WATCHDOG=1")
-            # The workers, which go on, do not ping in its place.
+            # The workers, which continue, do not ping in its place.
             client = daemon.connect()
             end = monotonic() + 0.3
             while monotonic() < end:
@@ -75,7 +75,7 @@ def test_service_that_was_suspended_as_a_whole_continues() -> None:
     with Daemon(wrapper=watched(0.5)) as daemon:
         workers = daemon.workers()
         for _ in range(3):
-            with stopped(daemon.pid, *workers):  # it goes on in this order
+            with stopped(daemon.pid, *workers):  # they continue in this order
                 sleep(1)
             for _ in range(4):
                 daemon.manager.wait("WATCHDOG=1")
@@ -94,5 +94,5 @@ def test_idle_and_busy_workers_both_live() -> None:
 
 
 def watched(seconds: float) -> tuple[str, ...]:
-    """A command that asks for signs of life within so many seconds."""
+    """A command that requests keep-alive notifications within this many seconds."""
     return ("env", f"WATCHDOG_USEC={int(seconds * 1_000_000)}")

@@ -1,5 +1,5 @@
-"""The tests of what depends on the turn, once more: with the one in Python, where the C module is
-built, which all other runs use."""
+"""Repeats the tests that depend on the turn with the one in Python, if the C module is built,
+which all other runs use."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
 """The work that a line and a connection cost, counted in calls: it is the same on every machine.
 
 How fast the daemon is, the benchmarks say. Here a change is caught that makes it do more: another
-system call for each line, work for each of many lines that come at once, another layer of calls.
+system call for each line, work for each pipelined line, another layer of calls.
 """
 
 import contextlib
@@ -202,5 +202,6 @@ def counted_system_calls(daemon: Daemon, directory: Path) -> Iterator[Counter[st
         if number.isdigit():
             calls[SAME.get(name.strip(), name.strip())] += int(number)
     del calls["total"]
-    # More memory is taken now and then; not for each line, given back, and taken again.
+    # More memory is allocated from time to time, but not allocated, freed and allocated again for
+    # each line.
     assert sum(calls.pop(name, 0) for name in ("brk", "mmap", "munmap")) < 8

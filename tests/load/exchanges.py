@@ -1,8 +1,8 @@
 """Clients that exchange lines with a service, at a moderate pace, as behind a load balancer.
 
-As a program: HOST PORT. Half of the clients connect anew for each line, the other half stay
-connected. Each line on standard input asks for a report, a JSON object; the last one follows at
-end of input.
+As a program: HOST PORT. Half of the clients make a new connection for each line, the other half
+stay connected. Each line on standard input asks for a report, a JSON object; the last one follows
+at end of input.
 """
 
 import json
@@ -51,7 +51,7 @@ class Exchanges:
         return self._read()
 
     def go_on(self, lines: int = 200) -> float:
-        """Wait until so many more lines are answered; the longest that one of them, or of those
+        """Wait until this many more lines are answered; the longest that one of them, or of those
         since the last report, took."""
         began = self.report()
         longest = [began.longest]

@@ -25,7 +25,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A system test that was skipped proves nothing, and nobody would notice: it is a failure."""
+    """A skipped system test proves nothing and would go unnoticed, so it is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,4 +1,4 @@
-"""A Debian machine with systemd as PID 1, booted in about a second and gone without a trace."""
+"""A Debian machine with systemd as PID 1, booted in about a second and removed without a trace."""
 
 import os
 import signal
@@ -90,7 +90,8 @@ def nspawn(root: Root, share: Path, *words: str) -> list[str]:
     """The command that starts `root` with the folder `share` at /mnt inside.
 
     All changes go to a tmpfs in the container's own mount namespace. The container lives in a
-    process namespace of systemd-nspawn's, which ends with us: nothing is left, however we end.
+    process namespace of systemd-nspawn's, which ends with this process: nothing is left, however
+    it ends.
     """
     return [
         *("setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--fork", "--kill-child"),
@@ -107,7 +108,8 @@ def nspawn(root: Root, share: Path, *words: str) -> list[str]:
 def own_cgroup() -> Iterator[Path]:
     """A control group for one container: two in the same one would manage each other's processes.
 
-    It lies below our own in the unified hierarchy, which may be mounted beside the older ones.
+    It lies below this process's own in the unified hierarchy, which may be mounted next to the
+    older ones.
     """
     own = next(line for line in read_lines("/proc/self/cgroup") if line.startswith("0::"))
     unified = CGROUPS / "unified"

@@ -69,7 +69,7 @@ class Network:
 
     @contextmanager
     def losing(self, name: str, *, percent: int) -> Iterator[None]:
-        """Lose so many of the packets that come to a namespace, at random."""
+        """Drop this percentage of the packets that arrive in a namespace, at random."""
         lose = f"numgen random mod 100 < {percent} drop"
         hook = "{ type filter hook input priority 0; }"
         self.run(name, "nft", "add table inet loss")

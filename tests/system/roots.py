@@ -50,7 +50,7 @@ class Root:
         unfinished.rename(folder)
 
     def inputs(self) -> bytes:
-        """What the root depends on beside the recipe: the build dependencies."""
+        """What the root depends on besides the recipe: the build dependencies."""
         if self.purpose not in ("build", "autopkgtest"):
             return b""
         control = (TREE / "debian/control").read_text()
@@ -78,7 +78,7 @@ BUILD_DEPENDENCIES = [
     '--customize-hook=chroot "$1" apt-get build-dep --yes /source',
 ]
 PURPOSES = {
-    # A machine on which somebody has just cloned the project.
+    # A machine of a user who has just cloned the project.
     "minimal": ["--include=ca-certificates,git,python3"],
     # A machine with systemd; "apt install" finds what the package depends on in apt's cache.
     "booted": [

@@ -111,7 +111,8 @@ def test_rolling_stops_with_the_agent(network: Network, haproxy: HAProxy) -> Non
 
 
 def test_stops_of_services_whose_sockets_stay(network: Network, haproxy: HAProxy) -> None:
-    """Nobody need be told of them: who connects waits, and starts the service again."""
+    """The balancer need not be told about them: a client that connects waits and starts the
+    service again."""
     for name in SERVERS:
         configure(network.machine, name, "shutdown_delay = 0")
         network.machine.run("systemctl", "reload", service_of(name))
@@ -143,7 +144,7 @@ def test_killed_server(network: Network, haproxy: HAProxy) -> None:
 
 
 def test_link_that_is_down(network: Network, haproxy: HAProxy) -> None:
-    """From when the balancer has noticed, nobody else does."""
+    """Once the balancer has noticed, no client does."""
     network.link("three", "down")
     haproxy.wait_until_missed("three")
     with at_work(network) as clients:

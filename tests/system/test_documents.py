@@ -1,4 +1,4 @@
-"""What the documents tell a reader to type, where the package is installed."""
+"""The commands in the documentation, on a machine with the package installed."""
 
 from pathlib import Path
 

@@ -37,7 +37,7 @@ Tell = Callable[[str, list[float]], None]
 
 @pytest.fixture
 def previous(release: str, package: Path, tmp_path: Path) -> str:
-    """The package of the commit before the last, where it is inside: hand-over may be another
+    """The package of the commit before the last, where it is inside: the handover may have another
     version there."""
     shutil.copy(build_previous_package(release, tmp_path), package.parent / "previous")
     return "/mnt/previous"
@@ -110,8 +110,8 @@ def test_stop_and_start(machine: Container, program: str, tell: Tell) -> None:
 
 
 def test_many_connections(machine: Container, program: str, tell: Tell) -> None:
-    """As many as one process may open here. Nobody gets more than a turn in five seconds, or on a
-    small machine the load alone would take all the time there is."""
+    """As many as one process may open here. No client gets more than one turn in five seconds, or
+    on a small machine the load alone would take all the time there is."""
     with at_work(machine, program, MANY, pace=5) as clients:
         pauses = [pause(clients, restart, machine) for _ in times(1, 3)]
         tell(f"restart with {MANY} connections", pauses)

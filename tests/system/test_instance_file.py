@@ -25,11 +25,11 @@ def test_instance_and_its_file(machine: Container) -> None:
 
     machine.run("systemctl", "stop", SERVICE)
     assert machine.try_run("tcpupper", "--port=7777", "hello").returncode != 0
-    # systemd goes on trying for the client until the limit of the socket.
+    # systemd keeps trying for the client until the socket's limit is reached.
     until(lambda: machine.show(SOCKET, "ActiveState") == "failed")
     assert "create it" in machine.journal(f"--unit={SERVICE}", "--priority=err")
     machine.run("touch", FILE)
-    # From 257 on, systemd remembers the limit of the socket for as long as it is set for.
+    # systemd 257 and later remember that the socket's limit was hit for the whole interval.
     until(lambda: answers_after_a_start(machine), timeout=90)
     assert answer(machine, "the first one\n") == "THE FIRST ONE"
 

@@ -1,4 +1,4 @@
-"""The socket for metrics, beside the running service."""
+"""The metrics socket, started while the service is running."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The kernel kills a worker for want of memory, and the rest goes on."""
+"""The kernel kills a worker for lack of memory, and the rest continues."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Commands that follow at once on each other: nothing fails, and nobody is left unanswered."""
+"""Commands in immediate succession: nothing fails, and no client is left unanswered."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Further instances and the examples that replace units."""
+"""Additional instances and the examples that replace units."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the package brings beside the service: completion, AppArmor profile, manual."""
+"""What the package contains besides the service: completion, AppArmor profile, manual."""
 
 import re
 from collections.abc import Iterator

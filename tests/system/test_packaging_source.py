@@ -16,7 +16,7 @@ from tcpupperd import __version__
 BUILD_SOURCE = "cd /mnt/tcpupperd && dpkg-buildpackage --build=source --no-sign"
 BUILD = "dpkg-source --extract /mnt/*.dsc tree && cd tree && dpkg-buildpackage -b --no-sign"
 # Another path, time, time zone, language, umask, home and number of CPUs. Both run the unit tests,
-# as everybody does who builds the package, and what these leave must not be in it.
+# as every build of the package does, and what these leave must not be in it.
 VARIED = (
     "umask 002; export DEB_BUILD_OPTIONS=parallel=7 HOME=/nonexistent/second"
     " LC_ALL=C.UTF-8 LANG=tr_TR.UTF-8 TZ=Pacific/Kiritimati;"

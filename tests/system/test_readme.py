@@ -77,8 +77,8 @@ def test_run_needs_nothing_but_python(release: str, clone: Path) -> None:
 
 @pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 def test_tests_need_nothing_but_python(release: str, clone: Path) -> None:
-    """As root, in somebody's checkout, only enough to see that it works: .ci/run does all of it.
-    As an ordinary user all of it on one release, and on the others where they may differ."""
+    """As root, in another user's checkout, only enough to see that it works: .ci/run does all of
+    it. As an ordinary user all of it on one release, and on the others where they may differ."""
     some = "" if release == "trixie" else "tests/unit tests/integration/test_listening.py"
     script = f"""
         {NO_LISTS}
@@ -116,8 +116,8 @@ def test_tests_name_missing_packages(release: str, clone: Path) -> None:
 
 
 def test_install_builds_and_installs(release: str, clone: Path) -> None:
-    """In the checkout of somebody, to whom all belongs that it leaves; and what only the build
-    needed goes by the command that it prints."""
+    """In another user's checkout, all that it leaves belongs to that user; and the command that it
+    prints removes what only the build needed."""
     list_packages = "dpkg-query --show --showformat='${Package}\\n'"
     script = f"""
         {GET_SUDO}
@@ -152,7 +152,7 @@ def test_virtual_environment_takes_it(release: str, clone: Path) -> None:
 
 
 def test_package_needs_the_repository(clone: Path) -> None:
-    """The tarball is without debian/, and says so. As root in somebody's checkout."""
+    """The tarball is without debian/, and says so. As root in another user's checkout."""
     subprocess.run(["chown", "--recursive", "65534", clone], check=True)
     subprocess.run(["make", "--silent", "dist"], cwd=clone, check=True)
     tarball = clone / f"dist/tcpupperd-{__version__}.tar.gz"

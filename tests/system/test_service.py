@@ -249,7 +249,7 @@ def test_serves_without_a_journal(machine: Container) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_by_hand_brings_a_new_process(machine: Container, number: signal.Signals) -> None:
-    """Restart=always: connections are answered at once, not only from the next one on."""
+    """Restart=always: connections are answered immediately, not only once another one arrives."""
     pid = main_pid(machine)
     machine.run("kill", f"-{number.value}", str(pid))
     until(lambda: main_pid(machine) not in (0, pid))
@@ -272,7 +272,7 @@ sys.stdin.read()
 
 
 def test_stop_has_the_time_of_drain_timeout_whatever_the_unit_allows(machine: Container) -> None:
-    """The daemon asks systemd for it; only then are answers cut that nobody reads."""
+    """The daemon asks systemd for it; only after it are unread answers cut off by a reset."""
     drop_in(machine, SERVICE, "[Service]\nTimeoutStopSec=2\n")
     machine.write(CONFIGURATION, "drain_timeout = 6\n")
     machine.run("systemctl", "restart", SERVICE)

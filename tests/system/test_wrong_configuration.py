@@ -1,4 +1,4 @@
-"""A wrong configuration file and live connections: none is lost, whatever comes next."""
+"""An invalid configuration file and live connections: none is lost, whatever follows."""
 
 from load.clients import LASTING
 from system.container import Container
@@ -11,7 +11,8 @@ MODULE = "/usr/lib/tcpupperd/tcpupperd/cli.py"
 
 
 def test_invalid_file_closes_no_connection(machine: Container, program: str) -> None:
-    """One machine for all: each action is of its own, and the last leaves all as it was."""
+    """One machine for all: each action stands alone, and the last one leaves everything as it
+    was."""
     with at_work(machine, program, CONNECTIONS) as clients:
         machine.write(CONFIGURATION, "workers = 2\n")
         pause(clients, reload, machine)

@@ -1,4 +1,4 @@
-"""Connections and channels, for tests of the hand-over."""
+"""Connections and channels, for tests of the handover."""
 
 import socket
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What load balancers are told."""
+"""The answers of the agent to load balancers."""
 
 import re
 

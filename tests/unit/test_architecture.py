@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcpupperd"
 
-#: Folders are floors, from the ground up: a module imports from its own floor and those below.
-#: The modules directly in the package are values, at the bottom, or commands, at the top. The
-#: client stands on the values as well, but has no floor above it.
+#: Folders are layers, from the bottom up: a module imports from its own layer and those below. The
+#: modules directly in the package are values, at the bottom, or commands, at the top. The client
+#: also builds on the values, but no layer builds on it.
 FLOORS = ["", "client", "host", "serving", "processes", "commands"]
 COMMANDS = {"__main__", "cli"}
 
@@ -162,7 +162,7 @@ def test_a_run_loads_only_what_it_uses() -> None:
 def loaded_by_a_run() -> set[str]:
     """The modules that supervisor and worker load until they have stopped.
 
-    Without `site`, which loads whatever is installed beside us.
+    Without `site`, which loads other installed packages.
     """
     started = names_in(run_python("-c", "pass"))
     return names_in(run_python("-m", "tcpupperd", "--listen=127.0.0.1:0", "--workers=1")) - started

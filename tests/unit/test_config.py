@@ -256,7 +256,7 @@ def test_odd_name_takes_one_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in message
 
 
-# What is in force
+# The resulting configuration
 
 
 def test_explanation_is_the_configuration_with_its_origins(tmp_path: Path) -> None:

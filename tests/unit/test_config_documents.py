@@ -1,4 +1,4 @@
-"""What the documents say of the settings."""
+"""What the documentation says about the settings."""
 
 import re
 import tomllib

@@ -170,7 +170,7 @@ def load_session() -> ModuleType:
 
 
 def test_session_shows_its_commands() -> None:
-    """Whoever changes them records it again."""
+    """Record it again after changing them."""
     session = load_session()
     picture = ElementTree.parse(session.PICTURE)
     typed = [one.text for one in picture.iter() if one.get("class") == "typed"]

@@ -1,4 +1,4 @@
-"""Giving live connections to another process, and taking them."""
+"""Handing live connections over to another process, and taking them over."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def test_connection_arrives_as_it_left(channel: Channel, host: str, state: dict[
 def test_client_of_another_family_than_the_socket_arrives(
     channel: Channel, address: object
 ) -> None:
-    """As a header of the PROXY protocol introduces it."""
+    """As a PROXY header identifies it."""
     pairs = [socket.socketpair(), *tcp_pairs(1), *tcp_pairs(1, "::1")]
     give(channel.give, [Connection(server, address) for _, server in pairs])
     taken = take_from(channel)
@@ -103,7 +103,7 @@ def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
     for start in range(0, len(given), BATCH):
         give(channel.give, given[start : start + BATCH])
     close(server for _, server in pairs)
-    # All of them wait in the channel now, and nobody else has their sockets.
+    # All of them are waiting in the channel now, and no other process has their sockets.
     sizes = []
     taken: list[Connection] = []
     while len(taken) < len(given):

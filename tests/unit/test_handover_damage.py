@@ -1,4 +1,4 @@
-"""Messages of a hand-over that cannot be read, and what becomes of the connections."""
+"""Unreadable handover messages, and what happens to the connections."""
 
 import contextlib
 import math
@@ -289,7 +289,7 @@ def test_state_without_data_is_not_read(channel: Channel, state: bytes, size: in
 
 @pytest.mark.parametrize("max_line", [1, 2**16, 2**20])
 def test_no_more_is_read_than_the_configuration_allows(channel: Channel, max_line: int) -> None:
-    """Even if somebody has really written it."""
+    """Even if it has really been written."""
     held, unsent = max_line + 2**16, 2 * (max_line + 2**16) + 2**20
     pairs = tcp_pairs(1)
     for more in (0, 1):
@@ -360,7 +360,7 @@ def test_connection_taken_over_can_be_handed_over_again(
 
 @pytest.mark.parametrize("read_end", [True, False])
 def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> None:
-    """Nothing is ever read that might wait for somebody."""
+    """Nothing is ever read that might block."""
     ((client, server),) = tcp_pairs(1)
     pipe = os.pipe()
     files = [pipe[0] if read_end else pipe[1], server.fileno()]
@@ -450,7 +450,7 @@ def test_message_without_descriptors_is_refused(channel: Channel) -> None:
 
 @contextlib.contextmanager
 def room_for(descriptors: int) -> Iterator[None]:
-    """A limit that leaves this process room for so many more."""
+    """A limit that leaves this process room for this many more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = open_descriptors()
     free = (fd for fd in count() if fd not in taken)

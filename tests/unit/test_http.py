@@ -1,4 +1,4 @@
-"""Requests over HTTP, right, wrong, slow and huge: bytes in, bytes out."""
+"""HTTP requests, valid, invalid, slow and huge: bytes in, bytes out."""
 
 import pytest
 from hypothesis import given

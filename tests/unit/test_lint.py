@@ -128,5 +128,5 @@ def test_units(tmp_path: Path) -> None:
         # Neither daemon nor kill need be installed here; a command that is missing is an error.
         text = (ROOT / "systemd" / unit.name).read_text()
         unit.write_text(re.sub(r"^(Exec\w+=)\S*bin/\w+", r"\1/bin/true", text, flags=re.MULTILINE))
-    # It only warns of settings that it does not know, and has status 0 all the same.
+    # It only warns about settings that it does not know, and exits with status 0 even so.
     assert run("systemd-analyze", "verify", "--man=no", *units) == (0, "")

@@ -1,4 +1,4 @@
-"""A Python that is too old is told so in one line."""
+"""Users of an unsupported Python get a one-line error."""
 
 import ast
 import subprocess

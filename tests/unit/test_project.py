@@ -1,4 +1,4 @@
-"""What is said in several files is the same in all."""
+"""Facts stated in several files agree."""
 
 import re
 import tomllib
@@ -13,12 +13,12 @@ from tcpupperd import __version__
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Homepage"]
-#: Whose addresses may stand in the documents beside our own.
+#: Other organisations whose addresses may appear in the documentation.
 OTHERS = {"salsa.debian.org", "toml.io", "www.debian.org"}
 
 
 def documents() -> Iterator[Path]:
-    """The files that tell people of the project. A tarball of the source has no debian/."""
+    """The files that describe the project. A tarball of the source has no debian/."""
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
     for folder in ("data", "debian", "docs", "systemd"):
         for path in (ROOT / folder).rglob("*"):

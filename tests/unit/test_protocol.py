@@ -1,4 +1,4 @@
-"""What the client gets for what it sends, whatever way the bytes are cut."""
+"""The client's answers to what it sends, however the bytes are split."""
 
 import time
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def bytewise(data: bytes) -> list[bytes]:
 
 
 def lines_of(data: bytes) -> list[bytes]:
-    """Its lines with their newlines; `bytes.splitlines` would cut at \\r too."""
+    """Its lines with their newlines; `bytes.splitlines` would also split at \\r."""
     *complete, last = data.split(b"\n")
     return [line + b"\n" for line in complete] + ([last] if last else [])
 

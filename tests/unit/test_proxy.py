@@ -1,4 +1,4 @@
-"""The header of the PROXY protocol: what is one, what is not, and why."""
+"""PROXY headers: which are valid, which are not, and why."""
 
 import random
 import socket
@@ -79,7 +79,7 @@ GOOD = [
     (binary(bytes(65535), 0xFF, LOCAL), None),
 ]
 
-#: What cannot be the beginning of a header, and why.
+#: Data that cannot be the beginning of a header, and why.
 BAD = [
     (b"GET / HTTP/1.1\r\n", "proxy_absent", "byte 1 is 0x47"),
     (b"hello\n", "proxy_absent", "byte 1 is 0x68"),

@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection."""
+"""What the kernel knows about a connection."""
 
 import socket
 

@@ -84,7 +84,7 @@ def counts() -> "array[int]":
 
 
 def sent(pair: Pair, data: bytes) -> int:
-    """The server's descriptor once all that the client sends has come."""
+    """The server's descriptor once all that the client sends has arrived."""
     client, server = pair
     client.sendall(data)
     server.settimeout(DEADLINE)
@@ -326,7 +326,7 @@ def test_fuzz_under_sanitizers(tmp_path: Path) -> None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "LD_PRELOAD": runtime,
-        "ASAN_OPTIONS": "detect_leaks=0",  # those of the interpreter are none of ours
+        "ASAN_OPTIONS": "detect_leaks=0",  # those of the interpreter are not the module's
     }
     command = (sys.executable, "-m", "fuzz.turns", str(target), str(FUZZ_CASES))
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
@@ -388,7 +388,7 @@ def test_nothing_leaks(turn: Turn) -> None:
     ],
 )
 def test_compilers_vectorize_the_loop(tmp_path: Path, compiler: str, option: str) -> None:
-    """Where it is not done any more, everything works and takes three times as long."""
+    """If the optimisation is lost, everything still works but takes three times as long."""
     said = compiled(tmp_path / "_turn.so", option, compiler=compiler)
     lines = SOURCE.read_text().splitlines()
     places = [int(line) for line in re.findall(r"_turn\.c:(\d+):\d+: .*vectorized", said)]
