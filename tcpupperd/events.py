@@ -15,13 +15,13 @@ Extra = dict[str, dict[str, object]]
 
 
 def fields(**values: object) -> Extra:
-    """Fields of the journal for a log message, systemd.journal-fields(7). Ours begin with
+    """Journal fields for a log message, systemd.journal-fields(7). Those of this daemon begin with
     TCPUPPERD_."""
     return {"fields": values}
 
 
 def client_fields(address: Any) -> dict[str, object]:
-    """The fields that name a client by its address; none for a local client, which has none."""
+    """The fields that name a client by its address; none for a local client."""
     if not isinstance(address, tuple):
         return {}
     return {"TCPUPPERD_CLIENT": plain_host(address[0]), "TCPUPPERD_PORT": address[1]}
@@ -55,7 +55,7 @@ class Event(Enum):
         self.title = title
 
     def fields(self, **values: object) -> Extra:
-        """The fields of a message that tells of this event."""
+        """The fields of a message that reports this event."""
         return fields(MESSAGE_ID=self.message_id, DOCUMENTATION=MANUAL, **values)
 
 

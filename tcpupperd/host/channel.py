@@ -301,16 +301,16 @@ def _as_sockets(files: list[int], families: Iterable[int] = ()) -> list[socket.s
 
 
 def _option(one: socket.socket, option: int) -> int:
-    """What the kernel says."""
+    """The value of a socket option, from the kernel."""
     return one.getsockopt(socket.SOL_SOCKET, option)
 
 
 def _size(state: int) -> int:
-    """The size of the file of a state. Raises ValueError if it is no file, or has less data than
-    that: a sparse file can have any size, and takes up memory only when it is read."""
+    """The size of a state's file. Raises ValueError if it is not a regular file, or contains less
+    data than that: a sparse file can have any size, and uses memory only once it is read."""
     found = os.fstat(state)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("the state is not a file")
     if found.st_size and os.lseek(state, 0, os.SEEK_HOLE) < found.st_size:
-        raise ValueError(f"of {found.st_size} bytes, some are missing")
+        raise ValueError(f"the state has holes: {found.st_size} bytes, some of them missing")
     return found.st_size

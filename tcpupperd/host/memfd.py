@@ -9,7 +9,7 @@ import os
 #: With these seals, a memfd cannot be changed any more, not even by its creator: fcntl(2).
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
-#: Of fcntl(2), since Linux 5.1: only what is already mapped can be written to. Python 3.11 has no
+#: A seal in fcntl(2) since Linux 5.1: only existing mappings can be written to. Python 3.11 has no
 #: name for it.
 F_SEAL_FUTURE_WRITE = 0x10
 
@@ -24,8 +24,8 @@ def sealed(content: bytes) -> int:
 
 
 def published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
-    """Return two views of the same memory: one to write to, and one to read, which nobody can make
-    writable. `withhold` the first from processes to be forked. Raises OSError."""
+    """Return two views of the same memory: one to write to, and one to read, which no process can
+    make writable. `withhold` the first one before forking. Raises OSError."""
     fd = os.memfd_create("tcpupperd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.truncate(fd, size)
@@ -37,6 +37,6 @@ def published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
 
 
 def withhold(view: mmap.mmap) -> None:
-    """Keep this view from processes that are forked from now on: madvise(2). They must not use the
-    object: its memory is not there."""
+    """Withhold this view from processes that are forked from now on: madvise(2). They must not use
+    the object, because they do not have its memory."""
     view.madvise(mmap.MADV_DONTFORK)

@@ -41,7 +41,7 @@ def cookie(one: socket.socket) -> int:
 
 
 def traffic(one: socket.socket, *, eof: bool) -> Traffic:
-    """The amount of data transferred over a TCP connection. `eof` tells whether the client's
+    """The amount of data transferred over a TCP connection. `eof` says whether the client's
     half-close was read.
 
     Raises OSError if it is another kind of socket.

@@ -1,1 +1,1 @@
-"""The processes of the service: supervisor, workers, and the hand-over between them."""
+"""The processes of the daemon: the supervisor, its workers, and the handover between them."""

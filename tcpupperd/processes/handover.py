@@ -41,7 +41,7 @@ _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
 
 
 class Limits(NamedTuple):
-    """The most that a connection has, in bytes, and how its record is read."""
+    """The largest sizes in the record of a connection, in bytes, and the format of the record."""
 
     form: struct.Struct
     held: int
@@ -49,10 +49,11 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, version: int, max_line: int) -> Limits:
-        """The limits that follow from the largest `max_line` with which it may have been served.
-        What is not a line is short: a request, or the header of the PROXY protocol."""
+        """The limits that follow from the largest `max_line` with which a connection may have been
+        served. Anything other than a line is short: an HTTP request, or a PROXY header."""
         held = max_line + 2**16
-        # An answer of that size, one to what was held, and a few chunks or a page of metrics.
+        # An answer of that size, an answer to what was buffered, and a few chunks or a metrics
+        # page.
         return cls(_RECORDS[version], held, 2 * held + 2**20)
 
     @property

@@ -35,7 +35,8 @@ from tcpupperd.serving.counters import (
 _ROW_SIZE = 512  # bytes: whole cache lines, so that workers do not slow each other
 _ROW = _ROW_SIZE // 8  # numbers
 
-#: The most that is believed of a number of connections: the highest possible fs.nr_open.
+#: The largest number of connections that is accepted from a worker: the highest possible
+#: fs.nr_open.
 BELIEVED = 2**31
 
 #: The numbers of the daemon. Times are CLOCK_REALTIME in microseconds.
@@ -116,8 +117,8 @@ class Scoreboard:
         self._free.append(slot.row)
 
     def count(self, field: int, number: int = 1) -> None:
-        """Add to a number of the daemon; no more than a process can have descriptors, if it is a
-        worker that says so."""
+        """Add to a number of the daemon; at most as many as a process can have descriptors,
+        because the number may come from a worker."""
         self._daemon[field] += min(number, BELIEVED)
 
     def put(self, field: int, number: int) -> None:
@@ -180,8 +181,8 @@ class Scoreboard:
 
 
 def _published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
-    """Memory to write to, and to read; the same, which workers can write to as well, if there can
-    be no file (RLIMIT_FSIZE)."""
+    """Memory to write to, and the same memory to read only. If no file can be created
+    (RLIMIT_FSIZE), both are one mapping, which workers can also write to."""
     try:
         return memfd.published(size)
     except OSError:

@@ -188,7 +188,7 @@ class Taker:
                 self._server.poller.remove(self._end)
 
     def stop(self) -> None:
-        """Leave the channel to others for good."""
+        """Leave the channel to others permanently."""
         self._tell()
         self._stopped = True
         self._away_until = 0.0
