@@ -86,7 +86,7 @@ def written(address: Any) -> str:
     """The address of a socket or its peer, in the syntax of `parse_address`; "local client" for a
     Unix socket without one."""
     if isinstance(address, tuple):
-        host, port = plain_host(address[0]), address[1]
+        host, port = host_of(address), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = os.fsdecode(address).replace("\0", "@", 1)
     if not path.isprintable():  # the client chose it, and must not inject lines into the log
@@ -94,9 +94,38 @@ def written(address: Any) -> str:
     return path or "local client"
 
 
+def connectable(address: Any) -> Any:
+    """The address of a socket in the form that `socket.create_connection` takes: a host and a
+    port, without what IPv6 adds; the path of a Unix socket as it is."""
+    return (scoped_host(address), address[1]) if isinstance(address, tuple) else address
+
+
+def host_of(address: Any) -> str:
+    """The IP address in the address of a socket, as it is written."""
+    return plain_host(scoped_host(address))
+
+
+def scoped_host(address: Any) -> str:
+    """The IP address in the address of a socket, with its interface if it is link-local: others
+    may have the same address at another interface."""
+    host, _, *ipv6 = address
+    scope = ipv6[1] if ipv6 else 0
+    return f"{host}%{_interface(scope)}" if scope and "%" not in host else str(host)
+
+
+def _interface(index: int) -> str:
+    """The name of a network interface; its number, which serves as well, if the kernel does not
+    tell: a sandbox may forbid the socket that it takes to ask."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return str(index)
+
+
 def plain_host(host: str) -> str:
     """An IP address without the IPv4-mapped prefix of addresses from dual-stack sockets."""
-    return host.removeprefix("::ffff:")
+    ipv4 = host.removeprefix("::ffff:")
+    return host if ":" in ipv4 or "." not in ipv4 else ipv4
 
 
 class Networks:

@@ -36,14 +36,17 @@ class Sharing:
     """
 
     possible = False
+    forks = 0  # the number of forks that this process has been part of, at either side
 
 
 def _forked_from() -> None:
     Sharing.possible = True
+    Sharing.forks += 1
 
 
 def _forked() -> None:
     Sharing.possible = False
+    Sharing.forks += 1
 
 
 os.register_at_fork(after_in_parent=_forked_from, after_in_child=_forked)

@@ -125,7 +125,8 @@ class Connections:
         """Handle the connections whose deadline has passed."""
         while due := self._deadlines.due(self._poller.now):
             for fd in due:
-                self.attempt(Connection.expire, self._by_fd[fd])
+                if connection := self._by_fd.get(fd):  # else a hook has closed it meanwhile
+                    self.attempt(Connection.expire, connection)
 
     @property
     def next_deadline(self) -> float:
@@ -156,6 +157,8 @@ class Connections:
         received: bytes,
     ) -> Next | None:
         """Serve a client that has been identified: see `Connection.begin`."""
+        if connection not in self:  # a hook has closed it
+            return None
         if self._counts_sources:
             self._count_source(client_address, 1)
         return connection.begin(client_address, protocol, opening, received, self._poller.now)
@@ -187,6 +190,8 @@ class Connections:
         self.close(connection)
 
     def _do(self, connection: Connection, following: Next) -> None:
+        if connection not in self:  # a hook has closed it
+            return
         match following:
             case Next.CLOSE:
                 self.close(connection)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
 from collections.abc import Callable
 from time import monotonic
 
@@ -13,7 +12,8 @@ from tcpupperd.host.descriptors import HasFileno
 
 
 class Poller:
-    """Waits until a descriptor is ready, or until it is woken from another thread.
+    """Waits until a descriptor is ready, or until it is woken from another thread or a signal
+    handler.
 
     `now` is the time (CLOCK_MONOTONIC) at which the last wait ended; it stays the same for the
     whole loop iteration.
@@ -45,8 +45,8 @@ class Poller:
         self.now = monotonic()
 
     def wake(self) -> None:
-        """Interrupt the current or the next wait. May be called from any thread, and after
-        `close`."""
+        """Interrupt the current or the next wait. May be called from any thread or signal handler,
+        and after `close`."""
         self._waker.wake()
 
     # Descriptors with a callable
@@ -90,30 +90,40 @@ class Poller:
 
 
 class Waker:
-    """Interrupts the wait of a poller from another thread."""
+    """Interrupts the wait of a poller from another thread or from a signal handler.
+
+    It has no lock: a signal handler would wait forever for the thread that it interrupted, and a
+    forked process for a thread that it does not have. Instead, any thread that uses the descriptor
+    keeps it open. Otherwise, its number could be reused in the meantime.
+    """
 
     def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Another thread may close the descriptor, after which its number may be reused.
-        self._lock = threading.Lock()
+        self._event: Eventfd | None = Eventfd()
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
-        return self._fd
+        return self._event.fd if self._event else -1
 
     def wake(self) -> None:
-        """Interrupt the wait. May be called from any thread."""
-        with self._lock:
-            if self._fd >= 0:
-                os.eventfd_write(self._fd, 1)
+        """Interrupt the wait. May be called from any thread or signal handler."""
+        if event := self._event:
+            os.eventfd_write(event.fd, 1)
 
     def forget(self) -> None:
         """Reset the event, so that `wake` works again."""
-        os.eventfd_read(self._fd)
+        if event := self._event:
+            os.eventfd_read(event.fd)
 
     def close(self) -> None:
-        """Close the descriptor."""
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+        """Close the descriptor, once no thread uses it."""
+        self._event = None
+
+
+class Eventfd:
+    """An eventfd(2), which is closed when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.fd)

@@ -14,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import socket
 import socketserver
 import threading
 from collections.abc import MutableSequence, Sequence
 from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from tcpupperd.address import plain_host, written
+from tcpupperd.address import connectable, plain_host, written
 from tcpupperd.config import Config
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host.descriptors import Sharing
@@ -75,10 +77,11 @@ class UpperServer(socketserver.BaseServer):
         self.config = config or Config()
         if RequestHandlerClass:
             self.config = self.config.replace(framing=framing_of(RequestHandlerClass))
+        self._bound_here = not listeners
         if server_address is not None:
             listeners = [*listeners, self._listen(server_address)]
         self.socket = listeners[0].socket if listeners else None
-        address = self.socket.getsockname() if self.socket else ""
+        address = connectable(self.socket.getsockname()) if self.socket else ""
         super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
@@ -94,14 +97,17 @@ class UpperServer(socketserver.BaseServer):
         self.draining: Drain | None = None
         self._situation = Situation(self.config, self.is_leaving, self.report)
         self._services = {one: service_of(one.name) for one in listeners}
-        self._service: Service = upper  # of the connection that is being accepted
+        #: Of accepted connections, until they are served; `upper` is left out. `process_request`
+        #: may put that off.
+        self._service_of: WeakKeyDictionary[socket.socket, Service] = WeakKeyDictionary()
         self._greeting = Greeting.of(self.config, self.instance)
         self._refusals = RateLimitedLog(log)
         self._introductions = Introductions(self.config.proxy_from, self.tally)
         self._stop_requested = False
         self._closed = False
-        self._serving_thread: int | None = None
-        self._stopped = threading.Event()
+        self._serving = threading.RLock()  # held during a run of `serve_forever`
+        self._forks_before = Sharing.forks
+        self._served_in = 0  # the process that serves
         self.acceptor.update_interest()
 
     def _hooks(self) -> Hooks:
@@ -119,20 +125,23 @@ class UpperServer(socketserver.BaseServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve. `poll_interval` is accepted, but not needed: no flag is polled."""
-        self._stopped.clear()
-        self._serving_thread = threading.get_ident()
-        try:
-            while not self._stop_requested and self.more_can_come():
-                self.turn(self.poll_timeout())
-        finally:
-            self._ended.tell()
-            self._serving_thread = None
-            self._stop_requested = False
-            self._stopped.set()
+        self._served_in = os.getpid()
+        # A new lock for each run, because a thread that waits for its release may be late, and a
+        # forked process may have a copy that no thread releases. It is reentrant, because a signal
+        # handler that calls `shutdown` may interrupt a thread that holds it.
+        self._serving = threading.RLock()
+        with self._serving:
+            try:
+                while not self._stop_requested and self.more_can_come():
+                    self.turn(self.poll_timeout())
+            finally:
+                self._ended.tell()
+                self._stop_requested = False
 
     def handle_request(self) -> None:
         """Run one loop iteration: wait, serve what is ready, and handle what is due. With a
         `timeout`, call `handle_timeout` if nothing becomes ready within that many seconds."""
+        self._served_in = os.getpid()
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
         while not self.turn(self.poll_timeout(give_up_at)):
             if monotonic() >= give_up_at:
@@ -201,27 +210,55 @@ class UpperServer(socketserver.BaseServer):
         return self.draining
 
     def shutdown(self) -> None:
-        """Stop `serve_forever`, and wait until it has returned. May be called from any thread."""
+        """Stop `serve_forever`, and wait until it has returned. May be called from any thread or
+        signal handler. In a process forked from the one that serves, this does nothing."""
+        if self._served_in not in (0, os.getpid()):
+            return
         self._stop_requested = True
         self.poller.wake()
-        if self._serving_thread not in (None, threading.get_ident()):
-            self._stopped.wait()
+        with self._serving:  # at once if this thread itself serves
+            pass
 
     def server_close(self) -> None:
         """Stop `serve_forever`, answer what has been received, for up to `drain_timeout` seconds,
-        and close everything. A second call does nothing."""
+        and close everything. A second call does nothing.
+
+        If a process was forked since the server was created, only the one that serves does this;
+        the other one only closes its copies of the descriptors.
+        """
         if self._closed:
             return
         self._closed = True
-        self.shutdown()
         try:
-            draining = self.drain(gentle=False)
-            while draining.unfinished:
-                self.turn(self.poll_timeout())
-            for connection in self.connections:
-                self.connections.close(connection)
+            if self._is_shared() and self._served_in != os.getpid():
+                self._close_copies()
+            else:
+                self._end_all()
         finally:
             self.poller.close()
+
+    def _is_shared(self) -> bool:
+        """Whether a forked process may have the same descriptors."""
+        return Sharing.forks != self._forks_before
+
+    def _close_copies(self) -> None:
+        """Close this process's descriptors. The sockets stay as they are, and so does the epoll,
+        which is the other process's, too."""
+        for listener in self.acceptor.listeners:
+            listener.socket.close()
+        for connection in self.connections:
+            connection.socket.close()
+
+    def _end_all(self) -> None:
+        self.shutdown()
+        if not self._bound_here or self._is_shared():  # another process may accept there, too
+            self.acceptor.take_queues()
+            self.acceptor.stop()
+        draining = self.drain(gentle=False)
+        while draining.unfinished:
+            self.turn(self.poll_timeout())
+        for connection in self.connections:
+            self.connections.close(connection)
 
     def fileno(self) -> int:
         """The epoll descriptor, which is readable when there is something to do."""
@@ -233,9 +270,11 @@ class UpperServer(socketserver.BaseServer):
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
         """Serve a new connection, or close it if `verify_request` refuses it."""
-        self._service = self._services[listener] if listener else upper
+        service = self._services[listener] if listener else upper
+        if service is not upper:
+            self._service_of[request] = service
         try:
-            if self._service is proxy:  # whose clients are verified once their address is known
+            if service is proxy:  # whose clients are verified once their address is known
                 is_welcome = self._introductions.accepted_from(client_address)
             else:
                 is_welcome = self._is_verified(request, client_address)
@@ -302,12 +341,13 @@ class UpperServer(socketserver.BaseServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Add a connection to those being served. No handler is created: the connection does what
         `RequestHandlerClass` would do."""
-        connection = self.new_connection(request, client_address, self._service)
+        service = self._service_of.pop(request, upper)
+        connection = self.new_connection(request, client_address, service)
         self.connections.add(connection)
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
         opening = connection.protocol.opening
-        if self._greeting and self._service is upper:
+        if self._greeting and service is upper:
             opening = self._greeting.line(client_address)
         if opening:
             self.connections.attempt(lambda one, now: one.open(opening, now), connection)
