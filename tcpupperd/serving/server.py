@@ -97,8 +97,8 @@ class UpperServer(socketserver.BaseServer):
         self.draining: Drain | None = None
         self._situation = Situation(self.config, self.is_leaving, self.report)
         self._services = {one: service_of(one.name) for one in listeners}
-        #: Of accepted connections, until they are served; `upper` is left out. `process_request`
-        #: may put that off.
+        # The services of accepted connections that are not served yet: a hook may postpone
+        # `finish_request`. Those of `upper` are left out.
         self._service_of: WeakKeyDictionary[socket.socket, Service] = WeakKeyDictionary()
         self._greeting = Greeting.of(self.config, self.instance)
         self._refusals = RateLimitedLog(log)
@@ -242,8 +242,8 @@ class UpperServer(socketserver.BaseServer):
         return Sharing.forks != self._forks_before
 
     def _close_copies(self) -> None:
-        """Close this process's descriptors. The sockets stay as they are, and so does the epoll,
-        which is the other process's, too."""
+        """Close the descriptors of this process, and leave the sockets and the epoll, which belong
+        to the other process too, as they are."""
         for listener in self.acceptor.listeners:
             listener.socket.close()
         for connection in self.connections:
@@ -251,7 +251,7 @@ class UpperServer(socketserver.BaseServer):
 
     def _end_all(self) -> None:
         self.shutdown()
-        if not self._bound_here or self._is_shared():  # another process may accept there, too
+        if not self._bound_here or self._is_shared():  # another process may accept there too
             self.acceptor.take_queues()
             self.acceptor.stop()
         draining = self.drain(gentle=False)
