@@ -95,27 +95,27 @@ def written(address: Any) -> str:
 
 
 def connectable(address: Any) -> Any:
-    """The address of a socket in the form that `socket.create_connection` takes: a host and a
-    port, without what IPv6 adds; the path of a Unix socket as it is."""
+    """The address of a socket in the form that `socket.create_connection` accepts: a host and a
+    port, without the additional fields of IPv6. The path of a Unix socket is unchanged."""
     return (scoped_host(address), address[1]) if isinstance(address, tuple) else address
 
 
 def host_of(address: Any) -> str:
-    """The IP address in the address of a socket, as it is written."""
+    """The IP address in the address of a socket, as it is written in messages."""
     return plain_host(scoped_host(address))
 
 
 def scoped_host(address: Any) -> str:
-    """The IP address in the address of a socket, with its interface if it is link-local: others
-    may have the same address at another interface."""
+    """The IP address in the address of a socket, with the interface if it is link-local: on
+    another interface, another host may have the same address."""
     host, _, *ipv6 = address
     scope = ipv6[1] if ipv6 else 0
     return f"{host}%{_interface(scope)}" if scope and "%" not in host else str(host)
 
 
 def _interface(index: int) -> str:
-    """The name of a network interface; its number, which serves as well, if the kernel does not
-    tell: a sandbox may forbid the socket that it takes to ask."""
+    """The name of a network interface. If a sandbox forbids the socket with which to ask for it,
+    this is the number, which the resolver accepts as well."""
     try:
         return socket.if_indextoname(index)
     except OSError:
