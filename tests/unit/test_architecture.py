@@ -18,7 +18,7 @@ PACKAGE = ROOT / "tcpupperd"
 #: Folders are layers, from the bottom up: a module imports from its own layer and those below. The
 #: modules directly in the package are values, at the bottom, or commands, at the top. The client
 #: also builds on the values, but no layer builds on it.
-FLOORS = ["", "client", "host", "serving", "processes", "commands"]
+LAYERS = ["", "client", "host", "serving", "processes", "commands"]
 COMMANDS = {"__main__", "cli"}
 
 #: What a run without options loads of the standard library, less what the interpreter loads by
@@ -92,9 +92,9 @@ def modules() -> list[str]:
     return sorted(".".join(path.parts) for path in paths if path.name != "__init__")
 
 
-def floor(module: str) -> int:
+def layer(module: str) -> int:
     folder = module.rpartition(".")[0]
-    return FLOORS.index("commands" if module in COMMANDS else folder)
+    return LAYERS.index("commands" if module in COMMANDS else folder)
 
 
 def is_client(module: str) -> bool:
@@ -119,7 +119,7 @@ def own_imports(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", modules())
 def test_imports_go_down_only(module: str) -> None:
-    higher = {name for name in own_imports(module) if floor(name) > floor(module)}
+    higher = {name for name in own_imports(module) if layer(name) > layer(module)}
     assert not higher
     assert module == "__main__" or not own_imports(module) & COMMANDS
     assert is_client(module) or not any(map(is_client, own_imports(module)))
@@ -153,7 +153,7 @@ def test_a_run_loads_only_what_it_uses() -> None:
     loaded = {name for name in loaded_by_a_run() if not name.startswith("_") and "._" not in name}
     own = {name for name in loaded if name.partition(".")[0] == "tcpupperd"}
     used = {name for name in modules() if not is_client(name)} - LEFT_OUT
-    folders = {f"tcpupperd.{folder}" for folder in FLOORS[1:-1] if folder != "client"}
+    folders = {f"tcpupperd.{folder}" for folder in LAYERS[1:-1] if folder != "client"}
     assert own == {"tcpupperd", *folders, *(f"tcpupperd.{module}" for module in used)}
     assert loaded - own <= STANDARD
     assert STANDARD - loaded <= PUT_OFF
