@@ -24,6 +24,7 @@ from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes.conflicts import not_judged
+from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
@@ -79,7 +80,7 @@ def serve(arguments: argparse.Namespace) -> None:
     store = Store(passed.stored, notifier, offered=keeps_descriptors(os.environ))
     source = Source(arguments.config, given_settings(arguments), store)
     if passed.connected:
-        serve_connected(passed.connected, source.load(), notifier)
+        serve_connected(passed.connected, source.load().config, notifier)
         return
     with ExitStack() as stack:
         stage = None
@@ -88,8 +89,8 @@ def serve(arguments: argparse.Namespace) -> None:
                 Background(arguments.pid_file, arguments.user, arguments.group)
             )
         listeners = stack.enter_context(Listeners(passed.listening))
-        settings = configure(source, listeners)
-        supervisor = Supervisor(settings, source, listeners, notifier, store)
+        generation = configure(source, listeners)
+        supervisor = Supervisor(generation, source, listeners, notifier, store)
         if stage:
             ends = [store.channel.give, store.channel.take]
             run_in_background(stage, supervisor, [*listeners.sockets(), *ends])
@@ -97,17 +98,16 @@ def serve(arguments: argparse.Namespace) -> None:
             supervisor.run()
 
 
-def configure(source: Source, listeners: Listeners) -> Config:
-    """Load the configuration and listen on its addresses. If this fails, fall back to the last
-    good configuration, if there is one."""
+def configure(source: Source, listeners: Listeners) -> Generation:
+    """Load the configuration and apply it. If it does not work, fall back to the last good one, if
+    there is one."""
     try:
-        settings = source.load()
-        listeners.bind(settings.listen)
+        generation = source.load()
+        generation.apply(listeners)
     except (ConfigError, ListenError) as error:
-        settings = source.fall_back(error)
-        listeners.bind(settings.listen)
-    messages.set_level(settings.log_level)
-    return settings
+        generation = source.fall_back(error)
+        generation.apply(listeners)
+    return generation
 
 
 def run_in_background(

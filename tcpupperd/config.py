@@ -331,7 +331,9 @@ class Config:
     @property
     def worker_count(self) -> int:
         """The number of worker processes on this machine."""
-        return len(os.sched_getaffinity(0)) if self.workers == "auto" else int(self.workers)
+        if self.workers == "auto":
+            return min(WORKERS_MAX, len(os.sched_getaffinity(0)))
+        return int(self.workers)
 
 
 def load(path: str | None, options: dict[str, Any]) -> Config:

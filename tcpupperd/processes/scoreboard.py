@@ -12,6 +12,7 @@ them. The row of the daemon is in other memory, which workers can only read.
 
 from __future__ import annotations
 
+import errno
 import mmap
 from time import time
 from typing import NamedTuple
@@ -97,8 +98,10 @@ class Scoreboard:
     # For the supervisor only
 
     def claim(self) -> Slot:
-        """Return a slot for a worker that is about to be forked. Raises IndexError if all are in
+        """Return a slot for a worker that is about to be forked. Raises OSError if all are in
         use."""
+        if not self._free:
+            raise OSError(errno.EAGAIN, "all slots of the scoreboard are in use")
         row = self._free.pop()
         if self._ours is not self._readable:
             memfd.withhold(self._ours)

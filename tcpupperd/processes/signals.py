@@ -1,7 +1,10 @@
 """Signals: which ones the supervisor fetches, and how a process ended."""
 
+from __future__ import annotations
+
 import math
 import signal
+from collections.abc import Set
 
 #: Signals that the kernel sends for faults in the program itself. Blocking them would not stop the
 #: kernel's, but would block those sent by a process, such as the watchdog's SIGABRT.
@@ -31,11 +34,12 @@ def block() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
-def fetch(timeout: float) -> int | None:
-    """Wait up to `timeout` seconds for a blocked signal; None if there is none."""
+def fetch(timeout: float, *, but: Set[int] = frozenset()) -> int | None:
+    """Wait up to `timeout` seconds for a blocked signal, `but` for those that are to stay pending;
+    None if there is none."""
     if timeout == math.inf:
-        return signal.sigwaitinfo(BLOCKED).si_signo
-    received = signal.sigtimedwait(BLOCKED, max(0.0, timeout))
+        return signal.sigwaitinfo(BLOCKED - but).si_signo
+    received = signal.sigtimedwait(BLOCKED - but, max(0.0, timeout))
     return received.si_signo if received else None
 
 

@@ -11,11 +11,10 @@ from tcpupperd import config
 from tcpupperd.config import Config, ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
+from tcpupperd.processes.generation import NO_FILE, Generation
 from tcpupperd.processes.store import Store
 
 log = logging.getLogger(__name__)
-
-NO_FILE = 0, 0
 
 
 class Source:
@@ -25,10 +24,6 @@ class Source:
         self.path = path
         self._options = options
         self._store = store
-        self.trouble = ""  # for the status line, while the last good configuration is in use
-        self._read = NO_FILE
-        self.in_force = NO_FILE
-        """The identity of the file that the running configuration comes from, or NO_FILE."""
 
     @property
     def instance(self) -> str:
@@ -36,17 +31,12 @@ class Source:
         name = os.path.basename(self.path or "tcpupperd")
         return name.removesuffix(".toml")
 
-    def load(self) -> Config:
+    def load(self) -> Generation:
         """The configuration from the file and the options. Raises ConfigError if it is invalid."""
-        self._read = identity(self.path)
-        return config.load(self.path, self._options)
+        file = identity(self.path)
+        return generation_of(config.load(self.path, self._options), file)
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether the file has changed since it was loaded."""
-        return self.in_force not in (NO_FILE, identity(self.path))
-
-    def last_good(self) -> Config | None:
+    def last_good(self) -> Generation | None:
         """The last good configuration, without settings that this version does not know; None if
         none is stored. Options override it."""
         if not self.path or self._store.configuration is None:
@@ -57,19 +47,20 @@ class Source:
                 found |= config.parse(line, "the stored configuration")
             except ConfigError as error:  # stored by another version
                 log.warning("ignoring a stored setting: %s", error)
-        return Config(**(found | self._options))
+        problem = f"{self.path} is invalid; running with the last good configuration"
+        return generation_of(Config(**(found | self._options)), NO_FILE, problem)
 
-    def fall_back(self, error: ExpectedError) -> Config:
+    def fall_back(self, error: ExpectedError) -> Generation:
         """Return the last good configuration in place of one that failed with an error. Raises the
         error if none is stored."""
         found = self.last_good()
         if not found:
             raise error
-        self.complain(error)
+        self.log_fallback(error)
         return found
 
-    def complain(self, error: ExpectedError | str) -> None:
-        """Log that the daemon is running with the last good configuration."""
+    def log_fallback(self, error: ExpectedError | str) -> None:
+        """Log why the last good configuration is in use."""
         for line in str(error).splitlines():
             log.error("%s", line)
         log.error(
@@ -77,28 +68,36 @@ class Source:
             self.path,
             extra=Event.FALLEN_BACK.fields(),
         )
-        self.trouble = f"{self.path} is invalid; running with the last good configuration"
 
-    def keep(self, good: Config) -> None:
-        """Store a configuration that has proved good."""
-        self.in_force = NO_FILE if self.trouble else self._read
+    def keep(self, good: Generation) -> None:
+        """Store a configuration that works."""
         if self.path:
-            self._store.keep_configuration(written(good))
+            self._store.keep_configuration(good.text)
+
+    def has_changed_on_disk(self, generation: Generation) -> bool:
+        """Whether the file has changed since this generation was loaded from it."""
+        return generation.file not in (NO_FILE, identity(self.path))
+
+
+def generation_of(settings: Config, file: tuple[int, int], problem: str = "") -> Generation:
+    """The generation with these settings."""
+    resolved = settings.replace(workers=settings.worker_count)
+    return Generation(resolved, to_toml(settings), file, problem)
 
 
 def identity(path: str | None) -> tuple[int, int]:
-    """The identity of a file, to detect whether it was changed or replaced: its inode and
-    modification time, in nanoseconds. NO_FILE if there is no file."""
+    """What shows whether a file was changed or replaced: its inode and the time of the last change
+    of its content, in nanoseconds. NO_FILE if there is none."""
     try:
         found = os.stat(path or "")
     except OSError:
         return NO_FILE
-    return found.st_ino, found.st_mtime_ns % 2**64  # numbers in the scoreboard are unsigned
+    return found.st_ino, found.st_mtime_ns % 2**64  # the scoreboard has no sign
 
 
-def written(settings: Config) -> str:
-    """A configuration as TOML, with one line for each setting that differs from its default. This
-    lets another version skip lines that it does not know."""
+def to_toml(settings: Config) -> str:
+    """A configuration as TOML, with one line for each setting that differs from its default. So
+    another version can skip the lines that it does not know."""
     values = vars(settings)
     return "".join(
         f"{setting.name} = {config.as_toml(values[setting.name])}\n"

@@ -43,6 +43,7 @@ class Store:
         self._notifier = notifier
         self.configuration: str | None = None  # the stored text; "" means all defaults
         self.restarts = 0  # that the channel has survived
+        self.problem = ""  # for the status line
         ends: dict[str, socket.socket] = {}
         for name, fd in stored:
             if name == CONFIGURATION:
@@ -63,10 +64,16 @@ class Store:
         exists."""
         return self._witness is not None and self._witness.holds
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a store was offered, but keeps nothing."""
-        return self._witness is not None and not self._witness.holds
+    def check(self) -> None:
+        """Log once if the service manager does not keep descriptors although it claims to."""
+        if self.problem or self._witness is None or self._witness.holds:
+            return
+        self.problem = "a restart will close all connections: the descriptor store does not work"
+        log.warning(
+            "the service manager does not keep file descriptors, so a restart will close all"
+            " connections; set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its"
+            " environment"
+        )
 
     def watch(self) -> None:
         """Have the kernel send SIGIO to this process when the store is emptied."""

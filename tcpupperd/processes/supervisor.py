@@ -1,521 +1,426 @@
-"""The supervisor, which starts, watches, replaces, reloads and stops the workers."""
+"""The supervisor: decides what the workers do. Its table is its whole behaviour."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import math
-import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from io import FileIO
 from time import monotonic
-from typing import NoReturn
+from typing import ClassVar
 
-from tcpupperd.config import WORKERS_MAX, Config, ConfigError
+from tcpupperd.config import WORKERS_MAX, ConfigError
 from tcpupperd.errors import ExpectedError
-from tcpupperd.events import Event, Extra, fields
-from tcpupperd.host import descriptors, messages
+from tcpupperd.events import Event
+from tcpupperd.host import descriptors
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.processes import signals, worker
 from tcpupperd.processes.conflicts import conflicts
+from tcpupperd.processes.fleet import Failure, Fleet
+from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import (
+    LAST_RELOAD_FAILED,
     LEAVES,
     LONGEST_LINE,
-    LOST,
     RESTARTS,
-    WORKERS_EXITED,
-    WORKERS_HUNG,
-    WORKERS_LATE,
-    WORKERS_SIGNALLED,
     Scoreboard,
     Slot,
 )
 from tcpupperd.processes.source import Source
+from tcpupperd.processes.status_line import status_line
 from tcpupperd.processes.store import Store
-from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving import turn
-from tcpupperd.serving.counters import OPEN
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
 
-#: Delays, in seconds, before the next attempt after a worker died without serving a client: the
-#: first and the longest. Each delay is twice the previous one.
-RETRY_FIRST, RETRY_LAST = 0.1, 10.0
-
-#: Seconds that a worker is given in addition to drain_timeout before it is killed.
+#: Seconds in addition to drain_timeout before a worker is killed.
 GRACE = 1.0
 
-#: Exit status of a worker that hit a bug: EX_SOFTWARE in sysexits.h.
-EX_SOFTWARE = 70
+#: Seconds that the workers of a new configuration have until they accept connections. A start has
+#: no such limit, because a service manager has one (TimeoutStartSec=).
+RELOAD_TIMEOUT = 60.0
 
 
 class StartError(ExpectedError):
     """The first workers cannot start."""
 
 
+class State(Enum):
+    """What the supervisor is doing: a column of the table."""
+
+    STARTING = 0  # the first workers start
+    RETURNING = 1  # they failed; once they have exited, those of the last good generation start
+    SERVING = 2
+    RELOADING = 3  # the workers of a new generation start, those of the previous one serve
+    LEAVING = 4  # shutdown_delay: serving, while load balancers send new clients elsewhere
+    KEEPING = 5  # a restart: the workers leave their connections for the next process
+    RECALLING = 6  # told to stop after that: a worker will take these back to close them
+    STOPPING = 7  # the workers close their connections
+    GONE = 8  # there is nothing left to do
+
+
+class Input(Enum):
+    """What can happen: a row of the table. Some are true for as long as they last, not once: they
+    are acted on at each check."""
+
+    STOP = auto()  # SIGTERM, SIGINT; SIGUSR2 if nothing keeps connections
+    RESTART = auto()  # SIGUSR2, and the store keeps connections for the next process
+    RELOAD = auto()  # SIGHUP
+    COMPLETE = auto()  # as long as all workers of the generation accept connections
+    FAILURE = auto()  # one of them cannot start
+    DUE = auto()  # the time that the state may take has passed
+    EMPTY = auto()  # as long as there is no worker
+    LOST = auto()  # as long as the store keeps nothing
+
+
 class Supervisor:
-    """Keeps the configured number of workers running, and acts on signals.
+    """Acts on signals, on what becomes of the workers, and on the clock.
 
     It waits for signals and for its next deadline. SIGCHLD means that a worker has exited or, if a
-    worker has sent it, that the worker is accepting connections. After each wake-up, the state of
-    the workers determines what to do.
+    worker has sent it, that the worker accepts connections. After each wake-up, it checks what has
+    happened, and does what the table says. If it fails itself, its exit closes the control pipes,
+    which is an order to the workers: a failure costs no more than SIGKILL would.
     """
 
     def __init__(
         self,
-        config: Config,
+        generation: Generation,
         source: Source,
         listeners: Listeners,
         notifier: Notifier,
         store: Store,
     ) -> None:
-        self._config = config
+        self.state = State.STARTING
+        self._generation = generation
+        # The one to fall back to if the workers of this one cannot start.
+        self._previous = None if generation.problem else source.last_good()
         self._source = source
         self._listeners = listeners
         self._notifier = notifier
         self._store = store
         self._scoreboard = Scoreboard(4 * WORKERS_MAX)
         self._scoreboard.put(RESTARTS, store.restarts)
-        self._workers: dict[int, WorkerProcess] = {}
-        self._generation = 1
-        # The configuration to fall back to during a reload, or while the first workers start with
-        # a configuration other than the last good one.
-        last_good = None if source.trouble else source.last_good()
-        differs = last_good and vars(last_good) != vars(config)
-        self._before_reload = (last_good, 0) if last_good and differs else None
-        for one in (config, last_good or config):
-            self._scoreboard.raise_to(LONGEST_LINE, one.max_line)
-        self._reload_wanted = False
-        self._trouble = source.trouble  # for the end of the status line
+        if self._previous:
+            self._scoreboard.raise_to(LONGEST_LINE, self._previous.config.max_line)
+            if self._previous.text == generation.text:
+                self._previous = None
+        self._fleet = Fleet(self._scoreboard, self._work, notifier.watchdog_interval)
+        self._failure = Failure("", {})  # the last one
+        self._error: StartError | None = None  # to end with
+        self._due_at = math.inf  # when the state has lasted as long as it may
         self._started: Callable[[], None] = lambda: None
-        self._ready = False
-        self._stop_at = math.inf  # when shutdown_delay ends
-        self._stopping = False
-        self._order = worker.DRAIN  # the order given to the workers when stopping
-        self._take_back = False  # whether to take connections back out of the channel
-        self._store_failed = False
-        self._early_deaths = 0
-        self._retry_at = 0.0
-        self._next_watch = 0.0 if notifier.watchdog_interval else math.inf
-        self._awake_since = 0.0  # when the supervisor last woke up late
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop; call `started` once all workers are accepting. Raises
+        """Serve until told to stop; call `started` once all workers accept connections. Raises
         StartError if the first workers cannot start."""
         self._started = started
         signals.block()
         descriptors.raise_limit()
         gc.freeze()  # existing objects stay shared with the workers
         self._store.watch()
+        self._fleet.serve(self._generation)
         try:
-            self._manage()
-            self._go_on()
-        except StartError:
-            if self._store.keeps:  # put back what the first workers have already taken over
-                self._stop(worker.STORE)
-                self._go_on()
-            raise
+            for happened in self._inputs():
+                self._step(happened)(self)
+                if self.state is State.GONE:
+                    break
         finally:
-            self._kill(self._workers.values())
+            self._fleet.close()
+        if self._error:
+            raise self._error
 
-    def _go_on(self) -> None:
-        while self._workers or not self._stopping:
-            self._dispatch(self._wait())
-            self._manage()
+    def _step(self, happened: Input) -> Callable[[Supervisor], None]:
+        return self.TABLE[happened][self.state.value]
 
-    def _wait(self) -> int | None:
-        """Wait for the next signal; None if something else is due."""
-        return signals.fetch(min(self._deadlines()) - monotonic())
+    def _inputs(self) -> Iterator[Input]:
+        """What happens, one after another, without end. Each is acted on before the next check."""
+        while True:
+            for failure in self._fleet.reap():
+                self._failure = failure
+                yield Input.FAILURE
+            if self._fleet.watch():
+                self._notifier.watchdog()
+            self._store.check()
+            if not self._store.keeps:
+                yield Input.LOST
+            if self._due_at <= monotonic():
+                yield Input.DUE
+            if failed := self._fleet.fill():
+                self._failure = failed
+                yield Input.FAILURE
+            if self._fleet.is_complete:
+                yield Input.COMPLETE
+            if not self._fleet:
+                yield Input.EMPTY
+            self._fleet.kill_late()
+            self._send_status()
+            yield from self._signal()
 
-    def _deadlines(self) -> list[float]:
-        retry = self._retry_at if self._missing() else math.inf
-        kills = (one.kill_at for one in self._workers.values())
-        return [retry, self._next_watch, self._stop_at, *kills]
-
-    def _dispatch(self, signal_number: int | None) -> None:
-        match signal_number:
+    def _signal(self) -> Iterator[Input]:
+        """Wait for a signal, or until something is due. A deferred signal stays pending."""
+        deferred = {signal.SIGHUP} if self._step(Input.RELOAD) is Supervisor.defer else set()
+        until = min(self._fleet.next_wake, self._due_at)
+        match signals.fetch(until - monotonic(), but=deferred):
             case signal.SIGTERM | signal.SIGINT:
-                self._leave()
-            case signal.SIGUSR2 if self._store.keeps:
-                self._stop(worker.STORE)
+                yield Input.STOP
             case signal.SIGUSR2:
-                self._leave()
+                yield Input.RESTART if self._store.keeps else Input.STOP
             case signal.SIGHUP:
-                self._reload_wanted = True
+                yield Input.RELOAD
             case signal.SIGUSR1:
                 self._log_counters()
 
-    def _manage(self) -> None:
-        """Do everything that the state of the workers calls for."""
-        self._reap()
-        self._watch()
-        self._check_store()
-        if self._stop_at <= monotonic():
-            self._stop(worker.DRAIN)
-        if self._reload_wanted and self._ready and not self._before_reload and not self._leaving:
-            self._begin_reload()
-        while self._missing() and monotonic() >= self._retry_at:
-            self._start_worker()
-        if not self._stopping and self._all_accept():
-            self._settled()
-        if self._take_back and not self._workers:
-            self._end_what_was_kept()
-        self._kill(one for one in self._workers.values() if one.kill_at <= monotonic())
+    def _enter(self, state: State, lasting: float = math.inf) -> None:
+        """Enter a state, which may last for so many seconds."""
+        self.state = state
+        self._due_at = monotonic() + lasting
 
-    # Workers
+    # Start
 
-    def _current(self) -> list[WorkerProcess]:
-        """The workers that serve with the current configuration."""
-        return [
-            one
-            for one in self._workers.values()
-            if one.generation == self._generation and not one.retired
-        ]
-
-    def _missing(self) -> int:
-        """The number of workers to start."""
-        if self._stopping or self._falling_back():
-            return 0
-        return self._config.worker_count - len(self._current())
-
-    def _falling_back(self) -> bool:
-        """Whether the first workers have failed to start and are exiting. New ones have to wait,
-        because the number of processes may be limited."""
-        return not self._ready and any(one.retired for one in self._workers.values())
-
-    def _all_accept(self) -> bool:
-        accepting = sum(one.accepting for one in self._current())
-        return accepting >= self._config.worker_count
-
-    def _start_worker(self) -> None:
-        slot = self._scoreboard.claim()
-        try:
-            pid, control = self._fork(slot)
-        except OSError as error:
-            self._scoreboard.release(slot)
-            extra = Event.WORKER_REPLACED.fields(ERRNO=error.errno)
-            self._cannot_start(f"cannot start a worker: {error.strerror}", extra)
-        else:
-            self._workers[pid] = WorkerProcess(pid, slot, control, self._generation)
-
-    def _fork(self, slot: Slot) -> tuple[int, int]:
-        """Fork a worker; return its process ID and the supervisor's end of its control pipe."""
-        orders, control = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError:
-            os.close(orders)
-            os.close(control)
-            raise
-        if not pid:
-            os.close(control)
-            self._be_worker(slot, orders)
-        os.close(orders)
-        return pid, control
-
-    def _be_worker(self, slot: Slot, orders: int) -> NoReturn:
-        status = EX_SOFTWARE
-        try:
-            for other in self._workers.values():
-                other.let_go()
-            self._listeners.narrow(self._config.listen)  # a reload may have removed an address
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
-            worker.run(
-                worker.WorkerContext(
-                    config=self._config,
-                    instance=self._source.instance,
-                    listeners=list(self._listeners),
-                    listeners_outlive_us=self._listeners.passed,
-                    channel=(self._store.channel.give, self._store.channel.take),
-                    channel_outlives_us=lambda: self._store.keeps,
-                    control=FileIO(orders),
-                    numbers=slot.numbers,
-                    scoreboard=self._scoreboard,
-                    heartbeat=self._notifier.watchdog_interval / 4,
-                    path=self._source.path,
-                )
-            )
-            status = 0
-        except BaseException:
-            log.exception("bug: worker %d cannot continue", os.getpid())
-        finally:
-            with contextlib.suppress(Exception):
-                logging.shutdown()  # os._exit does not call it
-            os._exit(status)
-
-    def _reap(self) -> None:
-        """Reap all children that have exited. As process 1 of a container, the supervisor may
-        inherit others."""
-        while self._workers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            if pid in self._workers:
-                self._bury(self._workers.pop(pid), os.waitstatus_to_exitcode(status))
-
-    def _bury(self, dead: WorkerProcess, status: int) -> None:
-        accepted, served, retired = dead.accepting, dead.served, dead.retired
-        lost = dead.slot.numbers[OPEN]
-        dead.let_go()
-        self._scoreboard.release(dead.slot)
-        self._scoreboard.count(LOST, lost)
-        if retired:
-            log.debug("worker %d has exited", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
-            return
-        if not dead.killed:
-            self._count(WORKERS_EXITED if status >= 0 else WORKERS_SIGNALLED)
-        extra = Event.WORKER_REPLACED.fields(TCPUPPERD_WORKER=dead.pid)
-        how = f"worker {dead.pid} {signals.describe(status)}"
-        if dead.generation == self._generation and not accepted:
-            self._cannot_start(f"{how} before it could accept connections", extra)
-        elif served:
-            self._early_deaths, self._retry_at = 0, 0.0
-            ended = counted(lost, "connection")
-            log.warning("%s; %s lost, starting a replacement", how, ended, extra=extra)
-        else:
-            self._try_later(f"{how} before it had served a client", extra)
-
-    def _cannot_start(self, why: str, extra: Extra) -> None:
-        """Handle a worker of the current configuration that died before accepting."""
-        if self._before_reload:
-            self._abandon_reload(why)
-        elif not self._ready:
-            raise StartError(why)
-        else:
-            self._try_later(why, extra)
-
-    def _try_later(self, why: str, extra: Extra) -> None:
-        """Schedule another attempt, with increasing delays; only the first failure is logged as a
-        warning."""
-        delay = min(RETRY_LAST, RETRY_FIRST * 2**self._early_deaths)
-        self._retry_at = monotonic() + delay
-        level = logging.DEBUG if self._early_deaths else logging.WARNING
-        log.log(level, "%s; will retry at increasing intervals", why, extra=extra)
-        self._early_deaths = min(self._early_deaths + 1, 30)
-        self._tell_status()
-
-    def _kill(self, workers: Iterable[WorkerProcess]) -> None:
-        for one in workers:
-            served = counted(one.slot.numbers[OPEN], "connection")
-            log.warning(
-                "killing worker %d, which still has %s",
-                one.pid,
-                served,
-                extra=Event.DRAIN_CUT_SHORT.fields(TCPUPPERD_WORKER=one.pid),
-            )
-            self._count(WORKERS_LATE)
-            one.kill()
-
-    # Reload
-
-    def _begin_reload(self) -> None:
-        self._reload_wanted = False
-        self._notifier.reloading()
-        try:
-            config = self._source.load()
-            self._listeners.bind(config.listen)
-        except (ConfigError, ListenError) as error:
-            self._reload_failed(str(error))
-            return
-        self._before_reload = self._config, self._generation
-        self._config = config
-        self._scoreboard.raise_to(LONGEST_LINE, config.max_line)
-        self._generation += 1
-        messages.set_level(config.log_level)
-
-    def _abandon_reload(self, why: str) -> None:
-        """Go back to the previous configuration and its workers."""
-        assert self._before_reload
-        failed = self._current()
-        self._config, self._generation = self._before_reload
-        self._before_reload = None
-        if self._ready:
-            self._retire(failed, worker.GIVE)
-            self._reload_failed(why)
-            return
-        self._retire(failed, worker.STORE)
-        self._source.complain(why)
-        self._trouble = self._source.trouble
-        self._listeners.bind(self._config.listen)
-        messages.set_level(self._config.log_level)
-
-    def _reload_failed(self, why: str) -> None:
-        self._scoreboard.reload_ended(failed=True)
-        for line in why.splitlines():
-            extra = Event.RELOAD_REFUSED.fields()
-            log.error("reload failed, keeping the current configuration: %s", line, extra=extra)
-        self._trouble = self._source.trouble or "the last reload failed; see the log"
-        self._listeners.keep(self._config.listen)
-        self._notifier.ready()
-        self._tell_status()
-
-    def _settled(self) -> None:
-        """Complete a start or reload, once all workers of the current configuration are
-        accepting."""
-        if self._ready and not self._before_reload:
-            self._tell_status()  # a worker may have been replaced
-            return
-        dropped = self._listeners.keep(self._config.listen)
-        if self._ready:
-            self._trouble = self._source.trouble = ""
+    def settle(self) -> None:
+        """All workers of the generation accept connections: those of others can go."""
+        generation, first = self._generation, self.state is State.STARTING
+        dropped = self._listeners.keep(generation.config.listen)
+        if not first:
             self._scoreboard.reload_ended(failed=False)
-        self._source.keep(self._config)
-        self._scoreboard.loaded(self._source.in_force)
-        event = Event.RELOADED if self._ready else Event.READY
+        self._source.keep(generation)
+        self._scoreboard.loaded(generation.file)
+        self._log_ready(Event.READY if first else Event.RELOADED)
+        order = Order.HAND_OVER_WITH_QUEUES if dropped else Order.HAND_OVER
+        self._fleet.retire(order, self._exit_timeout, but=generation)
+        self._previous = None
+        self._enter(State.SERVING)
+        self._notifier.ready()
+        if first:
+            self._started()
+
+    def _log_ready(self, event: Event) -> None:
+        config = self._generation.config
         log.info(
             "%s: %s, %s, listening on %s",
             event.name.lower(),
-            counted(self._config.worker_count, "worker"),
+            counted(config.worker_count, "worker"),
             turn.implementation,
             self._listeners,
             extra=event.fields(),
         )
-        passed, kept = self._listeners.passed, self._store.keeps
-        for level, text in conflicts(self._config, passed=passed, kept=kept):
+        for level, text in conflicts(
+            config, passed=self._listeners.passed, kept=self._store.keeps
+        ):
             log.log(level, "%s", text)
-        order = worker.GIVE_WITH_QUEUES if dropped else worker.GIVE
-        self._retire((w for w in self._workers.values() if w not in self._current()), order)
-        self._before_reload = None
+
+    def fall_back(self) -> None:
+        """The first workers cannot start: use the last good generation, or give up. Its workers
+        have to wait until these have exited, because the number of processes may be limited."""
+        if not self._previous:
+            self._error = StartError(self._failure.message)
+            if self._store.keeps:  # put back what the first workers have already taken over
+                self.keep()
+            else:
+                self.stop()
+            return
+        self._source.log_fallback(self._failure.message)
+        self._fleet.serve(None)
+        self._fleet.retire(Order.LEAVE_IN_STORE, self._exit_timeout)
+        self._enter(State.RETURNING)
+
+    def start_over(self) -> None:
+        assert self._previous
+        self._generation, self._previous = self._previous, None
+        self._generation.apply(self._listeners)
+        self._fleet.serve(self._generation)
+        self._enter(State.STARTING)
+
+    def retry(self) -> None:
+        self._fleet.log_failure(self._failure)
+
+    # Reload
+
+    def reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            generation = self._source.load()
+            generation.apply(self._listeners)
+        except (ConfigError, ListenError) as error:
+            self._reject(str(error))
+            return
+        self._previous, self._generation = self._generation, generation
+        self._fleet.serve(generation)
+        self._enter(State.RELOADING, RELOAD_TIMEOUT)
+
+    def abandon(self) -> None:
+        self._go_back(self._failure.message)
+
+    def time_out(self) -> None:
+        self._go_back(f"the new workers did not accept connections within {RELOAD_TIMEOUT:g} s")
+
+    def _go_back(self, why: str) -> None:
+        """Return to the previous generation and its workers."""
+        assert self._previous
+        self._generation, self._previous = self._previous, None
+        self._generation.apply(self._listeners)
+        self._fleet.serve(self._generation, after_failure=True)
+        self._fleet.retire(Order.HAND_OVER, self._exit_timeout, but=self._generation)
+        self._reject(why)
+
+    def _reject(self, why: str) -> None:
+        self._scoreboard.reload_ended(failed=True)
+        for line in why.splitlines():
+            text = "reload failed, keeping the current configuration: %s"
+            log.error(text, line, extra=Event.RELOAD_REFUSED.fields())
+        self._listeners.keep(self._generation.config.listen)
+        self._enter(State.SERVING)
         self._notifier.ready()
-        self._tell_status()
-        if not self._ready:
-            self._ready = True
-            self._started()
 
     # Stop
 
     @property
-    def _leaving(self) -> bool:
-        """Whether the daemon is stopping or about to stop."""
-        return self._stopping or self._stop_at < math.inf
+    def _exit_timeout(self) -> float:
+        """Seconds that a worker has to exit."""
+        return self._generation.config.drain_timeout + GRACE
 
-    def _leave(self) -> None:
-        """Stop; with shutdown_delay, after that time or on a second signal. Until then, clients
-        are served, and the agent tells load balancers to send new ones elsewhere."""
-        delay = self._config.shutdown_delay
-        if not delay or not self._ready or self._leaving:
-            self._stop(worker.DRAIN)
+    def leave(self) -> None:
+        """Stop after shutdown_delay, or when told again. Meanwhile, clients are served, and the
+        agent tells load balancers to send new ones elsewhere."""
+        delay = self._generation.config.shutdown_delay
+        if not delay:
+            self.stop()
             return
-        self._stop_at = monotonic() + delay
+        if self.state is State.RELOADING:
+            self._go_back("told to stop")
         self._scoreboard.put(LEAVES, True)
         self._notifier.stopping()
-        self._notifier.extend_timeout(delay + self._config.drain_timeout + 2 * GRACE)
+        self._notifier.extend_timeout(delay + self._exit_timeout + GRACE)
         log.info("stopping in %g s (shutdown_delay), or on a second signal", delay)
-        self._tell_status()
+        self._enter(State.LEAVING, delay)
 
-    def _stop(self, order: bytes) -> None:
-        if self._stopping:
-            self._stop_again(order)
-            return
-        self._stop_at = math.inf
-        self._stopping = True
-        self._order = order
-        self._notifier.stopping()
-        self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
-        log.info(
-            "stopping: %s %s",
-            "handing over" if order == worker.STORE else "closing",
-            counted(self._scoreboard.totals()["open"], "connection"),
-        )
-        self._tell_status()
-        self._retire(self._workers.values(), order)
-        self._listeners.keep(())  # so that no client connects once the workers stop accepting
+    def stop(self) -> None:
+        log.info("stopping: closing %s", self._open())
+        self._dismiss(State.STOPPING, Order.DRAIN)
 
-    def _stop_again(self, order: bytes) -> None:
-        """Handle a second order to stop: a stop after a stop is immediate, and a stop during a
-        restart closes the connections that were being kept."""
-        if order == worker.STORE:
-            return
-        if self._order == worker.DRAIN:
-            log.warning("second stop signal: stopping immediately")
-            self._kill(self._workers.values())
-            return
-        log.info("told to stop during a restart: closing the connections that were being kept")
-        self._order = worker.DRAIN
-        self._take_back = True
+    def keep(self) -> None:
+        log.info("stopping: handing over %s", self._open())
+        self._dismiss(State.KEEPING, Order.LEAVE_IN_STORE)
 
-    def _end_what_was_kept(self) -> None:
-        """Start one more worker, to take all connections out of the channel and drain them."""
-        self._take_back = False
-        self._notifier.extend_timeout(self._config.drain_timeout + 2 * GRACE)
-        self._start_worker()
-        self._retire(self._workers.values(), worker.DRAIN)
+    def _dismiss(self, state: State, order: Order) -> None:
+        if self.state is not State.LEAVING:  # then the service manager knows
+            self._notifier.stopping()
+        self._notifier.extend_timeout(self._exit_timeout + GRACE)
+        self._fleet.serve(None)
+        self._fleet.retire(order, self._exit_timeout)
+        self._listeners.keep(())  # so that no client connects once the workers do not accept
+        self._enter(state)
 
-    def _retire(self, workers: Iterable[WorkerProcess], order: bytes) -> None:
-        for one in workers:
-            one.retire(order, self._config.drain_timeout + GRACE)
+    def recall(self) -> None:
+        why = "told to stop" if self._store.keeps else "the store was lost"
+        log.info("%s during a restart: closing the connections that were being kept", why)
+        self._enter(State.RECALLING)
 
-    # Watching and reporting
-
-    def _watch(self) -> None:
-        """Send a keep-alive notification, and kill workers whose heartbeat has stopped.
-
-        If the supervisor itself woke up late, for example because the whole service was suspended,
-        the workers are given a full interval again: time during which nothing ran does not count.
-        """
-        now, interval = monotonic(), self._notifier.watchdog_interval
-        if now < self._next_watch:
-            return
-        if self._next_watch and now - self._next_watch > interval / 4:
-            self._awake_since = now
-        # sd_watchdog_enabled(3) recommends half the interval, but wake-ups are always a bit late.
-        self._next_watch = now + interval / 3
-        self._notifier.watchdog()
-        self._tell_status()
-        for one in self._workers.values():
-            # Measured at the time of the check, because the supervisor, too, may be suspended in
-            # between.
-            if min(one.silent_for(now), now - self._awake_since) > interval:
-                log.error(
-                    "worker %d is not responding, killing it",
-                    one.pid,
-                    extra=Event.WORKER_HUNG.fields(TCPUPPERD_WORKER=one.pid),
-                )
-                self._count(WORKERS_HUNG)
-                one.kill()
-
-    def _check_store(self) -> None:
-        """Log once if the service manager does not keep descriptors although it claims to."""
-        if self._store.has_failed and not self._store_failed:
-            self._store_failed = True
-            log.warning(
-                "the service manager does not keep file descriptors, so a restart will close all"
-                " connections; set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its"
-                " environment"
+    def end_kept(self) -> None:
+        """Start one more worker, which takes all connections out of the channel and closes
+        them."""
+        self._notifier.extend_timeout(self._exit_timeout + GRACE)
+        self._enter(State.STOPPING)
+        if failure := self._fleet.start(self._generation):
+            log.error(
+                "the connections that were being kept are lost: %s",
+                failure.message,
+                extra=failure.extra,
             )
-            self._tell_status()
+        self._fleet.retire(Order.DRAIN, self._exit_timeout)
 
-    def _tell_status(self) -> None:
+    def hurry(self) -> None:
+        log.warning("second stop signal: stopping immediately")
+        self._fleet.kill_all()
+
+    def end(self) -> None:
+        self._enter(State.GONE)
+
+    def defer(self) -> None:
+        """Do nothing: the signal stays pending, see `_signal`."""
+
+    def no(self) -> None:
+        """Do nothing: nothing is to be done, or it cannot happen."""
+
+    # Reports
+
+    def _open(self) -> str:
+        return counted(self._scoreboard.open(), "connection")
+
+    def _send_status(self) -> None:
+        if self.state in (State.STARTING, State.RETURNING):  # the first status follows READY=1
+            return
         totals = self._scoreboard.totals()
-        serving = f"{'Stopping shortly, l' if self._leaving else 'L'}istening on {self._listeners}"
-        parts = [
-            "Stopping" if self._stopping else serving,
-            f"{counted(len(self._workers), 'worker')}, {counted(totals['open'], 'connection')}",
+        facts = [
+            self._activity(),
+            f"{counted(len(self._fleet), 'worker')}, {counted(totals['open'], 'connection')}",
             f"{counted(totals['lines'], 'line')} answered",
         ]
         if died := self._scoreboard.deaths():
-            parts.append(f"{counted(died, 'worker')} died")
-        if self._source.is_stale:
-            parts.append(f"{self._source.path} changed on disk; reload to apply it")
-        if self._early_deaths and self._missing():
-            attempts = counted(self._early_deaths, "attempt")
-            parts.append(f"a worker cannot be started ({attempts})")
-        if self._store_failed:
-            parts.append(
-                "a restart will close all connections: the descriptor store does not work"
-            )
-        if self._trouble:
-            parts.append(self._trouble)
-        self._notifier.status("; ".join(parts))
+            facts.append(f"{counted(died, 'worker')} died")
+        self._notifier.status(status_line(facts, [*filter(None, self._problems())]))
 
-    def _count(self, field: int) -> None:
-        self._scoreboard.count(field)
+    def _activity(self) -> str:
+        if self.state in (State.KEEPING, State.RECALLING, State.STOPPING):
+            return "Stopping"
+        leaving = self.state is State.LEAVING
+        return f"{'Stopping shortly, l' if leaving else 'L'}istening on {self._listeners}"
+
+    def _problems(self) -> Iterator[str]:
+        """What an administrator should know; "" is nothing."""
+        if self._source.has_changed_on_disk(self._generation):
+            yield f"{self._source.path} changed on disk; reload to apply it"
+        if self._fleet.failures and self._fleet.missing:
+            yield f"a worker cannot be started ({counted(self._fleet.failures, 'attempt')})"
+        yield self._store.problem
+        if self._generation.problem:
+            yield self._generation.problem
+        elif self._scoreboard.daemon[LAST_RELOAD_FAILED]:
+            yield "the last reload failed; see the log"
 
     def _log_counters(self) -> None:
         counters = self._scoreboard.totals() | self._scoreboard.events()
         log.info("counters: %s", " ".join(f"{name}={count}" for name, count in counters.items()))
-        self._tell_status()
+
+    # In a process that was forked
+
+    def _work(self, generation: Generation, slot: Slot, orders: int) -> None:
+        """Be a worker."""
+        self._listeners.narrow(generation.config.listen)  # a reload may have removed an address
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+        worker.run(
+            worker.WorkerContext(
+                config=generation.config,
+                instance=self._source.instance,
+                listeners=list(self._listeners),
+                listeners_outlive_us=self._listeners.passed,
+                channel=(self._store.channel.give, self._store.channel.take),
+                channel_outlives_us=lambda: self._store.keeps,
+                control=FileIO(orders),
+                numbers=slot.numbers,
+                scoreboard=self._scoreboard,
+                heartbeat=self._notifier.watchdog_interval / 4,
+                path=self._source.path,
+            )
+        )
+
+    #: What it does, by what has happened (rows) and by its state (columns, as in State).
+    # fmt: off
+    TABLE: ClassVar[dict[Input, tuple[Callable[[Supervisor], None], ...]]] = {
+        #               STARTING   RETURNING   SERVING RELOADING LEAVING KEEPING RECALLING STOPPING
+        Input.STOP:     (stop,      recall,     leave,  leave,    stop,   recall, hurry,    hurry),
+        Input.RESTART:  (keep,      keep,       keep,   keep,     keep,   no,     no,       no),
+        Input.RELOAD:   (defer,     defer,      reload, defer,    no,     no,     no,       no),
+        Input.COMPLETE: (settle,    no,         no,     settle,   no,     no,     no,       no),
+        Input.FAILURE:  (fall_back, no,         retry,  abandon,  retry,  no,     no,       no),
+        Input.DUE:      (no,        no,         no,     time_out, stop,   no,     no,       no),
+        Input.EMPTY:    (no,        start_over, no,     no,       no,     end,    end_kept, end),
+        Input.LOST:     (no,        no,         no,     no,       no,     recall, no,       no),
+    }
+    # fmt: on

@@ -16,6 +16,7 @@ from tcpupperd.config import Config
 from tcpupperd.host import descriptors
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
+from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import LEAVES, Scoreboard
 from tcpupperd.processes.survey import survey
 from tcpupperd.processes.transfer import Giver, Taker, messages_in
@@ -25,12 +26,6 @@ from tcpupperd.serving.report import Report
 from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
-
-#: Orders from the supervisor. End of file, which means that it has exited, is also an order.
-GIVE = b"g"  # hand over the connections to the other workers
-GIVE_WITH_QUEUES = b"q"  # the same, with those in the accept queues, which no other worker serves
-STORE = b"s"  # leave the connections for the next process: all workers exit
-DRAIN = b"d"  # answer what has arrived, and close the connections
 
 #: The maximum number of descriptors that Python's epoll returns from one wait.
 EVENTS = 1000
@@ -73,6 +68,10 @@ class Worker(UpperServer):
             self.acceptor.allowance = self._allowance
         self.poller.add(context.control, self._obey)
         self._taker.update_interest()
+
+    def prepare(self, listeners: Sequence[Listener]) -> None:
+        """Nothing: the supervisor has set the options of the sockets that all workers share. A
+        worker of a failed reload, slow to start, would set them after the supervisor went back."""
 
     def announce(self) -> None:
         """Tell the supervisor, which waits only for signals, that this worker is accepting."""
@@ -125,22 +124,25 @@ class Worker(UpperServer):
         return ACCEPTS_PER_TURN
 
     def _obey(self) -> None:
-        order = self._context.control.read(1)
+        order = self._read_order()
         self.poller.remove(self._context.control)
-        if not order:
-            order = STORE if self._context.channel_outlives_us() else DRAIN
-            log.warning("the supervisor has exited; exiting")
         self._context.numbers[STATE] = LEAVING  # so that no other worker waits for this one
         self._taker.stop()
-        if order == DRAIN:
+        if order is Order.DRAIN:
             self._taker.take_all()
             self.drain(take_queues=not self._context.listeners_outlive_us)
-        else:
-            self._take_last(order)
-            self.acceptor.stop()
-            if order == STORE:
-                self._answer()
-            self._giver.begin(wait=order != STORE)
+            return
+        self._take_last(order)
+        self.acceptor.stop()
+        if order is Order.LEAVE_IN_STORE:
+            self._answer()
+        self._giver.begin(wait=order is not Order.LEAVE_IN_STORE)
+
+    def _read_order(self) -> Order:
+        if order := self._context.control.read(1):
+            return Order(order)
+        log.warning("the supervisor has exited; exiting")
+        return Order.LEAVE_IN_STORE if self._context.channel_outlives_us() else Order.DRAIN
 
     def _answer(self) -> None:
         """Answer what has arrived. The next process would soon do this, but if the restart is
@@ -150,7 +152,7 @@ class Worker(UpperServer):
             if len(self.connections.serve(ready)) == len(ready):
                 return
 
-    def _take_last(self, order: bytes) -> None:
+    def _take_last(self, order: Order) -> None:
         """Do not leave a connection in a queue that no other process will serve.
 
         With EPOLLEXCLUSIVE, a new connection wakes only one worker. If that worker does not accept
@@ -159,9 +161,9 @@ class Worker(UpperServer):
         they all fit. If another process also holds the listeners, the next process will serve
         their queues.
         """
-        if order == GIVE:
+        if order is Order.HAND_OVER:
             self.acceptor.accept_from_each()
-        elif order == GIVE_WITH_QUEUES or not self._context.listeners_outlive_us:
+        elif order is Order.HAND_OVER_WITH_QUEUES or not self._context.listeners_outlive_us:
             self.acceptor.take_queues()
 
 

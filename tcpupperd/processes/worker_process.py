@@ -1,4 +1,4 @@
-"""A worker process, as seen by the supervisor."""
+"""A worker process, as the supervisor sees it."""
 
 from __future__ import annotations
 
@@ -8,62 +8,63 @@ import os
 import signal
 from time import monotonic
 
+from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import Slot
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, PID, STATE
 
 #: Seconds after which a worker is considered healthy even without having had a client.
-LONG = 10.0
+HEALTHY_AFTER = 10.0
 
 
 class WorkerProcess:
-    """The supervisor's record of a worker, and the means to control it."""
+    """A worker, as the supervisor sees it."""
 
-    def __init__(self, pid: int, slot: Slot, control: int, generation: int) -> None:
+    def __init__(self, pid: int, slot: Slot, control: int, generation: Generation) -> None:
         self.pid = pid
         self.slot = slot
         self.generation = generation
         self.started = monotonic()
-        slot.numbers[PID] = pid
+        self.order: Order | None = None  # None while it is to serve
         self.kill_at = math.inf
-        self.killed = False
-        self._control: int | None = control
+        self.killed_because = ""  # empty unless the supervisor has killed it
+        self._control = control
+        slot.numbers[PID] = pid
 
     @property
-    def accepting(self) -> bool:
+    def is_accepting(self) -> bool:
         """Whether it is accepting connections yet."""
         return self.slot.numbers[STATE] == ACCEPTING
 
     @property
-    def served(self) -> bool:
-        """Whether it has ever had a connection, or has lived long enough to have had one."""
-        return self.slot.connections > 0 or monotonic() - self.started > LONG
+    def is_healthy(self) -> bool:
+        """Whether it ever had a connection, or lived long enough to have had one."""
+        return self.slot.connections > 0 or monotonic() - self.started > HEALTHY_AFTER
 
-    @property
-    def retired(self) -> bool:
-        """Whether it has been told to exit."""
-        return self._control is None
-
-    def silent_for(self, now: float) -> float:
+    def since_heartbeat(self, now: float) -> float:
         """Seconds since its last heartbeat."""
         return now - self.slot.numbers[HEARTBEAT] / 1_000_000
 
-    def retire(self, order: bytes, timeout: float) -> None:
-        """Send it an order to exit, and set the time after which it is killed."""
-        if self._control is None:
+    def retire(self, order: Order, timeout: float) -> None:
+        """Order it to exit, and set a deadline for that, after which it is killed. Only the first
+        order counts."""
+        if self.order:
             return
-        self.kill_at = monotonic() + timeout
+        self.order = order
+        if not self.killed_because:
+            self.kill_at = monotonic() + timeout
         with contextlib.suppress(BrokenPipeError):  # it has just died
-            os.write(self._control, order)
-        self.let_go()
+            os.write(self._control, order.value)
+        self.close()
 
-    def let_go(self) -> None:
-        """Close the supervisor's end of its control pipe."""
-        if self._control is not None:
-            os.close(self._control)
-            self._control = None
+    def close(self) -> None:
+        """Close the supervisor's end of its control pipe, which it takes as an order, too."""
+        control, self._control = self._control, -1
+        if control >= 0:
+            os.close(control)
 
-    def kill(self) -> None:
+    def kill(self, because: str) -> None:
         """Kill it. There is no gentler way, because workers handle no signals."""
         self.kill_at = math.inf
-        self.killed = True
+        self.killed_because = because
         os.kill(self.pid, signal.SIGKILL)

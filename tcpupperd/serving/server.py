@@ -92,8 +92,7 @@ class UpperServer(socketserver.BaseServer):
             self.poller, listeners, self.connections, self.welcome, self.tally
         )
         self.acceptor.capacity = self.config.max_connections
-        for listener in listeners:
-            listener.prepare(self.config.keepalive)
+        self.prepare(listeners)
         self.draining: Drain | None = None
         self._situation = Situation(self.config, self.is_leaving, self.report)
         self._services = {one: service_of(one.name) for one in listeners}
@@ -109,6 +108,11 @@ class UpperServer(socketserver.BaseServer):
         self._forks_before = Sharing.forks
         self._served_in = 0  # the process that serves
         self.acceptor.update_interest()
+
+    def prepare(self, listeners: Sequence[Listener]) -> None:
+        """Set the options of the listeners, which their connections inherit."""
+        for listener in listeners:
+            listener.prepare(self.config.keepalive)
 
     def _hooks(self) -> Hooks:
         """The callbacks for the connections."""

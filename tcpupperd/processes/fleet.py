@@ -1,0 +1,282 @@
+"""The fleet: all worker processes. It starts, watches, retires and kills them, and makes no
+decision about the service."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import NamedTuple, NoReturn
+
+from tcpupperd.events import Event, Extra, fields
+from tcpupperd.processes import signals
+from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.orders import Order
+from tcpupperd.processes.scoreboard import (
+    LONGEST_LINE,
+    LOST,
+    WORKERS_EXITED,
+    WORKERS_HUNG,
+    WORKERS_LATE,
+    WORKERS_SIGNALLED,
+    Scoreboard,
+    Slot,
+)
+from tcpupperd.processes.worker_process import WorkerProcess
+from tcpupperd.serving.counters import OPEN
+from tcpupperd.words import counted
+
+log = logging.getLogger(__name__)
+
+#: Delays, in seconds, before the next attempt after a worker died without serving a client: the
+#: first and the longest. Each delay is twice the previous one.
+RETRY_FIRST, RETRY_LAST = 0.1, 10.0
+
+#: Exit status of a worker that hit a bug: EX_SOFTWARE of sysexits.h.
+EX_SOFTWARE = 70
+
+
+class Failure(NamedTuple):
+    """Why a worker could not be started."""
+
+    message: str
+    extra: Extra
+
+
+class Fleet:
+    """Keeps as many workers of one generation running as it says. Others may be exiting."""
+
+    def __init__(
+        self,
+        scoreboard: Scoreboard,
+        work: Callable[[Generation, Slot, int], object],
+        watchdog_interval: float,
+    ) -> None:
+        """`work` is what a worker does, in its own process: it is called with the generation, the
+        slot and the descriptor from which orders are read."""
+        self.failures = 0  # in a row
+        self._scoreboard = scoreboard
+        self._work = work
+        self._workers: dict[int, WorkerProcess] = {}
+        self._generation: Generation | None = None
+        self._retry_at = 0.0
+        self._watchdog_interval = watchdog_interval
+        self._next_watch = 0.0 if watchdog_interval else math.inf
+        self._awake_since = 0.0  # when the supervisor last woke up late
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def serve(self, generation: Generation | None, *, after_failure: bool = False) -> None:
+        """From now on, keep the workers of this generation running; None to start no more. A
+        failure of the generation before delays the next attempt if this one comes
+        `after_failure`."""
+        self._generation = generation
+        if generation:
+            self._scoreboard.raise_to(LONGEST_LINE, generation.config.max_line)
+        if not after_failure:
+            self.failures, self._retry_at = 0, 0.0
+
+    @property
+    def missing(self) -> int:
+        """The number of workers to start."""
+        wanted = self._generation.config.worker_count if self._generation else 0
+        return max(0, wanted - len(self._current()))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all workers of the generation accept connections."""
+        if not self._generation or self.missing:
+            return False
+        return all(worker.is_accepting for worker in self._current())
+
+    @property
+    def next_wake(self) -> float:
+        """The time at which something is due."""
+        retry = self._retry_at if self.missing else math.inf
+        deadlines = (worker.kill_at for worker in self._workers.values())
+        return min(retry, self._next_watch, *deadlines)
+
+    def _current(self) -> list[WorkerProcess]:
+        return [worker for worker in self._workers.values() if self._is_current(worker)]
+
+    def _is_current(self, worker: WorkerProcess) -> bool:
+        return worker.generation is self._generation and not worker.order
+
+    # Start
+
+    def fill(self) -> Failure | None:
+        """Start the missing workers, unless it is too early after a failure."""
+        while self._generation and self.missing and monotonic() >= self._retry_at:
+            if failure := self.start(self._generation):
+                return failure
+        return None
+
+    def start(self, generation: Generation) -> Failure | None:
+        """Start one worker."""
+        try:
+            slot = self._scoreboard.claim()
+            try:
+                pid, control = self._fork(generation, slot)
+            except OSError:
+                self._scoreboard.release(slot)
+                raise
+        except OSError as error:
+            extra = Event.WORKER_REPLACED.fields(ERRNO=error.errno)
+            return self._failed(f"cannot start a worker: {error.strerror}", extra)
+        self._workers[pid] = WorkerProcess(pid, slot, control, generation)
+        return None
+
+    def _fork(self, generation: Generation, slot: Slot) -> tuple[int, int]:
+        """Fork a worker; return its process ID and the supervisor's end of its control pipe."""
+        orders, control = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(orders)
+            os.close(control)
+            raise
+        if not pid:
+            self._run_worker(generation, slot, orders, control)
+        os.close(orders)
+        return pid, control
+
+    def _run_worker(
+        self, generation: Generation, slot: Slot, orders: int, control: int
+    ) -> NoReturn:
+        """The whole life of a worker. Everything is in one `try`: an exception that left it would
+        make a second supervisor."""
+        status = EX_SOFTWARE
+        try:
+            os.close(control)
+            self.close()
+            self._work(generation, slot, orders)
+            status = 0
+        except BaseException:
+            log.exception("bug: worker %d cannot continue", os.getpid())
+        finally:
+            with contextlib.suppress(Exception):
+                logging.shutdown()  # os._exit does not call it
+            os._exit(status)
+
+    # Exit
+
+    def reap(self) -> Iterator[Failure]:
+        """Reap all children that have exited; the failures among them are workers of the
+        generation that had not got as far as accepting. As process 1 of a container, the
+        supervisor may inherit others."""
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            dead = self._workers.pop(pid, None)
+            if dead and (failure := self._handle_exit(dead, os.waitstatus_to_exitcode(status))):
+                yield failure
+
+    def _handle_exit(self, dead: WorkerProcess, status: int) -> Failure | None:
+        healthy, accepting, lost = dead.is_healthy, dead.is_accepting, dead.slot.numbers[OPEN]
+        dead.close()
+        self._scoreboard.release(dead.slot)
+        self._scoreboard.count(LOST, lost)
+        if dead.order:
+            log.debug("worker %d has exited", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
+            return None
+        if not dead.killed_because:
+            self._count(WORKERS_EXITED if status >= 0 else WORKERS_SIGNALLED)
+        extra = Event.WORKER_REPLACED.fields(TCPUPPERD_WORKER=dead.pid)
+        how = dead.killed_because or signals.describe(status)
+        what = f"worker {dead.pid} {how}"
+        if self._is_current(dead) and not accepting:
+            return self._failed(f"{what} before it could accept connections", extra)
+        if healthy:
+            self.failures, self._retry_at = 0, 0.0
+            connections = counted(lost, "connection")
+            log.warning("%s; %s lost, starting a replacement", what, connections, extra=extra)
+        else:
+            self.log_failure(self._failed(f"{what} before it had served a client", extra))
+        return None
+
+    def _failed(self, message: str, extra: Extra) -> Failure:
+        """Delay the next attempt, each time longer."""
+        self._retry_at = monotonic() + min(RETRY_LAST, RETRY_FIRST * 2**self.failures)
+        self.failures = min(self.failures + 1, 30)
+        return Failure(message, extra)
+
+    def log_failure(self, failure: Failure) -> None:
+        """Log a failure after which there are further attempts; only the first is a warning."""
+        level = logging.DEBUG if self.failures > 1 else logging.WARNING
+        text = "%s; will retry at increasing intervals"
+        log.log(level, text, failure.message, extra=failure.extra)
+
+    # Orders
+
+    def retire(self, order: Order, timeout: float, but: Generation | None = None) -> None:
+        """Order all workers to exit, except those of one generation, and kill them after `timeout`
+        seconds."""
+        for worker in self._workers.values():
+            if worker.generation is not but:
+                worker.retire(order, timeout)
+
+    def close(self) -> None:
+        """Close the control pipes of all workers: in a process that was forked, or because the
+        supervisor exits, which is an order to them."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def kill_all(self) -> None:
+        """Kill all workers."""
+        for worker in self._workers.values():
+            self._kill_late(worker)
+
+    def kill_late(self) -> None:
+        """Kill the workers that have not exited by their deadline."""
+        for worker in self._workers.values():
+            if worker.kill_at <= monotonic():
+                self._kill_late(worker)
+
+    def _kill_late(self, worker: WorkerProcess) -> None:
+        # A worker that cannot even hand over is hung; one that drains may have slow clients.
+        hung = worker.order in (Order.HAND_OVER, Order.HAND_OVER_WITH_QUEUES)
+        event = Event.WORKER_HUNG if hung else Event.DRAIN_CUT_SHORT
+        connections = counted(worker.slot.numbers[OPEN], "connection")
+        text = f"killing worker {worker.pid}, which still has {connections}"
+        self._kill(worker, WORKERS_LATE, "was killed because it did not exit", event, text)
+
+    def watch(self) -> bool:
+        """Kill workers whose heartbeat has stopped, if a check is due; return whether it was.
+
+        If the supervisor itself woke up late, for example because the whole service was suspended,
+        the workers are given a full interval again: time during which nothing ran does not count.
+        """
+        now, interval = monotonic(), self._watchdog_interval
+        if now < self._next_watch:
+            return False
+        if self._next_watch and now - self._next_watch > interval / 4:
+            self._awake_since = now
+        # sd_watchdog_enabled(3) recommends half the interval, but a wake-up is always a bit late.
+        self._next_watch = now + interval / 3
+        for worker in self._workers.values():
+            # Measured at the time of the check, because the supervisor, too, may be suspended in
+            # between.
+            if min(worker.since_heartbeat(now), now - self._awake_since) > interval:
+                text = f"worker {worker.pid} is not responding, killing it"
+                because = "was killed because it was not responding"
+                self._kill(worker, WORKERS_HUNG, because, Event.WORKER_HUNG, text)
+        return True
+
+    def _kill(
+        self, worker: WorkerProcess, field: int, because: str, event: Event, text: str
+    ) -> None:
+        """Kill a worker, count it and log why; all of this once, however long it takes to die."""
+        if worker.killed_because:
+            return
+        level = logging.ERROR if field == WORKERS_HUNG else logging.WARNING
+        log.log(level, "%s", text, extra=event.fields(TCPUPPERD_WORKER=worker.pid))
+        self._count(field)
+        worker.kill(because)
+
+    def _count(self, field: int) -> None:
+        self._scoreboard.count(field)
