@@ -165,3 +165,14 @@ def empty(one: socket.socket) -> list[bytes]:
         while True:
             found.append(one.recv(4096))
     return found
+
+
+def test_status_fits_into_what_the_service_manager_reads() -> None:
+    """systemd drops a message longer than 4096 bytes, with all that is in it."""
+    names = [f"@tcpupperd-{os.getpid()}-{'x' * 60}-{number}" for number in range(80)]
+    with Daemon(listen=names) as daemon:
+        daemon.configure("nonsense")
+        daemon.send_signal(signal.SIGHUP)
+        message = daemon.manager.wait("STATUS=.*the last reload failed; see the log")
+        assert 4000 < len(message.text.encode()) <= 4096
+        assert "; 2 workers, 0 connections; " in message.text

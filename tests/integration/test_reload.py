@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import CLOCK_MONOTONIC, clock_gettime
@@ -12,6 +13,7 @@ import pytest
 from integration.client import Client, is_refused, make_socket
 from integration.daemon import Daemon
 from integration.processes import stopped
+from integration.service import Service
 from waiting import until
 
 #: Addresses that another run of the tests does not use begin with this.
@@ -86,6 +88,24 @@ def test_reload_that_cannot_listen_changes_nothing() -> None:
         assert daemon.connect().ask(b"hello") == b"HELLO"
         with pytest.raises(ConnectionRefusedError):
             daemon.connect(f"{LOCAL}-reload")
+
+
+def test_reload_whose_workers_cannot_start_leaves_nothing_behind(service: Service) -> None:
+    with service.daemon(wrapper=("prlimit", "--nofile=64"), keepalive=70) as daemon:
+        client, workers = service.connect(), daemon.workers()
+        assert client.ask(b"one") == b"ONE"
+        daemon.configure(workers=64, log_level="error", keepalive=30)
+        daemon.send_signal(signal.SIGHUP)
+        daemon.manager.wait("RELOADING=1")
+        daemon.manager.wait("READY=1")
+        assert "keeping the current configuration: cannot start a worker" in daemon.log
+        until(lambda: daemon.workers() == workers)
+
+        idle = service.listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        assert idle == 70
+        assert client.ask(b"two") == b"TWO"
+        counters = daemon.counters()  # logged at the level info
+        assert (counters["reloads"], counters["reloads_failed"]) == (0, 1)
 
 
 def test_reloads_in_a_row_are_each_answered() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.daemon import Daemon
+from integration.daemon import ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import is_running, stopped
 from integration.service import Service
@@ -27,6 +27,16 @@ from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed
 from waiting import until
 
 MANY = 2000
+
+#: Makes the supervisor fail; Python imports it as its sitecustomize.
+FAILS_AT_SIGUSR1 = """
+from tcpupperd.processes.supervisor import Supervisor
+
+def fail(self):
+    raise RuntimeError("from the test")
+
+Supervisor._log_counters = fail
+"""
 
 
 def test_channel_is_stored_once(service: Service) -> None:
@@ -107,6 +117,25 @@ def test_connections_outlive_a_killed_supervisor(service: Service) -> None:
         assert half.ask(b"line") == b"HALF A LINE"
         slow.end()
         assert slow.read_to_end() == unread.upper()
+
+
+def test_connections_outlive_an_exception_in_the_supervisor(
+    service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILS_AT_SIGUSR1)
+    with service.daemon(wrapper=("env", f"PYTHONPATH={tmp_path}:{ROOT}")) as daemon:
+        clients = [service.connect() for _ in range(20)]
+        for client in clients:
+            assert client.ask(b"one") == b"ONE"
+            client.send(b"half a ")
+        workers = daemon.workers()
+        daemon.send_signal(signal.SIGUSR1)
+        assert daemon.wait() == 1
+        assert "bug, please report it" in daemon.log
+        assert "RuntimeError: from the test" in daemon.log
+        until(lambda: not any(map(is_running, workers)))
+    with service.daemon():
+        assert [client.ask(b"line") for client in clients] == [b"HALF A LINE"] * 20
 
 
 def test_many_connections_outlive_two_restarts_in_a_row(service: Service) -> None:

@@ -113,7 +113,28 @@ def test_worker_that_dies_before_it_serves_is_replaced_ever_more_slowly() -> Non
         # The last one lives: nothing is wrong any more, and the status says so.
         assert daemon.connect().ask(b"hello") == b"HELLO"
         daemon.send_signal(signal.SIGUSR1)
-        until(lambda: "cannot start" not in daemon.manager.status)
+        until(lambda: "cannot be started" not in daemon.manager.status)
+
+
+def test_fewer_processors_start_no_workers() -> None:
+    """With workers = "auto", their number is that of the time of the start or reload."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        cannot("it needs two processors")
+    with Daemon(workers="auto") as daemon:
+        workers = daemon.workers()
+        assert len(workers) == len(allowed)
+        for pid in (daemon.pid, *workers):
+            os.sched_setaffinity(pid, allowed[:1])
+        for _ in range(10):
+            daemon.counters()  # wakes it, so that it checks its workers
+        assert daemon.workers() == workers
+        daemon.reload()
+        daemon.wait_for_workers(1)
+        for pid in (daemon.pid, *daemon.workers()):
+            os.sched_setaffinity(pid, allowed)
+        daemon.counters()
+        assert len(daemon.workers()) == 1
 
 
 # Stop
