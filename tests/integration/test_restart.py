@@ -131,7 +131,7 @@ def test_connections_outlive_an_exception_in_the_supervisor(
         workers = daemon.workers()
         daemon.send_signal(signal.SIGUSR1)
         assert daemon.wait() == 1
-        assert "bug, please report it" in daemon.log
+        assert "internal error; please report this bug" in daemon.log
         assert "RuntimeError: from the test" in daemon.log
         until(lambda: not any(map(is_running, workers)))
     with service.daemon():
