@@ -16,4 +16,7 @@ s/^After=.*/After=network.target/
 s,^BindReadOnlyPaths=/run/.*,& -/run/systemd/resolve -/run/resolvconf -/run/NetworkManager/resolv.conf,
 s/^# For the notifications to systemd\./# To listen, and for the notifications to systemd./
 s/^RestrictAddressFamilies=.*/& AF_INET AF_INET6/
+# To listen, and to resolve names.
+/^SystemCallErrorNumber=/i\
+SystemCallFilter=bind connect listen sendmmsg
 /^Also=/d

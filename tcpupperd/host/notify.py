@@ -1,9 +1,10 @@
 """Notifications to the service manager, sd_notify(3), and its watchdog.
 
 The datagrams are sent by `sdnotify`, whose faults are worked around here: it encodes as Latin-1
-where the protocol requires UTF-8, it may block, it keeps a socket that may go stale, and it cannot
-send descriptors. Therefore, each message is encoded first and has its own notifier, with a short
-timeout; messages with descriptors are sent without `sdnotify`.
+where the protocol requires UTF-8, it may block, it keeps a socket that may go stale, it connects
+that socket, and it cannot send descriptors. Therefore, each message is encoded first and has its
+own notifier, with a socket that has a short timeout and is not connected; messages with
+descriptors are sent without `sdnotify`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from time import monotonic
 
@@ -80,9 +82,9 @@ class Notifier:
         try:
             from sdnotify import SystemdNotifier  # not needed without a service manager
 
-            notifier = SystemdNotifier(debug=True)
-            with notifier.socket as connection:
-                connection.settimeout(SEND_TIMEOUT)
+            notifier = object.__new__(SystemdNotifier)  # its __init__ would connect a socket
+            notifier.debug = True
+            with _Socket(self._address) as notifier.socket:
                 notifier.notify(state.encode().decode("latin-1"))
         except (OSError, ImportError) as error:
             self._complain(state, error)
@@ -93,10 +95,8 @@ class Notifier:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-                connection.settimeout(SEND_TIMEOUT)
-                connection.connect(self._address.replace("@", "\0", 1))
-                socket.send_fds(connection, [state.encode()], [fd])
+            with _Socket(self._address) as one:
+                one.send_file(state.encode(), fd)
         except OSError as error:
             self._complain(state, error)
 
@@ -106,6 +106,25 @@ class Notifier:
             log.warning(
                 "cannot send %s to the service manager: %s", state.split(maxsplit=1)[0], error
             )
+
+
+class _Socket(socket.socket):
+    """Sends to the service manager without connect(2), which the unit denies: it would let an
+    attacker in a worker connect sockets that were passed in."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.settimeout(SEND_TIMEOUT)
+        self._manager = address.replace("@", "\0", 1)
+
+    def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]
+        """What sdnotify calls."""
+        self.sendto(data, flags, self._manager)
+
+    def send_file(self, data: bytes, fd: int) -> None:
+        """Send a descriptor along with a message."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))
+        self.sendmsg([data], [rights], 0, self._manager)
 
 
 def watchdog_interval(environ: Mapping[str, str]) -> float:

@@ -40,6 +40,11 @@ CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWNET = 0x10000000, 0x00020000, 0x40000000
 PTRACE_TRACEME, PTRACE_SEIZE = 0, 0x4206
 CLOCK_REALTIME = 0
 PR_SET_DUMPABLE = 4
+AF_VSOCK = 40
+# The same on all architectures.
+SYS_IO_URING_SETUP, SYS_IO_URING_ENTER = 425, 426
+IORING_ENTER_GETEVENTS, IORING_OP_SOCKET = 1, 45
+IORING_OFF_SQES = 0x10000000
 SYS_INIT_MODULE = {"x86_64": 175, "aarch64": 105}.get(platform.machine(), 0)
 SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 0)
 SYS_ADD_KEY = {"x86_64": 248, "aarch64": 217}.get(platform.machine(), 0)
@@ -49,10 +54,12 @@ class Succeeded(Exception):  # noqa: N818
     """With something to say about it."""
 
 
-def call(name: str, *values: Any) -> None:
-    """Call a function of the C library, which fails with -1."""
-    if getattr(libc, name)(*values) == -1:
+def call(name: str, *values: Any) -> int:
+    """Call a function of the C library, which fails with -1; its result."""
+    result: int = getattr(libc, name)(*values)
+    if result == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
 
 
 def execute_through_the_loader() -> None:
@@ -68,17 +75,57 @@ def execute_from_memory() -> None:
     program = os.memfd_create("program", 0)
     with open("/bin/true", "rb") as file:
         os.write(program, file.read())
-    os.execve(program, ["true"], {})
+    os.execve(f"/proc/self/fd/{program}", ["true"], {})
 
 
 def connect_with_a_passed_socket() -> None:
     """Make a listening socket, which belongs to the network outside, one that connects out."""
-    passed = os.dup(LISTEN_FDS_START)
-    any_family = bytes(16)
-    call("connect", passed, any_family, len(any_family))  # connect(2): dissolves what it was
-    with socket.socket(fileno=passed) as client, suppress(ConnectionRefusedError):
+    with disconnected() as client, suppress(ConnectionRefusedError):
         client.settimeout(2)
         client.connect(("127.0.0.1", UNUSED_PORT))
+
+
+def listen_with_a_passed_socket() -> None:
+    """On another port outside."""
+    with disconnected() as listener:
+        listener.bind(("0.0.0.0", 4444))
+        listener.listen()
+
+
+def disconnected() -> socket.socket:
+    """A socket of the network outside that is free to be used otherwise: connect(2)."""
+    passed = os.dup(LISTEN_FDS_START)
+    any_family = bytes(16)
+    call("connect", passed, any_family, len(any_family))
+    return socket.socket(fileno=passed)
+
+
+def listen_anew() -> None:
+    """With another queue, which changes that of all processes."""
+    call("listen", LISTEN_FDS_START, 1)
+
+
+def listen_locally() -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0misbehaved")
+
+
+def open_by_io_uring(family: int, kind: int = socket.SOCK_STREAM) -> None:
+    """Have the kernel open a socket that socket(2) would not be allowed to: io_uring(7)."""
+    params = ctypes.create_string_buffer(120)
+    ring = call("syscall", SYS_IO_URING_SETUP, 1, params)
+    # The offsets of its fields: struct io_sqring_offsets, struct io_cqring_offsets.
+    _, tail, _, _, _, _, array = struct.unpack_from("7I", params, 40)
+    _, _, _, _, _, cqes = struct.unpack_from("6I", params, 80)
+    size = max(array + 4, cqes + 2 * 16)
+    with mmap.mmap(ring, size) as queue, mmap.mmap(ring, 64, offset=IORING_OFF_SQES) as entry:
+        entry[:32] = struct.pack("BBHiQQII", IORING_OP_SOCKET, 0, 0, family, kind, 0, 0, 0)
+        struct.pack_into("I", queue, array, 0)
+        struct.pack_into("I", queue, tail, 1)
+        call("syscall", SYS_IO_URING_ENTER, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0)
+        (result,) = struct.unpack_from("i", queue, cqes + 8)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
 
 
 def write_into_a_folder() -> None:
@@ -151,30 +198,35 @@ def connect_to_another_service() -> None:
         if folder == "/":
             folders.remove("proc")
         for path in (os.path.join(folder, name) for name in names):
-            if path not in LEFT and connects(path):
-                raise Succeeded(path)
+            with suppress(FileNotFoundError, PermissionError):
+                if path not in LEFT and connects(path):
+                    raise Succeeded(path)
     raise ConnectionRefusedError("none to connect to")
 
 
 def connects(path: str) -> bool:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+    """Or reaches it without a connection."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.sendto(b"", path)
+        return True
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as client:
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                client.connect(path)
-                return True
+            client.connect(path)
+            return True
     return False
 
 
 def log_as_another_service() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        log.connect("/run/systemd/journal/socket")
-        log.send(b"SYSLOG_IDENTIFIER=sshd\nMESSAGE=Accepted publickey for root\n")
+        entry = b"SYSLOG_IDENTIFIER=sshd\nMESSAGE=Accepted publickey for root\n"
+        log.sendto(entry, "/run/systemd/journal/socket")
 
 
 def log_as_another_service_by_syslog() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        log.connect("/dev/log")
-        log.send(b"<38>sshd[1]: Accepted publickey for root")
+        log.sendto(b"<38>sshd[1]: Accepted publickey for root", "/dev/log")
 
 
 def be_traced() -> None:
@@ -195,6 +247,12 @@ ATTEMPTS: dict[str, Callable[[], Any]] = {
     "open an IPv6 socket": partial(socket.socket, socket.AF_INET6),
     "open a netlink socket": partial(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW),
     "open a packet socket": partial(socket.socket, socket.AF_PACKET, socket.SOCK_RAW),
+    "open an Internet socket by io_uring": partial(open_by_io_uring, socket.AF_INET),
+    "open an IPv6 socket by io_uring": partial(open_by_io_uring, socket.AF_INET6),
+    "open a netlink socket by io_uring": partial(
+        open_by_io_uring, socket.AF_NETLINK, socket.SOCK_RAW
+    ),
+    "open a socket to the host by io_uring": partial(open_by_io_uring, AF_VSOCK),
     "execute a shell": partial(os.execv, "/bin/sh", ["sh", "-c", ""]),
     "execute through the loader": execute_through_the_loader,
     "execute from memory": execute_from_memory,
@@ -234,8 +292,13 @@ ATTEMPTS: dict[str, Callable[[], Any]] = {
     "take precedence": partial(os.setpriority, os.PRIO_PROCESS, 0, -5),
     "run in real time": run_in_real_time,
     "raise a limit": raise_a_limit,
+    "limit the supervisor": partial(resource.prlimit, SUPERVISOR, resource.RLIMIT_CORE, (0, 0)),
+    "listen locally": listen_locally,
+    "listen anew": listen_anew,
     "end the service manager": partial(os.kill, 1, signal.SIGTERM),
-    "connect with a passed socket": connect_with_a_passed_socket,  # last: it spoils the socket
+    # Last: they spoil the socket.
+    "connect with a passed socket": connect_with_a_passed_socket,
+    "listen with a passed socket": listen_with_a_passed_socket,
 }
 
 
