@@ -31,7 +31,7 @@ check: $(VENV)/ready ## check only style, types and manual pages
 system-test: ## run the system tests in Debian 12 and 13 containers (as root)
 	$(PYTHON) tests tests/system
 
-session: $(VENV)/ready ## record the terminal session in the README (as root)
+record-session: $(VENV)/ready ## record the terminal session in the README (as root)
 	$(VENV)/bin/python docs/session.py
 
 # This includes the processes that the tests start, and their workers. Measuring slows the daemon
@@ -122,4 +122,4 @@ clean: ## remove everything that was built
 $(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_turn.c
 	$(PYTHON) tests/environment.py
 
-.PHONY: help run test check session coverage system-test soak bench deb checkout dist wheel package-checks install clean
+.PHONY: help run test check record-session coverage system-test soak bench deb checkout dist wheel package-checks install clean
