@@ -1,7 +1,7 @@
 """The file descriptor store of the service manager, which keeps descriptors for the next process.
 
 It contains the two ends of the handover channel, the last good configuration, the number of
-restarts, and a witness. Any other descriptor in it, whether damaged or from another version, is
+restarts, and a canary. Any other descriptor in it, whether damaged or from another version, is
 closed and removed.
 """
 
@@ -22,10 +22,10 @@ from tcpupperd.host.notify import Notifier
 
 log = logging.getLogger(__name__)
 
-CONFIGURATION, WITNESS, RESTARTS = "last-configuration", "witness", "restarts"
+CONFIGURATION, CANARY, RESTARTS = "last-good-configuration", "canary", "restarts"
 
 #: The names of the daemon's descriptors in the store.
-NAMES = channel.NAMES | {CONFIGURATION, WITNESS, RESTARTS}
+NAMES = channel.NAMES | {CONFIGURATION, CANARY, RESTARTS}
 
 
 #: The largest stored number that is accepted.
@@ -56,17 +56,17 @@ class Store:
                 self._drop(name, fd)
         self.channel = channel.open_channel(ends, notifier, store=offered)
         self._keep_restarts(survived=ends.keys() == channel.NAMES)
-        self._witness = Witness(notifier) if self.channel.outlives_us else None
+        self._canary = Canary(notifier) if self.channel.outlives_us else None
 
     @property
     def keeps(self) -> bool:
         """Whether the content of the channel survives a restart, because the store really
         exists."""
-        return self._witness is not None and self._witness.holds
+        return self._canary is not None and self._canary.is_alive
 
     def check(self) -> None:
         """Log once if the service manager does not keep descriptors although it claims to."""
-        if self.problem or self._witness is None or self._witness.holds:
+        if self.problem or self._canary is None or self._canary.is_alive:
             return
         self.problem = "a restart will close all connections: the descriptor store does not work"
         log.warning(
@@ -77,8 +77,8 @@ class Store:
 
     def watch(self) -> None:
         """Have the kernel send SIGIO to this process when the store is emptied."""
-        if self._witness:
-            self._witness.watch()
+        if self._canary:
+            self._canary.watch()
 
     def keep_configuration(self, text: str) -> None:
         """Store the last good configuration, replacing the previous one."""
@@ -114,29 +114,29 @@ class Store:
 
     def _drop(self, name: str, fd: int) -> None:
         os.close(fd)
-        if name != WITNESS:  # which every process creates again
+        if name != CANARY:  # which every process creates again
             log.warning("closing the stored descriptor %s, which cannot be used", name)
             self._notifier.forget(name)
 
 
-class Witness:
+class Canary:
     """Shows whether the service manager really keeps descriptors. The variable FDSTORE is not
     proof: a drop-in may contradict it, and may change at any time.
 
     Only the store holds the other end of a socket pair; when that end is closed, this one hangs
-    up. It is stored last, so that if the store is too small, the witness is what does not fit.
+    up. It is stored last, so that if the store is too small, the canary is what does not fit.
     """
 
     def __init__(self, notifier: Notifier) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        notifier.forget(WITNESS)  # the witness of the previous process
-        notifier.store(WITNESS, theirs.fileno())
+        notifier.forget(CANARY)  # the canary of the previous process
+        notifier.store(CANARY, theirs.fileno())
         theirs.close()
         self._poll = select.poll()
         self._poll.register(self._ours, 0)  # POLLHUP is always reported
 
     @property
-    def holds(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the other end is still open: in the store, or on its way there."""
         return not self._poll.poll(0)
 
