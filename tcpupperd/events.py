@@ -33,12 +33,12 @@ class Event(Enum):
     READY = "f761f76328de4a84a72224c2f51d8161", "The service is ready"
     RELOADED = "88392a473a0c4b24808cfb1e6d2dd928", "The service has been reloaded"
     RELOAD_REFUSED = "fc42b7ca66e242c493f76242190366a8", "A reload has failed"
-    FALLEN_BACK = "fb32fdf9c809417fb57ccbdb9ab098e6", "The last good configuration is in use"
-    WORKER_REPLACED = "79e7aaff584b40a783a22f7395ca0612", "A worker has died"
+    LAST_GOOD_IN_USE = "fb32fdf9c809417fb57ccbdb9ab098e6", "The last good configuration is in use"
+    WORKER_DIED = "79e7aaff584b40a783a22f7395ca0612", "A worker has died"
     WORKER_HUNG = "8db25422013b4d989f98e09d73c51915", "A worker is not responding"
     ACCEPTING_PAUSED = "3a38d7b5296f487fb6ae8d6cd9b531d4", "New connections are waiting"
     ACCEPTING_RESUMED = "dcc08a9830884898a63991e2fae0c85d", "New connections are accepted again"
-    SOURCE_REFUSED = "ecaa43c1e920473fb48d1d4939a697b7", "A client has too many connections"
+    SOURCE_LIMIT = "ecaa43c1e920473fb48d1d4939a697b7", "A client has too many connections"
     PROXY_REFUSED = (
         "82add1c8d4724220bda5bc43d62562ea",
         "A load balancer's connection has been rejected",
@@ -46,7 +46,7 @@ class Event(Enum):
     HANDOVER_GIVEN = "232397d42e98476ea7fee70120ef0ab4", "Connections have been handed over"
     HANDOVER_TAKEN = "393370c2858648e5a01c7bac4ddde2c0", "Connections have been taken over"
     HANDOVER_DAMAGED = "d93945a65d0342328c3902700a45ffd1", "Connections could not be taken over"
-    DRAIN_CUT_SHORT = "57ead5d234e141ce94ecf3c789dac12a", "Answers were cut off while stopping"
+    ANSWERS_CUT_OFF = "57ead5d234e141ce94ecf3c789dac12a", "Answers were cut off while stopping"
     CONNECTION_ENDED = "07796715a8184140b65176a61ab6f305", "A connection has ended"
     MESSAGES_DROPPED = "da3c47757c7443d3b8633670a2642dd9", "Log messages were dropped"
 

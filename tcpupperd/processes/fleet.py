@@ -15,18 +15,17 @@ from tcpupperd.events import Event, Extra, fields
 from tcpupperd.processes import signals
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
-from tcpupperd.processes.scoreboard import (
-    LONGEST_LINE,
-    LOST,
-    WORKERS_EXITED,
-    WORKERS_HUNG,
-    WORKERS_LATE,
-    WORKERS_SIGNALLED,
-    Scoreboard,
-    Slot,
-)
+from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.worker_process import WorkerProcess
-from tcpupperd.serving.counters import OPEN
+from tcpupperd.serving.counters import (
+    LONGEST_LINE,
+    OPEN,
+    WORKER_DIED,
+    WORKERS_DIED_EXIT,
+    WORKERS_DIED_HUNG,
+    WORKERS_DIED_KILL_TIMEOUT,
+    WORKERS_DIED_SIGNAL,
+)
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ class Fleet:
                 self._scoreboard.release(slot)
                 raise
         except OSError as error:
-            extra = Event.WORKER_REPLACED.fields(ERRNO=error.errno)
+            extra = Event.WORKER_DIED.fields(ERRNO=error.errno)
             return self._failed(f"cannot start a worker: {error.strerror}", extra)
         self._workers[pid] = WorkerProcess(pid, slot, control, generation)
         return None
@@ -180,13 +179,13 @@ class Fleet:
         healthy, accepting, lost = dead.is_healthy, dead.is_accepting, dead.slot.numbers[OPEN]
         dead.close()
         self._scoreboard.release(dead.slot)
-        self._scoreboard.count(LOST, lost)
+        self._scoreboard.count(WORKER_DIED, lost)
         if dead.order:
             log.debug("worker %d has exited", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
             return None
         if not dead.killed_because:
-            self._count(WORKERS_EXITED if status >= 0 else WORKERS_SIGNALLED)
-        extra = Event.WORKER_REPLACED.fields(TCPUPPERD_WORKER=dead.pid)
+            self._count(WORKERS_DIED_EXIT if status >= 0 else WORKERS_DIED_SIGNAL)
+        extra = Event.WORKER_DIED.fields(TCPUPPERD_WORKER=dead.pid)
         how = dead.killed_because or signals.describe(status)
         what = f"worker {dead.pid} {how}"
         if self._is_current(dead) and not accepting:
@@ -240,10 +239,12 @@ class Fleet:
     def _kill_late(self, worker: WorkerProcess) -> None:
         # A worker that cannot even hand over is hung; one that drains may have slow clients.
         hung = worker.order in (Order.HAND_OVER, Order.HAND_OVER_WITH_QUEUES)
-        event = Event.WORKER_HUNG if hung else Event.DRAIN_CUT_SHORT
+        event = Event.WORKER_HUNG if hung else Event.ANSWERS_CUT_OFF
         connections = counted(worker.slot.numbers[OPEN], "connection")
         text = f"killing worker {worker.pid}, which still has {connections}"
-        self._kill(worker, WORKERS_LATE, "was killed because it did not exit", event, text)
+        self._kill(
+            worker, WORKERS_DIED_KILL_TIMEOUT, "was killed because it did not exit", event, text
+        )
 
     def watch(self) -> bool:
         """Kill workers whose heartbeat has stopped, if a check is due; return whether it was.
@@ -264,7 +265,7 @@ class Fleet:
             if min(worker.since_heartbeat(now), now - self._awake_since) > interval:
                 text = f"worker {worker.pid} is not responding, killing it"
                 because = "was killed because it was not responding"
-                self._kill(worker, WORKERS_HUNG, because, Event.WORKER_HUNG, text)
+                self._kill(worker, WORKERS_DIED_HUNG, because, Event.WORKER_HUNG, text)
         return True
 
     def _kill(
@@ -273,7 +274,7 @@ class Fleet:
         """Kill a worker, count it and log why; all of this once, however long it takes to die."""
         if worker.killed_because:
             return
-        level = logging.ERROR if field == WORKERS_HUNG else logging.WARNING
+        level = logging.ERROR if field == WORKERS_DIED_HUNG else logging.WARNING
         log.log(level, "%s", text, extra=event.fields(TCPUPPERD_WORKER=worker.pid))
         self._count(field)
         worker.kill(because)

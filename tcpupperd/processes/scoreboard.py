@@ -20,16 +20,29 @@ from typing import NamedTuple
 from tcpupperd.host import memfd
 from tcpupperd.serving.counters import (
     ACCEPTED,
+    BEGAN,
+    DAEMON,
     EARLIER_LINES,
-    FIELDS,
+    EXITING,
+    FILE_NUMBER,
+    FILE_TIME,
+    HANDED_OVER_IN,
     HEARTBEAT,
-    LEAVING,
+    LAST_RELOAD,
+    LAST_RELOAD_FAILED,
     LINES,
+    LOADED,
     OPEN,
     PID,
+    RELOADS_FAILURE,
+    RELOADS_SUCCESS,
+    SLOTS,
     STARTED,
     STATE,
-    TAKEN,
+    WORKER,
+    WORKERS_DIED_EXIT,
+    WORKERS_DIED_KILL_TIMEOUT,
+    WORKERS_STARTED,
     microseconds,
 )
 
@@ -40,48 +53,6 @@ _ROW = _ROW_SIZE // 8  # numbers
 #: fs.nr_open.
 BELIEVED = 2**31
 
-#: The numbers of the daemon. Times are CLOCK_REALTIME in microseconds.
-DAEMON = (
-    "slots",  # the number that have ever been in use
-    "began",  # when the daemon started
-    "workers_started",
-    "workers_exited",  # by themselves, without having been told to
-    "workers_signalled",  # killed by other processes
-    "workers_hung",  # killed because their heartbeat stopped
-    "workers_late",  # killed because they did not exit in time
-    "lost",  # connections that were lost with a worker
-    "restarts",  # that connections have survived so far
-    "reloads",
-    "reloads_failed",
-    "loaded",  # when the running configuration was loaded
-    "last_reload",  # when the last reload ended, or 0
-    "last_reload_failed",  # whether the last reload failed
-    "file_number",  # the inode of the file that was loaded, 0 if there is none
-    "file_time",  # its modification time, in nanoseconds
-    "leaves",  # whether the daemon was told to stop and new clients should go elsewhere
-    "longest_line",  # the largest max_line with which any connection may have been served
-)
-(
-    SLOTS,
-    BEGAN,
-    WORKERS_STARTED,
-    WORKERS_EXITED,
-    WORKERS_SIGNALLED,
-    WORKERS_HUNG,
-    WORKERS_LATE,
-    LOST,
-    RESTARTS,
-    RELOADS,
-    RELOADS_FAILED,
-    LOADED,
-    LAST_RELOAD,
-    LAST_RELOAD_FAILED,
-    FILE_NUMBER,
-    FILE_TIME,
-    LEAVES,
-    LONGEST_LINE,
-) = range(len(DAEMON))
-
 
 class Scoreboard:
     """The numbers of the daemon, and of up to `size` workers at a time."""
@@ -91,7 +62,7 @@ class Scoreboard:
         self._slots = self._memory.cast("Q")
         self._ours, self._readable = _published(_ROW_SIZE)
         self._daemon = memoryview(self._ours).cast("Q")
-        self.daemon = memoryview(self._readable).cast("Q")  # its DAEMON numbers, to read
+        self.daemon = memoryview(self._readable).cast("Q")  # the numbers of DAEMON, to read
         self._daemon[BEGAN] = time_of_day()
         self._free = list(reversed(range(size)))
 
@@ -106,12 +77,12 @@ class Scoreboard:
         if self._ours is not self._readable:
             memfd.withhold(self._ours)
         start = row * _ROW_SIZE
-        numbers = self._memory[start : start + len(FIELDS) * 8].cast("Q")
+        numbers = self._memory[start : start + len(WORKER.rows) * 8].cast("Q")
         numbers[STARTED] = numbers[HEARTBEAT] = microseconds()
         numbers[EARLIER_LINES] = numbers[LINES]
         self.raise_to(SLOTS, row + 1)
         self.count(WORKERS_STARTED)
-        return Slot(row, numbers, numbers[ACCEPTED] + numbers[TAKEN])
+        return Slot(row, numbers, numbers[ACCEPTED] + numbers[HANDED_OVER_IN])
 
     def release(self, slot: Slot) -> None:
         """Free the slot of a worker that has exited; its counters stay in the totals."""
@@ -139,7 +110,7 @@ class Scoreboard:
 
     def reload_ended(self, *, failed: bool) -> None:
         """Count a reload."""
-        self.count(RELOADS_FAILED if failed else RELOADS)
+        self.count(RELOADS_FAILURE if failed else RELOADS_SUCCESS)
         self._daemon[LAST_RELOAD], self._daemon[LAST_RELOAD_FAILED] = time_of_day(), failed
 
     # Available in every process, and including workers that were started later
@@ -149,22 +120,24 @@ class Scoreboard:
         used = self.daemon[SLOTS]
         return {
             name: sum(self._column(field, used))
-            for field, name in enumerate(FIELDS)
+            for field, name in enumerate(WORKER.names)
             if field >= OPEN
         }
 
     def deaths(self) -> int:
         """The number of workers that ended abnormally."""
-        return sum(self.daemon[WORKERS_EXITED : WORKERS_LATE + 1])
+        return sum(self.daemon[WORKERS_DIED_EXIT : WORKERS_DIED_KILL_TIMEOUT + 1])
 
     def events(self) -> dict[str, int]:
         """The counters of the daemon as a whole."""
-        return {DAEMON[field]: self.daemon[field] for field in range(WORKERS_STARTED, LOADED)}
+        return {
+            row.name: self.daemon[field] for field, row in enumerate(DAEMON.rows) if row.metric
+        }
 
     def workers(self) -> list[list[int]]:
         """The numbers of each worker that is running or about to run."""
         used = self.daemon[SLOTS]
-        rows = zip(*(self._column(field, used) for field in range(len(FIELDS))), strict=True)
+        rows = zip(*(self._column(field, used) for field in range(len(WORKER.rows))), strict=True)
         return [list(row) for row in rows if row[PID]]
 
     def loads(self) -> list[int]:
@@ -173,7 +146,7 @@ class Scoreboard:
         used = self.daemon[SLOTS]  # read once: meanwhile, the supervisor may start another worker
         columns = (self._column(field, used) for field in (HEARTBEAT, STATE, OPEN))
         rows = zip(*columns, strict=True)
-        return [count for beat, state, count in rows if beat and state != LEAVING]
+        return [count for beat, state, count in rows if beat and state != EXITING]
 
     def open(self) -> int:
         """The total number of connections of all workers."""
@@ -199,7 +172,7 @@ def time_of_day() -> int:
 
 
 class Slot(NamedTuple):
-    """A worker's place: `numbers` are its FIELDS."""
+    """A worker's place: `numbers` are those of WORKER."""
 
     row: int
     numbers: memoryview
@@ -208,4 +181,4 @@ class Slot(NamedTuple):
     @property
     def connections(self) -> int:
         """The number of connections that its worker has had."""
-        return int(self.numbers[ACCEPTED] + self.numbers[TAKEN] - self.earlier)
+        return int(self.numbers[ACCEPTED] + self.numbers[HANDED_OVER_IN] - self.earlier)

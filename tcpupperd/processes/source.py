@@ -66,7 +66,7 @@ class Source:
         log.error(
             "running with the last good configuration; correct %s and reload",
             self.path,
-            extra=Event.FALLEN_BACK.fields(),
+            extra=Event.LAST_GOOD_IN_USE.fields(),
         )
 
     def keep(self, good: Generation) -> None:

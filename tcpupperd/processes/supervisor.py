@@ -23,18 +23,12 @@ from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.fleet import Failure, Fleet
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
-from tcpupperd.processes.scoreboard import (
-    LAST_RELOAD_FAILED,
-    LEAVES,
-    LONGEST_LINE,
-    RESTARTS,
-    Scoreboard,
-    Slot,
-)
+from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.status_line import status_line
 from tcpupperd.processes.store import Store
 from tcpupperd.serving import turn
+from tcpupperd.serving.counters import LAST_RELOAD_FAILED, LONGEST_LINE, RESTARTS, STOPPING_SOON
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -294,7 +288,7 @@ class Supervisor:
             return
         if self.state is State.RELOADING:
             self._go_back("told to stop")
-        self._scoreboard.put(LEAVES, True)
+        self._scoreboard.put(STOPPING_SOON, True)
         self._notifier.stopping()
         self._notifier.extend_timeout(delay + self._exit_timeout + GRACE)
         log.info("stopping in %g s (shutdown_delay), or on a second signal", delay)

@@ -8,17 +8,17 @@ from time import time
 
 from tcpupperd import __version__
 from tcpupperd.host.sockets import Listener
-from tcpupperd.processes.scoreboard import (
+from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.source import identity
+from tcpupperd.serving.counters import (
     BEGAN,
     FILE_NUMBER,
     FILE_TIME,
     LAST_RELOAD,
     LAST_RELOAD_FAILED,
     LOADED,
-    Scoreboard,
+    microseconds,
 )
-from tcpupperd.processes.source import identity
-from tcpupperd.serving.counters import microseconds
 from tcpupperd.serving.report import Report, report_of, report_of_worker
 
 
@@ -28,7 +28,7 @@ def survey(
     """The report on the daemon; `limit` is the number of connections that all workers together may
     have, `path` the configuration file."""
     daemon, now = scoreboard.daemon, microseconds()
-    in_force = (daemon[FILE_NUMBER], daemon[FILE_TIME])
+    loaded = (daemon[FILE_NUMBER], daemon[FILE_TIME])
     return Report(
         version=__version__,
         host=socket.gethostname(),
@@ -40,7 +40,7 @@ def survey(
         limit=limit,
         configuration=path or "",
         loaded=daemon[LOADED] / 1_000_000,
-        in_force=identity(path) == in_force != (0, 0) if path else None,
+        current=identity(path) == loaded != (0, 0) if path else None,
         last_reload=daemon[LAST_RELOAD] / 1_000_000,
         last_reload_failed=bool(daemon[LAST_RELOAD_FAILED]),
     )

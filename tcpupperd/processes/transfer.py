@@ -20,9 +20,15 @@ from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
-from tcpupperd.processes.scoreboard import LONGEST_LINE, Scoreboard
+from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.serving.connection import Connection, State
-from tcpupperd.serving.counters import DAMAGED, GIVEN, OPEN, TAKEN
+from tcpupperd.serving.counters import (
+    HANDED_OVER_IN,
+    HANDED_OVER_OUT,
+    LONGEST_LINE,
+    OPEN,
+    STATE_UNREADABLE,
+)
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.serving.services import SERVICES, service_of
 from tcpupperd.words import counted
@@ -49,7 +55,7 @@ QUIET_TIME = 1.0
 
 
 #: The state of a connection whose real state cannot be read; such a connection is only closed.
-GONE = State(finished=True)
+UNREADABLE = State(finished=True)
 
 
 class Giver:
@@ -65,6 +71,7 @@ class Giver:
         self._size = 0  # connections per message
         self._given = 0
         self._wait = False
+        self.look_at = math.inf  # when `go_on` must be called, even without an event
 
     def begin(self, *, wait: bool) -> None:
         """Hand over all connections; with `wait`, wait until others take some if the channel is
@@ -72,6 +79,12 @@ class Giver:
         self._wait = wait
         self._size = self._message_size()
         self._give()
+
+    def go_on(self) -> None:
+        """To be called in each loop iteration: tries again when it is time."""
+        if self._server.poller.now >= self.look_at:
+            self.look_at = math.inf
+            self._give()
 
     def _message_size(self) -> int:
         """The number of connections per message: small if there are few connections, so that every
@@ -113,7 +126,7 @@ class Giver:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: handed over after %s", connection, lines)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
-        self._server.tally.add(GIVEN, len(batch))
+        self._server.tally.add(HANDED_OVER_OUT, len(batch))
         self._given += len(batch)
 
     def _cannot_give(self, error: OSError) -> None:
@@ -122,7 +135,7 @@ class Giver:
             self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
         elif self._wait and error.errno == errno.ETOOMANYREFS:
             # No event signals that another worker has taken a message.
-            self._server.poller.at(self._server.poller.now + STEP_BACK, self._give)
+            self.look_at = self._server.poller.now + STEP_BACK
         else:
             log.warning(
                 "closing %s that cannot be handed over: %s (%s)",
@@ -155,19 +168,24 @@ class Taker:
         self._room = capacity.descriptors
         self._polled = False
         self._stopped = False
-        self._away = server.poller.at(math.inf)  # while pending, the channel is left to others
+        self._away_until = 0.0  # until then, the channel is left to others
         self._taken = 0  # connections, since this was last logged
-        self._summary = server.poller.at(math.inf, self._log_summary)
-        server.poller.each.append(self.update_interest)
-        self.update_interest()
+        self._tell_at = math.inf
+        self.look_at = math.inf  # when `update_interest` must be called, even without an event
 
     def update_interest(self) -> None:
-        """Start or stop polling the channel.
+        """To be called in each loop iteration: starts or stops polling the channel, and logs what
+        was taken over.
 
         A message wakes all workers. With EPOLLEXCLUSIVE, it would wake only one, and if that
         worker held back, no other would learn about the message.
         """
-        wanted = self.has_room and not self._stopped and not self._away.pending
+        now = self._server.poller.now
+        if now >= self._tell_at:
+            self._tell()
+        away = now < self._away_until
+        self.look_at = min(self._away_until if away else math.inf, self._tell_at)
+        wanted = self.has_room and not self._stopped and not away
         if wanted != self._polled:
             self._polled = wanted
             if wanted:
@@ -177,9 +195,9 @@ class Taker:
 
     def stop(self) -> None:
         """Leave the channel to others permanently."""
-        self._log_summary()
+        self._tell()
         self._stopped = True
-        self._away.cancel()
+        self._away_until = 0.0
         self.update_interest()
 
     @property
@@ -192,7 +210,7 @@ class Taker:
         with contextlib.suppress(BlockingIOError):
             while self.has_room:
                 self._take()
-        self._log_summary()
+        self._tell()
 
     def _readable(self) -> None:
         server, size = self._server, peek(self._end)
@@ -200,7 +218,7 @@ class Taker:
         if self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
             self._take(size)
         else:
-            self._away.set(server.poller.now + STEP_BACK)
+            self._away_until = server.poller.now + STEP_BACK
 
     def _take(self, size: int = 0) -> None:
         """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
@@ -214,29 +232,27 @@ class Taker:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()
             log.error("closing %s whose state cannot be restored: %s", ended, error, extra=extra)
-            self._server.tally.add(DAMAGED, len(error.sockets))
-            connections = [handover.Connection(one, "", GONE) for one in error.sockets]
+            connections = [handover.Connection(one, "", UNREADABLE) for one in error.sockets]
         except EOFError:  # not end of file, because this process also holds the sending end
             log.error("ignored an empty message in the handover channel")
             return
         for connection in self._without_strange(connections):
             self._take_over(connection)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
-        self._server.tally.add(TAKEN, len(connections))
+        self._server.tally.add(HANDED_OVER_IN, len(connections))
         self._taken += len(connections)
-        self._summary.set(self._server.poller.now + QUIET_TIME)
+        self._tell_at = self._server.poller.now + QUIET_TIME
 
     def _longest_line(self) -> int:
         """The largest max_line with which a connection may have been served: the supervisor knows,
         this worker's configuration may have another."""
         return int(self._scoreboard.daemon[LONGEST_LINE])
 
-    def _log_summary(self) -> None:
+    def _tell(self) -> None:
         if self._taken:
             taken = counted(self._taken, "connection")
             log.info("took over %s", taken, extra=Event.HANDOVER_TAKEN.fields())
-        self._taken = 0
-        self._summary.cancel()
+        self._taken, self._tell_at = 0, math.inf
 
     def _without_strange(
         self, connections: list[handover.Connection]
@@ -253,9 +269,9 @@ class Taker:
             ascii(names[0]),
             extra=Event.HANDOVER_DAMAGED.fields(),
         )
-        self._server.tally.add(DAMAGED, len(names))
         return [
-            one._replace(state=GONE) if one.state.service in names else one for one in connections
+            one._replace(state=UNREADABLE) if one.state.service in names else one
+            for one in connections
         ]
 
     def _take_over(self, travelled: handover.Connection) -> None:
@@ -270,8 +286,8 @@ class Taker:
             return
         if server.tally.debug:
             log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
-        if state is GONE:
-            connection.reason = "damaged"  # already counted
+        if state is UNREADABLE:
+            connection.ends(STATE_UNREADABLE)
         server.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 

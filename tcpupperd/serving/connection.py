@@ -14,17 +14,17 @@ from typing import NamedTuple
 from tcpupperd.address import written
 from tcpupperd.config import Config
 from tcpupperd.serving.counters import (
-    CUT,
-    EOF,
-    FIELDS,
-    FINISHED,
+    CLIENT_CLOSED,
+    COMPLETE,
+    DRAIN_TIMEOUT,
     IDLE_TIMEOUT,
     LINE_TIMEOUT,
-    PROBES,
+    PROBE,
     RESET,
-    STOPPED,
+    SERVICE_STOPPED,
     WRITE_TIMEOUT,
     Tally,
+    reason,
 )
 from tcpupperd.serving.protocol import Protocol
 from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, turn
@@ -50,8 +50,8 @@ class Next(Enum):
     INTRODUCE = "ask its protocol who the client is; then `begin`, or close it"
 
 
-class Reason(Enum):
-    """The reason for a deadline, with its counter."""
+class Timeout(Enum):
+    """What a deadline is for, with the counter of connections that it ends."""
 
     IDLE = IDLE_TIMEOUT
     LINE = LINE_TIMEOUT
@@ -202,7 +202,7 @@ class Connection:
         else:
             self.eof = True
             if not before and self._is_silent:
-                self._because(PROBES, "client closed")
+                self.ends(PROBE)
             answer = protocol.receive_eof()
         self.last_activity = now
         tally.received += len(data)
@@ -242,47 +242,54 @@ class Connection:
 
     def stop(self, now: float) -> Next | None:
         """Close it gracefully because the server is stopping."""
-        self._because(STOPPED, "service stopped")
+        self.ends(SERVICE_STOPPED)
         return self.end(now)
 
     def abandon(self, now: float) -> Next:
         """Close it immediately. If unsent answers are lost, reset it so that the client knows."""
         if not self.unsent:
-            self._because(STOPPED, "service stopped")
+            self.ends(SERVICE_STOPPED)
             return Next.CLOSE
-        self._because(CUT, "drain timeout")
+        self.ends(DRAIN_TIMEOUT)
         return Next.CUT
 
     def expire(self, now: float) -> Next | None:
         """Act on the deadline, if it has passed."""
-        when, reason = self.deadline()
+        when, timeout = self.deadline()
         if when > now:
             return Next.SCHEDULE
-        if reason is Reason.LINGER:
+        if timeout is Timeout.LINGER:
             return self._linger_on(now)
-        if (
-            reason is not Reason.LINE or not self.protocol.introduces
-        ):  # the protocol has its own reason
-            self._because(reason.value, FIELDS[reason.value].replace("_", " "))
+        # If a header is incomplete, its protocol has a reason of its own.
+        if timeout is not Timeout.LINE or not self.protocol.introduces:
+            self.ends(timeout.value)
             log.debug("%s: %s", self, self.reason)
-        return Next.CUT if reason is Reason.WRITE else self.end(now)
+        return Next.CUT if timeout is Timeout.WRITE else self.end(now)
+
+    def ends(self, counter: int, words: str = "") -> None:
+        """Record and count why the connection ends; only the first reason counts."""
+        if not self.reason:
+            self.reason = words or reason(counter)
+            self.tally.add(counter)
 
     def fail(self, error: OSError) -> None:
         """Count and log that the connection to the client has failed."""
-        was_probe = self._is_silent and isinstance(error, ConnectionError)
-        self._because(PROBES if was_probe else RESET, str(error.strerror).lower())
+        if self._is_silent and isinstance(error, ConnectionError):
+            self.ends(PROBE)
+        else:
+            self.ends(RESET, str(error.strerror).lower())
         log.debug("%s: %s", self, error)
 
-    def deadline(self) -> tuple[float, Reason]:
+    def deadline(self) -> tuple[float, Timeout]:
         """When to close this connection, and why."""
         limits = self.limits
         if self.lingers_until:
-            return self.lingers_until, Reason.LINGER
+            return self.lingers_until, Timeout.LINGER
         if self.unsent:
-            return self.last_activity + limits.write_timeout, Reason.WRITE
+            return self.last_activity + limits.write_timeout, Timeout.WRITE
         idle = self.last_activity + limits.idle_timeout
         line = self.line_began + limits.line_timeout if self.line_began else math.inf
-        return (line, Reason.LINE) if line < idle else (idle, Reason.IDLE)
+        return (line, Timeout.LINE) if line < idle else (idle, Timeout.IDLE)
 
     @property
     def interest(self) -> int:
@@ -324,15 +331,9 @@ class Connection:
         if state.lingers_for is not None:
             self.lingers_until = now + state.lingers_for
             # It was counted when the lingering began. 0.1.0 does not hand it over.
-            self.reason = state.reason or "finished"
+            self.reason = state.reason or reason(COMPLETE)
         ends = protocol.finished and not self.lingers_until
         return (self.end(now) if ends else None) or Next.WATCH
-
-    def _because(self, counter: int, reason: str) -> None:
-        """Record and count why the connection ends; only the first reason counts."""
-        if not self.reason:
-            self.reason = reason
-            self.tally.add(counter)
 
     def _is_new(self, now: float, newcomer_time: float) -> bool:
         """Whether the client has just connected and may be about to send its first line."""
@@ -390,11 +391,11 @@ class Connection:
         if self.protocol.introduces:
             return Next.INTRODUCE
         if self.eof:
-            self._because(EOF, "client closed")
+            self.ends(CLIENT_CLOSED)
             return Next.CLOSE
         if self.lingers_until:
             return None
-        self._because(FINISHED, "finished")
+        self.ends(COMPLETE)
         self.socket.shutdown(socket.SHUT_WR)
         self.lingers_until = now + LINGER_TIME
         return Next.WATCH

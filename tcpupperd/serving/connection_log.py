@@ -11,7 +11,6 @@ from tcpupperd.address import written
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host import tcp_info
 from tcpupperd.serving.connection import Connection
-from tcpupperd.serving.poller import Poller
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -21,19 +20,19 @@ log = logging.getLogger(__name__)
 RATE, BURST = 1000, 50_000
 
 #: Seconds until the number of suppressed messages is logged.
-SUMMARY_INTERVAL = 10.0
+TELL_AFTER = 10.0
 
 
 class ConnectionLog:
     """Logs connections that have ended, for one of several workers."""
 
-    def __init__(self, workers: int, poller: Poller) -> None:
+    def __init__(self, workers: int) -> None:
         self._rate = RATE / workers
         self._burst = BURST / workers
         self._allowed = self._burst  # messages at the time `_since`
         self._since = 0.0
         self._left_out = 0
-        self._summary = poller.at(math.inf, self.log_summary)
+        self.tell_at = math.inf  # when `tell` must be called
 
     def ended(self, connection: Connection, now: float) -> None:
         """Log that a connection has ended, or count its message as suppressed."""
@@ -48,10 +47,10 @@ class ConnectionLog:
             )
             return
         if not self._left_out:
-            self._summary.set(now + SUMMARY_INTERVAL)
+            self.tell_at = now + TELL_AFTER
         self._left_out += 1
 
-    def log_summary(self) -> None:
+    def tell(self) -> None:
         """Log the number of connections whose messages were suppressed, if any."""
         if self._left_out:
             log.warning(
@@ -59,8 +58,7 @@ class ConnectionLog:
                 counted(self._left_out, "connection"),
                 extra=Event.MESSAGES_DROPPED.fields(),
             )
-        self._left_out = 0
-        self._summary.cancel()
+        self._left_out, self.tell_at = 0, math.inf
 
     def _may_log(self, now: float) -> bool:
         """Use up one of the allowed messages, if there are any left (a token bucket)."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tcpupperd.address import source_of
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.connection import Connection, Limits, Next
-from tcpupperd.serving.counters import Tally
+from tcpupperd.serving.counters import BUG, Tally, reason
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.protocol import Protocol
@@ -65,7 +65,6 @@ class Connections:
         self._by_fd: dict[int, Connection] = {}
         self._sources: Counter[str] = Counter()
         self._deadlines = Deadlines()
-        self._expiry = poller.at(math.inf, self.expire)
         self.limits = limits
         self._counts_sources = limits.per_source < math.inf
 
@@ -128,7 +127,11 @@ class Connections:
             for fd in due:
                 if connection := self._by_fd.get(fd):  # else a hook has closed it meanwhile
                     self.attempt(Connection.expire, connection)
-        self._expiry.set(self._deadlines.next())
+
+    @property
+    def next_deadline(self) -> float:
+        """The time at which `expire` must be called next."""
+        return self._deadlines.next()
 
     # Adding and removing
 
@@ -143,7 +146,7 @@ class Connections:
         if self._counts_sources and not connection.protocol.introduces:
             self._count_source(connection.client_address, 1)
         if self.limits.shortest < math.inf:
-            self._hold(connection, self._poller.now + self.limits.shortest)
+            connection.bucket = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
 
     def begin(
         self,
@@ -207,7 +210,7 @@ class Connections:
             connection.fail(error)
             self.close(connection)
             return
-        connection.reason = "bug"
+        connection.reason = reason(BUG)
         try:
             self._hooks.on_bug(connection.socket, connection.client_address)
         finally:
@@ -237,10 +240,4 @@ class Connections:
             connection.bucket.discard(connection.fd)
         when = min(connection.deadline()[0], self._poller.now + self.limits.shortest)
         if when < math.inf:
-            self._hold(connection, when)
-
-    def _hold(self, connection: Connection, when: float) -> None:
-        """Check the deadline of a connection at this time."""
-        connection.bucket = self._deadlines.add(connection.fd, when)
-        if when < self._expiry.when:  # otherwise `expire` comes first, and sets it again
-            self._expiry.set(self._deadlines.next())
+            connection.bucket = self._deadlines.add(connection.fd, when)

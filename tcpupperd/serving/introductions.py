@@ -12,7 +12,7 @@ from tcpupperd.address import Networks, written
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.serving.connection import Connection
-from tcpupperd.serving.counters import PROXY_UNTRUSTED, Tally
+from tcpupperd.serving.counters import PROXY_UNTRUSTED, Tally, reason
 from tcpupperd.serving.proxy import Header, HeaderProtocol
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,15 @@ class Introductions:
         if isinstance(found, Header):
             return balancer if found.source is None else found.source, header.rest
         if found and not connection.reason:  # otherwise another reason ended it, such as a stop
-            connection.reason = "refused"
+            connection.reason = reason(found.counter)
             self._refuse(found.counter, balancer, str(found))
         return None
 
-    def _refuse(self, counter: int, balancer: object, reason: str) -> None:
+    def _refuse(self, counter: int, balancer: object, problem: str) -> None:
         self._tally.add(counter)
         self._refusals.warn(
             "%s: PROXY header rejected: %s",
             written(balancer),
-            reason,
+            problem,
             extra=Event.PROXY_REFUSED.fields(**client_fields(balancer)),
         )

@@ -8,95 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
+from tcpupperd.serving.counters import DAEMON, WORKER, Metric, Row
 from tcpupperd.serving.http import Page
 from tcpupperd.serving.report import STATES, Report
 
 #: This exact text is required: Prometheus 3 rejects content types that it does not know.
 CONTENT_TYPE = "text/plain; version=0.0.4"
 
-
-class Counter(NamedTuple):
-    """A metric that only grows, made from one or more counters of a report, each with its value of
-    the label."""
-
-    name: str
-    help: str
-    label: str
-    fields: Mapping[str, str]
-
-
-COUNTERS = (
-    Counter("lines", "Lines answered.", "", {"": "lines"}),
-    Counter("received_bytes", "Bytes received from clients.", "", {"": "received"}),
-    Counter("sent_bytes", "Bytes sent to clients.", "", {"": "bytes"}),
-    Counter("connections_accepted", "Connections accepted.", "", {"": "accepted"}),
-    Counter(
-        "connections_closed",
-        "Connections ended, by reason.",
-        "reason",
-        {
-            "client_closed": "eof",
-            "finished": "finished",
-            "service_stopped": "stopped",
-            "probe": "probes",
-            "reset": "reset",
-            "idle_timeout": "idle_timeout",
-            "line_timeout": "line_timeout",
-            "write_timeout": "write_timeout",
-            "drain_timeout": "cut",
-            "damaged": "damaged",
-            "bug": "errors",
-            "worker_died": "lost",
-        },
-    ),
-    Counter(
-        "connections_refused",
-        "Connections closed before anything was answered, by reason.",
-        "reason",
-        {
-            "source_limit": "refused",
-            "proxy_untrusted": "proxy_untrusted",
-            "proxy_absent": "proxy_absent",
-            "proxy_incomplete": "proxy_incomplete",
-            "proxy_invalid": "proxy_invalid",
-            "proxy_checksum": "proxy_checksum",
-        },
-    ),
-    Counter(
-        "connections_handed_over",
-        "Connections handed over from one process to another, by direction.",
-        "direction",
-        {"given": "given", "taken": "taken"},
-    ),
-    Counter(
-        "accept_shortages",
-        "Number of times that accepting was paused for lack of capacity, descriptors or memory.",
-        "",
-        {"": "shortages"},
-    ),
-    Counter("turns", "Iterations of the workers' event loops.", "", {"": "turns"}),
-    Counter("restarts_survived", "Restarts that kept the open connections.", "", {"": "restarts"}),
-    Counter("workers_started", "Workers started.", "", {"": "workers_started"}),
-    Counter(
-        "workers_died",
-        "Workers that exited unexpectedly or had to be killed, by reason.",
-        "reason",
-        {
-            "exit": "workers_exited",
-            "signal": "workers_signalled",
-            "hung": "workers_hung",
-            "late": "workers_late",
-        },
-    ),
-    Counter(
-        "reloads",
-        "Reloads, by result.",
-        "result",
-        {"success": "reloads", "failure": "reloads_failed"},
-    ),
-)
 
 #: A metric: name, type, help, and the values with their labels.
 Family = tuple[str, str, str, Iterable[tuple[Mapping[str, str], float]]]
@@ -107,14 +26,21 @@ def page(report: Report) -> Page:
     return Page(CONTENT_TYPE, "".join(map(_written, (*_counters(report), *_gauges(report)))))
 
 
+def counters(report: Report) -> dict[Metric, list[tuple[Row, int]]]:
+    """The counters of a report, by metric."""
+    found: dict[Metric, list[tuple[Row, int]]] = {}
+    for row in (*WORKER.rows, *DAEMON.rows):
+        if row.metric and row.name in report.counters:
+            found.setdefault(row.metric, []).append((row, report.counters[row.name]))
+    return found
+
+
 def _counters(report: Report) -> Iterator[Family]:
-    for name, text, label, fields in COUNTERS:
+    for metric, rows in counters(report).items():
         values = [
-            ({label: value} if label else {}, report.counters[field])
-            for value, field in fields.items()
-            if field in report.counters
+            ({metric.label: row.value} if metric.label else {}, count) for row, count in rows
         ]
-        yield f"tcpupperd_{name}_total", "counter", text, values
+        yield f"tcpupperd_{metric.name}_total", "counter", metric.help, values
 
 
 def _gauges(report: Report) -> Iterator[Family]:
@@ -143,11 +69,11 @@ def _gauges(report: Report) -> Iterator[Family]:
     yield "tcpupperd_workers", "gauge", "Workers, by state.", counts
     yield from _queues(report)
     yield from _times(report)
-    in_force = None if report.in_force is None else float(report.in_force)
+    current = None if report.current is None else float(report.current)
     yield gauge(
-        "tcpupperd_configuration_in_force",
+        "tcpupperd_configuration_current",
         "Whether the running configuration matches the file on disk.",
-        in_force,
+        current,
     )
     yield gauge(
         "tcpupperd_configuration_loaded_timestamp_seconds",
@@ -179,12 +105,12 @@ def _queues(report: Report) -> Iterator[Family]:
 
 def _times(report: Report) -> Iterator[Family]:
     """Times and maxima; the report has the counter of time in microseconds."""
-    busy = report.counters.get("busy", 0) / 1_000_000
+    seconds = report.counters.get("loop_microseconds", 0) / 1_000_000
     text = "Time spent by workers in event loop iterations, excluding time spent waiting."
-    yield "tcpupperd_turn_seconds_total", "counter", text, [({}, busy)]
-    longest = max((worker.longest_turn for worker in report.workers), default=0.0)
+    yield "tcpupperd_loop_seconds_total", "counter", text, [({}, seconds)]
+    longest = max((worker.longest_iteration for worker in report.workers), default=0.0)
     text = "Longest event loop iteration of any running worker."
-    yield "tcpupperd_turn_longest_seconds", "gauge", text, [({}, longest)]
+    yield "tcpupperd_loop_longest_seconds", "gauge", text, [({}, longest)]
     longest = max((worker.longest_queue for worker in report.workers), default=0.0)
     text = "Longest time that a connection waited before a running worker accepted it."
     yield "tcpupperd_accept_queue_longest_seconds", "gauge", text, [({}, longest)]

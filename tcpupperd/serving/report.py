@@ -13,20 +13,20 @@ from tcpupperd.host.sockets import Listener
 from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.serving.counters import (
     EARLIER_LINES,
-    FIELDS,
     HEARTBEAT,
     LINES,
+    LONGEST_ITERATION,
     LONGEST_QUEUE,
-    LONGEST_TURN,
     OPEN,
     PID,
     STARTED,
     STATE,
+    WORKER,
     microseconds,
 )
 
 #: Names for the values of `counters.STATE`, in their order.
-STATES = ("starting", "serving", "leaving")
+STATES = ("starting", "serving", "exiting")
 
 
 class WorkerReport(NamedTuple):
@@ -38,7 +38,7 @@ class WorkerReport(NamedTuple):
     lines: int
     age: float
     silent_for: float | None  # since its last heartbeat; None without a watchdog
-    longest_turn: float
+    longest_iteration: float
     longest_queue: float  # time that a connection waited to be accepted
 
 
@@ -60,11 +60,11 @@ class Report(NamedTuple):
     began: float
     listeners: list[ListenerReport]
     workers: list[WorkerReport]
-    counters: Mapping[str, int]  # by the names of `counters.FIELDS` and `scoreboard.DAEMON`
+    counters: Mapping[str, int]  # by the names in the log
     limit: int = 0  # maximum number of open connections for all workers together
     configuration: str = ""  # the path of the file
     loaded: float = 0.0  # when the running configuration was loaded
-    in_force: bool | None = None  # whether the file on disk is running; None if there is no file
+    current: bool | None = None  # whether the file on disk is running; None if there is no file
     last_reload: float = 0.0
     last_reload_failed: bool = False
 
@@ -82,7 +82,7 @@ def report_of_one(
         began=now - worker.age,
         listeners=[report_of(one) for one in listeners],
         workers=[worker],
-        counters={FIELDS[field]: numbers[field] for field in range(OPEN, len(FIELDS))},
+        counters=dict(zip(WORKER.names[OPEN:], numbers[OPEN:], strict=True)),
         limit=limit,
     )
 
@@ -99,7 +99,7 @@ def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
         age=max(0, now - began) / 1_000_000,
         # The first heartbeat, set at the start, proves nothing.
         silent_for=max(0, now - beat) / 1_000_000 if beat > began else None,
-        longest_turn=numbers[LONGEST_TURN] / 1_000_000,
+        longest_iteration=numbers[LONGEST_ITERATION] / 1_000_000,
         longest_queue=numbers[LONGEST_QUEUE] / 1_000_000,
     )
 

@@ -33,7 +33,7 @@ from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.connection_log import ConnectionLog
 from tcpupperd.serving.connections import Connections, Hooks
-from tcpupperd.serving.counters import ERRORS, REFUSED, RESET, Tally
+from tcpupperd.serving.counters import BUG, RESET, SOURCE_LIMIT, Tally, reason
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.handlers import HANDLERS, framing_of
@@ -85,7 +85,7 @@ class UpperServer(socketserver.BaseServer):
         super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
-        self._ended = ConnectionLog(self.config.worker_count, self.poller)
+        self._ended = ConnectionLog(self.config.worker_count)
         limits = Limits.of(self.config)
         self.connections = Connections(self.poller, limits, self.tally, self._hooks())
         self.acceptor = Acceptor(
@@ -137,9 +137,9 @@ class UpperServer(socketserver.BaseServer):
         with self._serving:
             try:
                 while not self._stop_requested and self.more_can_come():
-                    self.run_once()
+                    self.turn(self.poll_timeout())
             finally:
-                self._ended.log_summary()
+                self._ended.tell()
                 self._stop_requested = False
 
     def handle_request(self) -> None:
@@ -147,22 +147,37 @@ class UpperServer(socketserver.BaseServer):
         `timeout`, call `handle_timeout` if nothing becomes ready within that many seconds."""
         self._served_in = os.getpid()
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
-        timeout = self.poller.at(give_up_at)
-        while not self.run_once():
-            if self.poller.now >= give_up_at:
+        while not self.turn(self.poll_timeout(give_up_at)):
+            if monotonic() >= give_up_at:
                 self.handle_timeout()
-                break
-        timeout.cancel()
+                return
 
-    def run_once(self) -> bool:
-        """Run one loop iteration; return whether any descriptor was ready."""
-        ready = self.poller.wait()
+    def turn(self, timeout: float | None) -> bool:
+        """Run one loop iteration, which waits up to `timeout` seconds; return whether anything
+        was ready."""
+        ready = self.poller.wait(timeout)
         for fd in self.connections.serve(ready):
             self.poller.dispatch(fd)
-        self.poller.finish()
         self.service_actions()
-        self.tally.publish(len(self.connections), monotonic() - self.poller.now)
         return bool(ready)
+
+    def service_actions(self) -> None:
+        """Called in each loop iteration: handle deadlines, draining and accepting."""
+        self.connections.expire()
+        if self.poller.now >= self._ended.tell_at:
+            self._ended.tell()
+        if self.draining:
+            self.draining.go_on(self.poller.now)
+        self.acceptor.update_interest()
+        self.tally.publish(len(self.connections), monotonic() - self.poller.now)
+
+    def poll_timeout(self, until: float = math.inf) -> float | None:
+        """Seconds until something is due, or until the time `until`; None means never."""
+        when = min(until, self.connections.next_deadline, self.acceptor.resumes_at or math.inf)
+        when = min(when, self._ended.tell_at)
+        if self.draining:
+            when = min(when, self.draining.next_look)
+        return None if when == math.inf else max(0.0, when - monotonic())
 
     def more_can_come(self) -> bool:
         """Whether there is a listener or a connection left."""
@@ -185,18 +200,17 @@ class UpperServer(socketserver.BaseServer):
         With `take_queues`, connections that wait in the accept queues are served first; omit it if
         another process has the same listeners and accepts them. For `gentle`, see `Drain`.
         """
-        self.poller.update_clock()
-        if self.draining:
-            self.draining.cancel()
+        self.poller.look_at_clock()
         if not take_queues:
             self.acceptor.stop()
         self.draining = Drain(
-            self.poller,
             self.acceptor,
             self.connections,
+            now=self.poller.now,
             timeout=self.config.drain_timeout,
             gentle=gentle,
         )
+        self.draining.go_on(self.poller.now)
         return self.draining
 
     def shutdown(self) -> None:
@@ -246,7 +260,7 @@ class UpperServer(socketserver.BaseServer):
             self.acceptor.stop()
         draining = self.drain(gentle=False)
         while draining.unfinished:
-            self.run_once()
+            self.turn(self.poll_timeout())
         for connection in self.connections:
             self.connections.close(connection)
 
@@ -283,7 +297,7 @@ class UpperServer(socketserver.BaseServer):
     def _is_verified(self, request: socket.socket, client_address: Any) -> bool:
         verified = self.verify_request(request, client_address)
         if not verified:
-            self.tally.add(REFUSED)
+            self.tally.add(SOURCE_LIMIT)
         return verified
 
     def _introduce(self, connection: Connection, now: float) -> Next | None:
@@ -298,7 +312,8 @@ class UpperServer(socketserver.BaseServer):
                 return self.connections.begin(
                     connection, client_address, protocol, greeting, received
                 )
-            connection.client_address, connection.reason = client_address, "refused"
+            connection.client_address = client_address
+            connection.reason = reason(SOURCE_LIMIT)  # already counted
         connection.socket.shutdown(socket.SHUT_WR)
         return Next.CLOSE
 
@@ -320,7 +335,7 @@ class UpperServer(socketserver.BaseServer):
         self._refusals.warn(
             "%s already has max_connections_per_source connections open; closed another",
             host,
-            extra=Event.SOURCE_REFUSED.fields(**client_fields(client_address)),
+            extra=Event.SOURCE_LIMIT.fields(**client_fields(client_address)),
         )
         return False
 
@@ -367,5 +382,5 @@ class UpperServer(socketserver.BaseServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a bug that affects one connection; the others continue to be served."""
-        self.tally.add(ERRORS)
+        self.tally.add(BUG)
         log.exception("bug while serving %s; closing the connection", client_address)

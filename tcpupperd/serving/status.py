@@ -7,8 +7,9 @@ import string
 import time
 from collections.abc import Iterator
 
+from tcpupperd.serving.counters import ENDS, REFUSED, Row
 from tcpupperd.serving.http import Page
-from tcpupperd.serving.metrics import COUNTERS, Counter
+from tcpupperd.serving.metrics import counters
 from tcpupperd.serving.report import Report, WorkerReport
 from tcpupperd.words import counted
 
@@ -29,8 +30,6 @@ POLICY = (
     " frame-ancestors 'none'"
 )
 
-_REASONS = ("connections_closed", "connections_refused")
-
 with open(os.path.join(os.path.dirname(__file__), "status.html.in"), encoding="utf-8") as _file:
     _TEMPLATE = string.Template(_file.read())
 
@@ -47,8 +46,8 @@ def page(report: Report) -> Page:
             _row(one.address, one.service, _known(one.queue), _known(one.queue_limit), numbers=2)
             for one in report.listeners
         ),
-        totals=_counters(report, without=_REASONS),
-        reasons=_counters(report, only=_REASONS),
+        totals=_counters(report, ends=False),
+        reasons=_counters(report, ends=True),
         now=f"As of {_moment(report.now)}; totals since the daemon started",
     )
     return Page("text/html; charset=utf-8", text, (POLICY, "Referrer-Policy: no-referrer"))
@@ -58,7 +57,7 @@ def troubles(report: Report) -> Iterator[str]:
     """Problems that need the administrator's attention."""
     if report.last_reload_failed:
         yield "The last reload failed; the log says why."
-    if report.in_force is False:
+    if report.current is False:
         yield (
             f"{report.configuration} does not match the running configuration: it was changed, is"
             " invalid or is missing."
@@ -118,7 +117,7 @@ def _facts(report: Report) -> str:
 
 def _configuration(report: Report) -> str:
     path = escaped(report.configuration)
-    if not report.in_force:
+    if not report.current:
         return f'{path}, <span class="bad">not current</span>'
     return f'{path}, <span class="good">current</span>, loaded {_moment(report.loaded)}'
 
@@ -141,38 +140,37 @@ def _worker(worker: WorkerReport) -> str:
         f"{worker.connections:,}",
         f"{worker.lines:,}",
         "-" if worker.silent_for is None else duration(worker.silent_for),
-        duration(worker.longest_turn),
+        duration(worker.longest_iteration),
         duration(worker.age),
         numbers=5,
     )
 
 
-def _counters(report: Report, *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> str:
-    rows = []
-    for counter in COUNTERS:
-        if counter.name in without or (only and counter.name not in only):
-            continue
-        for value, field in counter.fields.items():
-            if field in report.counters:
-                rows.append(_row(_name(counter, value), f"{report.counters[field]:,}", numbers=1))
-    return "".join(rows)
+def _counters(report: Report, *, ends: bool) -> str:
+    """The rows of the counters that say why connections ended, or of all others."""
+    return "".join(
+        _row(_heading(row), f"{count:,}", numbers=1, title=row.help)
+        for metric, rows in counters(report).items()
+        if (metric in ENDS) is ends
+        for row, count in rows
+    )
 
 
-def _name(counter: Counter, value: str) -> str:
-    """The heading of a row, from the name and the label of a metric."""
-    name = counter.name.removeprefix("connections_")
-    words = value if name == "closed" else f"{name}: {value}" if value else name
+def _heading(row: Row) -> str:
+    """The heading of a counter: its name in words. Those of refused connections say so."""
+    words = f"refused: {row.name}" if row.metric is REFUSED else row.name
     return words.replace("_", " ").capitalize()
 
 
-def _row(*cells: str, numbers: int) -> str:
-    """A table row whose last `numbers` cells are numbers."""
+def _row(*cells: str, numbers: int, title: str = "") -> str:
+    """A table row whose last `numbers` cells are numbers, with an explanation."""
     first, *rest = map(escaped, cells)
     words = len(rest) - numbers
     row = "".join(f"<td>{cell}" for cell in rest[:words])
     row += "".join(f'<td class="number">{cell}' for cell in rest[words:])
     zero = ' class="zero"' if rest == ["0"] else ""
-    return f'<tr{zero}><th scope="row">{first}{row}'
+    explained = f' title="{escaped(title)}"' if title else ""
+    return f'<tr{zero}{explained}><th scope="row">{first}{row}'
 
 
 def _known(number: int | None) -> str:

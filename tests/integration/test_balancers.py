@@ -71,7 +71,7 @@ def test_health_checks_of_haproxy_leave_no_line(tmp_path: Path, options: str) ->
         server = daemon.addresses[0].removeprefix("proxy=")
         options += " check check-send-proxy inter 50ms fall 1000"  # a late one is no failure
         with haproxy(tmp_path, server, {"checked": options}) as frontends:
-            until(lambda: daemon.counters()["probes"] >= 3)
+            until(lambda: daemon.counters()["probe"] >= 3)
             with connected(frontends["checked"], "127.0.0.2") as (client, _):
                 client.sendall(b"hello\n")
                 assert client.recv(100) == b"HELLO\n"

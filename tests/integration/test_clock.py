@@ -101,5 +101,5 @@ def test_warnings_that_clients_can_cause(clock: WallClock) -> None:
         assert daemon.connect().read_to_end() == b""
         set_by_an_hour(daemon, clock, HOUR)
         assert daemon.connect().read_to_end() == b""
-        assert daemon.counters()["refused"] == 2
+        assert daemon.counters()["source_limit"] == 2
         assert daemon.log.count("refused another") <= 1 + (time.monotonic() - began) // QUIET

@@ -84,22 +84,34 @@ def send_a_line(client: Client) -> None:
     say_nothing(client)
 
 
+def answered(end: Callable[[Client], None]) -> Callable[[Client], None]:
+    """What a client does that ends the connection once it has an answer."""
+
+    def act(client: Client) -> None:
+        assert client.ask(b"hello") == b"HELLO"
+        end(client)
+
+    return act
+
+
 def send_bug(client: Client) -> None:
     client.send(b"bug\n")
     say_nothing(client)
 
 
 REASONS: list[tuple[str, dict[str, Any], Callable[[Client], None]]] = [
-    ("client closed", {}, Client.close),
-    ("connection reset by peer", {}, Client.reset),
-    ("finished", {"lines_per_connection": 1}, send_a_line),
+    ("client closed", {}, answered(Client.close)),
+    ("connection reset by peer", {}, answered(Client.reset)),
+    ("probe", {}, Client.close),
+    ("probe", {}, Client.reset),
+    ("complete", {"lines_per_connection": 1}, send_a_line),
     ("idle timeout", {"idle_timeout": 0.1}, say_nothing),
     ("line timeout", {"line_timeout": 0.1}, begin_a_line),
     ("bug", {}, send_bug),
 ]
 
 
-@pytest.mark.parametrize(("reason", "settings", "act"), REASONS, ids=[row[0] for row in REASONS])
+@pytest.mark.parametrize(("reason", "settings", "act"), REASONS, ids=range(len(REASONS)))
 def test_reason_is_told(
     journal: Journal,
     ended: Ended,
@@ -172,7 +184,7 @@ def test_client_behind_a_proxy_is_the_one_that_was_introduced(
         port = refused.port
         refused.send(b"no header\n")
         refused.wait_for_end()
-        assert ended.the(port)["TCPUPPERD_REASON"] == "refused"
+        assert ended.the(port)["TCPUPPERD_REASON"] == "proxy absent"
 
 
 def test_client_cannot_write_lines_into_the_log() -> None:
@@ -182,8 +194,8 @@ def test_client_cannot_write_lines_into_the_log() -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.bind(f"\0{where}\nforged".encode())
             client.connect(f"\0{where}".encode())
-        until(lambda: "client closed" in daemon.log)
-        assert f" INFO @{where}\\nforged: client closed " in daemon.log
+        until(lambda: "probe after" in daemon.log)
+        assert f" INFO @{where}\\nforged: probe after " in daemon.log
 
 
 def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
@@ -222,7 +234,9 @@ def test_client_of_a_load_balancer_is_told_by_its_own_address(
         refused = service.connect()
         refused.send(line(("10.0.0.7", 50000)))
         refused.wait_for_end()
-        assert ended.the(50000)["TCPUPPERD_CLIENT"] == "10.0.0.7"
+        entry = ended.the(50000)
+        assert entry["TCPUPPERD_CLIENT"] == "10.0.0.7"
+        assert entry["TCPUPPERD_REASON"] == "source limit"
     with service.daemon(wrapper=journal.wrapper, **settings):
         for number, client in enumerate(clients):
             assert client.ask(b"again") == b"AGAIN"

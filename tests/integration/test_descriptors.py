@@ -76,7 +76,7 @@ def check_shortage(daemon: Daemon, served: list[Client]) -> None:
     assert daemon.connect().ask(b"more") == b"MORE"
     until(lambda: "accepting connections again" in daemon.log)
     assert daemon.log.count("not accepting connections") == 1
-    assert daemon.counters()["shortages"] == 1
+    assert daemon.counters()["accept_pauses"] == 1
 
 
 def test_shortages_in_a_row_do_not_flood_the_log() -> None:
@@ -120,7 +120,7 @@ def test_no_connection_is_lost_if_fewer_workers_lack_room_for_all() -> None:
         daemon.reload(workers=1)
         for client in clients:
             client.send(b"after\n")
-        until(lambda: daemon.counters()["given"] >= taken)
+        until(lambda: daemon.counters()["handed_over_out"] >= taken)
         while clients:
             ready, _, _ = select.select([one.socket for one in clients], [], [], DEADLINE)
             assert ready, f"{len(clients)} clients wait in vain"

@@ -14,7 +14,7 @@ from integration.embedding import (
 from tcpupperd.config import Config
 from tcpupperd.serving.counters import (
     LINES,
-    PROBES,
+    PROBE,
     RESET,
 )
 from tcpupperd.serving.server import UpperServer
@@ -137,7 +137,7 @@ def test_reset_ends_only_its_own_connection(
                 client.send(data)
                 client.reset()
         # A reset may be seen before the data that was sent ahead of it.
-        until(lambda: server.tally.numbers[RESET] + server.tally.numbers[PROBES] == 3)
+        until(lambda: server.tally.numbers[RESET] + server.tally.numbers[PROBE] == 3)
         assert other.ask(b"after") == b"AFTER"
         assert len(server.connections) == 1
     assert caplog.records == []

@@ -21,10 +21,10 @@ from tcpupperd.host import sockets
 from tcpupperd.host.handshakes import in_handshake, sources
 from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.processes import handover
-from tcpupperd.processes.scoreboard import LONGEST_LINE, Scoreboard
+from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
-from tcpupperd.serving.counters import RESET, TAKEN, Tally
+from tcpupperd.serving.counters import HANDED_OVER_IN, LONGEST_LINE, RESET, Tally
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.turn import RECEIVE_SIZE
 from tools import need
@@ -85,7 +85,7 @@ def test_connection_that_cannot_be_watched_is_the_only_one_that_ends(
     for _, theirs in pairs:
         theirs.close()
     worker.handle_request()
-    assert worker.tally.numbers[TAKEN] == 3
+    assert worker.tally.numbers[HANDED_OVER_IN] == 3
     assert worker.tally.numbers[RESET] == 1
     (unlucky, _), *others = pairs
     assert unlucky.recv(1) == b""
@@ -164,20 +164,11 @@ def test_draining_answers_no_more_of_one_client_in_a_turn_than_serving() -> None
                 client.close()
                 client = socket.socket()
             assert received <= (turns + 1) * RECEIVE_SIZE + len(sent) % RECEIVE_SIZE
-            server.run_once()
+            server.turn(server.poll_timeout())
             turns += 1
         client.close()
         assert received == len(sent)
         assert turns >= len(sent) // RECEIVE_SIZE
-
-
-def test_second_drain_replaces_the_first() -> None:
-    """It may follow when connections cannot be handed over while the server drains."""
-    with UpperServer(config=Config(drain_timeout=60.0)) as server:
-        before = list(server.poller.each)
-        server.drain()
-        second = server.drain()
-        assert [call for call in server.poller.each if call not in before] == [second.go_on]
 
 
 # A client whose machine has vanished

@@ -141,7 +141,7 @@ def test_slow_client_may_still_send_and_reads_all() -> None:
     with Daemon() as daemon:
         client = daemon.connect(receive_buffer=16384)
         client.send(lines)
-        until(lambda: daemon.counters()["bytes"] == len(lines))
+        until(lambda: daemon.counters()["sent_bytes"] == len(lines))
         daemon.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             daemon.wait(LINGER_TIME + 1)

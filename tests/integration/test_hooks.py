@@ -12,8 +12,8 @@ from integration.embedding import ANY_PORT, CountingServer, connected, is_silent
 from tcpupperd.serving.connection import Connection
 from tcpupperd.serving.counters import (
     ACCEPTED,
-    ERRORS,
-    REFUSED,
+    BUG,
+    SOURCE_LIMIT,
 )
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
@@ -34,7 +34,7 @@ def test_verify_request_refuses_politely() -> None:
     with serving(Choosy(ANY_PORT)) as server, connected(server) as client:
         assert client.read_to_end() == b""
         assert server.asked == (server.server_address, client.socket.getsockname())
-        assert server.tally.numbers[REFUSED] == 1
+        assert server.tally.numbers[SOURCE_LIMIT] == 1
 
 
 def test_verify_request_refuses_local_clients_too(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_handle_error_is_told_of_a_bug_and_the_others_are_served(
             client.wait_for_end()
             assert server.handled == (ZeroDivisionError, client.socket.getsockname())
         assert other.ask(b"after") == b"AFTER"
-        assert server.tally.numbers[ERRORS] == 1
+        assert server.tally.numbers[BUG] == 1
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert record.exc_info
@@ -107,7 +107,7 @@ def test_handle_error_is_told_of_a_bug_in_a_hook() -> None:
             assert server.handled == (ZeroDivisionError, client.socket.getsockname())
         with connected(server) as other:
             assert other.ask(b"after") == b"AFTER"
-        assert server.tally.numbers[ERRORS] == 1
+        assert server.tally.numbers[BUG] == 1
 
 
 def test_process_request_can_be_extended() -> None:

@@ -53,7 +53,7 @@ def test_agent_answers_immediately_and_closes(sockets: Sockets) -> None:
         assert asking.read_to_end() == HERE
         asking.close()
         until(lambda: daemon.counters()["open"] == 0)
-        assert daemon.counters()["probes"] == daemon.counters()["lines"] == 0
+        assert daemon.counters()["probe"] == daemon.counters()["lines"] == 0
 
 
 def test_agent_of_a_daemon_that_binds_its_addresses() -> None:

@@ -45,7 +45,7 @@ def test_one_above_the_limit_of_its_source_is_refused() -> None:
         assert percentile(sorted(times), 50) < 0.1
         assert [client.ask(b"more") for client in served] == [b"MORE"] * 5
         counters = daemon.counters()
-        assert counters["refused"] == len(times)
+        assert counters["source_limit"] == len(times)
         assert counters["open"] == 5
 
         # A place that comes free is the source's to use.
@@ -70,7 +70,7 @@ def test_client_that_disconnects_before_it_is_refused_is_counted_once() -> None:
         assert daemon.connect().ask(b"one") == b"ONE"
         with stopped(*daemon.workers()):
             daemon.connect().reset()
-        until(lambda: daemon.counters()["refused"] == 1)
+        until(lambda: daemon.counters()["source_limit"] == 1)
         assert daemon.counters()["reset"] == 0
 
 
@@ -81,7 +81,7 @@ def test_refusals_do_not_flood_the_log() -> None:
         refused = scaled(200, 20000)
         for _ in range(refused):
             daemon.connect().close()
-        until(lambda: daemon.counters()["refused"] == refused)
+        until(lambda: daemon.counters()["source_limit"] == refused)
         said = daemon.log.count(
             "127.0.0.1 already has max_connections_per_source connections open"
         )
@@ -111,7 +111,7 @@ def test_client_that_resets_before_it_is_refused_is_not_counted_as_open() -> Non
         until(lambda: daemon.counters()["accepted"] == 1 + rounds * each)
         counters = daemon.counters()
         assert counters["open"] == 1
-        assert counters["errors"] == 0
+        assert counters["bug"] == 0
 
 
 def test_local_clients_have_no_source(tmp_path: Path) -> None:
@@ -128,4 +128,4 @@ def test_limits_hold_over_a_reload() -> None:
         daemon.reload(max_line=1000)
         assert [client.ask(b"more") for client in served] == [b"MORE"] * 3
         assert daemon.connect().read_to_end() == b""
-        assert daemon.counters()["refused"] == 1
+        assert daemon.counters()["source_limit"] == 1

@@ -95,8 +95,8 @@ def test_clients_that_go_away_are_no_trouble() -> None:
             answered.close()
         until(lambda: daemon.counters()["accepted"] == 9)
         until(lambda: daemon.counters()["open"] == 0)
-        assert daemon.counters()["errors"] == 0
-        assert daemon.counters()["reset"] + daemon.counters()["probes"] >= 3
+        assert daemon.counters()["bug"] == 0
+        assert daemon.counters()["reset"] + daemon.counters()["probe"] >= 3
         assert set(PLAIN.findall(daemon.log)) == {"INFO"}
         assert "Traceback" not in daemon.log
 
@@ -169,9 +169,9 @@ def test_journal_gets_entries(journal: Journal) -> None:
     assert journal.read_to_end() == []
     of = {entry["MESSAGE_ID"]: entry for entry in found if "MESSAGE_ID" in entry}
     assert of[Event.READY.message_id]["PRIORITY"] == "6"
-    assert of[Event.SOURCE_REFUSED.message_id]["TCPUPPERD_CLIENT"] == "127.0.0.1"
-    assert of[Event.SOURCE_REFUSED.message_id]["TCPUPPERD_PORT"] == str(port)
-    assert of[Event.WORKER_REPLACED.message_id]["TCPUPPERD_WORKER"] == str(killed)
+    assert of[Event.SOURCE_LIMIT.message_id]["TCPUPPERD_CLIENT"] == "127.0.0.1"
+    assert of[Event.SOURCE_LIMIT.message_id]["TCPUPPERD_PORT"] == str(port)
+    assert of[Event.WORKER_DIED.message_id]["TCPUPPERD_WORKER"] == str(killed)
     assert of[Event.RELOAD_REFUSED.message_id]["PRIORITY"] == "3"
     (bug,) = (entry for entry in found if "Traceback" in entry["MESSAGE"])
     assert bug["MESSAGE"].endswith("RuntimeError: a bug")

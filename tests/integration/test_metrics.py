@@ -59,7 +59,7 @@ def test_whether_the_file_on_disk_is_running() -> None:
     with Daemon(listen=LISTEN) as daemon:
 
         def seen() -> tuple[float, ...]:
-            names = ("configuration_in_force", "last_reload_successful")
+            names = ("configuration_current", "last_reload_successful")
             return tuple(value(daemon, f"tcpupperd_{name}") for name in names)
 
         assert seen() == (1, 1)
@@ -82,9 +82,9 @@ def test_file_may_be_older_than_1970() -> None:
     with Daemon(listen=LISTEN) as daemon:
         daemon.configure(max_line=100)
         os.utime(daemon.config, ns=(-1, -1))
-        assert value(daemon, "tcpupperd_configuration_in_force") == 0
+        assert value(daemon, "tcpupperd_configuration_current") == 0
         daemon.send_signal(signal.SIGHUP)
-        until(lambda: value(daemon, "tcpupperd_configuration_in_force") == 1)
+        until(lambda: value(daemon, "tcpupperd_configuration_current") == 1)
 
 
 def page(daemon: Daemon) -> str:
@@ -194,7 +194,7 @@ def test_full_worker_is_still_scraped() -> None:
             assert value(daemon, "tcpupperd_connections_open") >= 5
         assert value(daemon, "tcpupperd_connections_limit") == 5
         assert value(daemon, "tcpupperd_lines_total") == 5
-        assert value(daemon, "tcpupperd_accept_shortages_total") == 1  # and it is not over
+        assert value(daemon, "tcpupperd_accept_pauses_total") == 1  # and it is not over
         assert "accepting connections again" not in daemon.log
 
         # Scrapers are limited as well, and never permanently take the place of a client.

@@ -10,7 +10,7 @@ from integration.daemon import Daemon
 from integration.embedding import ANY_PORT, CountingServer, connected, serving
 from integration.processes import stopped
 from tcpupperd.config import Config
-from tcpupperd.serving.counters import IDLE_TIMEOUT, LINES, PROBES, RESET
+from tcpupperd.serving.counters import IDLE_TIMEOUT, LINES, PROBE, RESET
 from waiting import until
 
 
@@ -20,7 +20,7 @@ def test_probe_is_counted_apart_and_leaves_no_line(leave: Callable[[Client], Non
         log = daemon.log
         for _ in range(3):
             leave(daemon.connect())
-        until(lambda: daemon.counters()["probes"] == 3)
+        until(lambda: daemon.counters()["probe"] == 3)
         until(lambda: daemon.counters()["open"] == 0)
         counters = daemon.counters()
         assert (counters["accepted"], counters["reset"]) == (3, 0)
@@ -35,7 +35,7 @@ def test_client_that_has_sent_something_is_no_probe(server: CountingServer) -> N
             client.end()
             assert client.read_to_end() == data.upper()
     until(lambda: server.tally.numbers[LINES] == 2)
-    assert server.tally.numbers[PROBES] == 0
+    assert server.tally.numbers[PROBE] == 0
 
 
 def test_client_that_disconnects_before_its_answer_is_no_probe() -> None:
@@ -47,7 +47,7 @@ def test_client_that_disconnects_before_its_answer_is_no_probe() -> None:
             client.reset()
         until(lambda: daemon.counters()["open"] == 0)
         counters = daemon.counters()
-        assert (counters["lines"], counters["reset"], counters["probes"]) == (1, 1, 0)
+        assert (counters["lines"], counters["reset"], counters["probe"]) == (1, 1, 0)
 
 
 def test_silent_client_whose_connection_we_end_is_no_probe() -> None:
@@ -57,4 +57,4 @@ def test_silent_client_whose_connection_we_end_is_no_probe() -> None:
         client.close()
         until(lambda: len(server.connections) == 0)
         assert server.tally.numbers[IDLE_TIMEOUT] == 1
-        assert server.tally.numbers[PROBES] == server.tally.numbers[RESET] == 0
+        assert server.tally.numbers[PROBE] == server.tally.numbers[RESET] == 0

@@ -210,7 +210,7 @@ def test_health_checks_are_probes() -> None:
         until(lambda: daemon.counters()["open"] == len(checks))
         for check in checks:
             check.reset()
-        until(lambda: daemon.counters()["probes"] == len(checks))
+        until(lambda: daemon.counters()["probe"] == len(checks))
         assert "WARNING" not in daemon.log
 
 
@@ -227,14 +227,14 @@ def test_limit_of_a_source_counts_clients_not_the_balancer() -> None:
             "192.0.2.7 already has max_connections_per_source connections open; closed another"
             in daemon.log
         )
-        assert daemon.counters()["refused"] == 1
+        assert daemon.counters()["source_limit"] == 1
         for number, client in enumerate(idle):
             client.send(binary(addresses((f"198.51.100.{number}", 1))))
             assert client.ask(b"other") == b"OTHER"
 
         # The place of a client that disconnects is free again, even after a reload.
         replace_workers(daemon)
-        until(lambda: daemon.counters()["taken"] == 6)
+        until(lambda: daemon.counters()["handed_over_in"] == 6)
         assert daemon.balancer(line()).read_to_end() == b""
         first.close()
         until(lambda: daemon.counters()["open"] == 5)
@@ -309,7 +309,7 @@ def test_limit_of_a_source_outlives_a_restart(service: Service) -> None:
     with service.daemon(**settings) as daemon:
         half.send(b"\n")
         assert half.read_to_end() == b""
-        assert daemon.counters()["refused"] == 1
+        assert daemon.counters()["source_limit"] == 1
         assert known.ask(b"two") == b"TWO"
 
 

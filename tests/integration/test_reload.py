@@ -105,7 +105,7 @@ def test_reload_whose_workers_cannot_start_leaves_nothing_behind(service: Servic
         assert idle == 70
         assert client.ask(b"two") == b"TWO"
         counters = daemon.counters()  # logged at the level info
-        assert (counters["reloads"], counters["reloads_failed"]) == (0, 1)
+        assert (counters["reloads_success"], counters["reloads_failure"]) == (0, 1)
 
 
 def test_reloads_in_a_row_are_each_answered() -> None:

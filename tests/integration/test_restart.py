@@ -91,17 +91,17 @@ def test_line_that_is_longer_than_a_new_limit_is_not_lost(service: Service) -> N
         clients = [service.connect() for _ in range(2)]
         for client in clients:
             client.send(begun)
-        until(lambda: daemon.counters()["received"] == 2 * len(begun))
+        until(lambda: daemon.counters()["received_bytes"] == 2 * len(begun))
     with service.daemon(max_line=10) as daemon:
         assert clients[0].read(len(begun)) == begun.upper()
         clients[0].send(b"end\n")
         assert clients[0].read_line() == b"END\n"
         daemon.reload(max_line=2**22)
         clients[0].send(begun)
-        until(lambda: daemon.counters()["received"] == len(begun) + 4)
+        until(lambda: daemon.counters()["received_bytes"] == len(begun) + 4)
         daemon.reload(max_line=10)
         assert clients[0].read(len(begun)) == begun.upper()
-        assert daemon.counters()["damaged"] == 0
+        assert daemon.counters()["state_unreadable"] == 0
 
 
 def test_connections_outlive_a_killed_supervisor(service: Service) -> None:
@@ -149,7 +149,7 @@ def test_many_connections_outlive_two_restarts_in_a_row(service: Service) -> Non
     with service.daemon() as daemon:
         for number, client in enumerate(clients):
             assert client.ask(b"more") == b"%d AND MORE" % number
-        until(lambda: daemon.counters()["taken"] == MANY)
+        until(lambda: daemon.counters()["handed_over_in"] == MANY)
         assert daemon.counters()["open"] == MANY
 
 
@@ -228,7 +228,7 @@ def test_connections_that_cannot_be_read_end_politely(
     with service.daemon() as daemon:
         assert lost.read_to_end() == b""
         assert whole.ask(b"two") == b"TWO"
-        until(lambda: daemon.counters()["damaged"] == 1)
+        until(lambda: daemon.counters()["state_unreadable"] == 1)
         complaints = [line for line in daemon.log.splitlines() if "ERROR" in line]
         assert len(complaints) == 1
         assert "closing 1 connection whose state cannot be restored: " in complaints[0]
@@ -372,6 +372,21 @@ def too_large() -> int:
 
 def binary() -> int:
     return sealed(b"\xff")
+
+
+def test_stored_descriptors_with_unknown_names_are_removed(service: Service) -> None:
+    """As other versions may have stored them, each with a file or a socket of its own."""
+    with service.daemon():
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        until(lambda: service.manager.stored.keys() >= NAMES)
+    pair = socket.socketpair()
+    service.manager.stored |= {"witness": pair[0], "last-configuration": FileIO(sealed(b""))}
+    with service.daemon() as daemon:
+        assert client.ask(b"two") == b"TWO"
+        until(lambda: service.manager.stored.keys() == NAMES)
+        assert daemon.counters()["handed_over_in"] == 1
+    pair[1].close()
 
 
 @pytest.mark.parametrize("make", [not_sealed, not_a_memfd, too_large, binary])

@@ -25,7 +25,7 @@ from tcpupperd.address import source_of
 from tcpupperd.config import Config
 from tcpupperd.serving.counters import (
     ACCEPTED,
-    REFUSED,
+    SOURCE_LIMIT,
 )
 from tcpupperd.serving.server import UpperServer
 from tools import need
@@ -63,7 +63,7 @@ def test_no_more_than_the_limit_of_one_source_are_served() -> None:
         assert [client.ask(b"in") for client in clients] == [b"IN", b"IN"]
         with connected(server) as third:
             assert third.read_to_end() == b""
-        assert server.tally.numbers[REFUSED] == 1
+        assert server.tally.numbers[SOURCE_LIMIT] == 1
         address, source = endpoint_of(server), ("127.0.0.2", 0)
         with socket.create_connection(address, DEADLINE, source) as elsewhere:
             elsewhere.sendall(b"from elsewhere\n")

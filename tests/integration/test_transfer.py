@@ -50,7 +50,7 @@ def test_invalid_message_costs_only_its_own_connection(
     with service.daemon() as daemon:
         assert lost.read_to_end() == b""
         assert whole.ask(b"two") == b"TWO"
-        until(lambda: daemon.counters()["damaged"] == 1)
+        until(lambda: daemon.counters()["state_unreadable"] == 1)
         assert "closing 1 connection whose state cannot be restored: " in daemon.log
         assert "Traceback" not in daemon.log
         assert "starting a replacement" not in daemon.log

@@ -70,7 +70,7 @@ def test_stuck_worker_is_replaced() -> None:
         assert other in daemon.workers()
         assert daemon.connect().ask(b"hello") == b"HELLO"
         counters = daemon.counters()
-        assert (counters["workers_hung"], counters["workers_signalled"]) == (1, 0)
+        assert (counters["workers_died_hung"], counters["workers_died_signal"]) == (1, 0)
 
 
 def test_service_that_was_suspended_as_a_whole_continues() -> None:

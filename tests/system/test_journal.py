@@ -96,7 +96,7 @@ def refuse_a_configuration(machine: Container) -> None:
     machine.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", SERVICE)
     until(lambda: told(machine, Event.RELOAD_REFUSED))
     machine.run("systemctl", "restart", SERVICE)
-    until(lambda: told(machine, Event.FALLEN_BACK))
+    until(lambda: told(machine, Event.LAST_GOOD_IN_USE))
 
 
 def lose_workers(machine: Container) -> None:
@@ -104,7 +104,7 @@ def lose_workers(machine: Container) -> None:
     assert answer(machine, "served\n") == "SERVED"
     (killed,) = workers(machine)
     machine.run("kill", "-KILL", str(killed))
-    (replaced,) = until(lambda: told(machine, Event.WORKER_REPLACED))
+    (replaced,) = until(lambda: told(machine, Event.WORKER_DIED))
     assert replaced["TCPUPPERD_WORKER"] == str(killed)
     (hangs,) = until(lambda: workers(machine) - {killed})
     machine.run("kill", "-STOP", str(hangs))
@@ -123,7 +123,7 @@ def refuse_clients(machine: Container) -> None:
     restart_with(machine, "workers = 1\nmax_connections_per_source = 1\n")
     with Conversation(machine) as one, Conversation(machine) as other:
         assert one.ask("one") == "ONE" or other.ask("other") == "OTHER"
-        (refused,) = until(lambda: told(machine, Event.SOURCE_REFUSED))
+        (refused,) = until(lambda: told(machine, Event.SOURCE_LIMIT))
         assert refused["TCPUPPERD_CLIENT"] in ("127.0.0.1", "::1")
 
 
@@ -135,7 +135,7 @@ def cut_answers(machine: Container) -> None:
         assert client.stdout.readline() == "stalled\n"
         machine.run("systemctl", "stop", SERVICE)
         client.kill()
-    until(lambda: told(machine, Event.DRAIN_CUT_SHORT))
+    until(lambda: told(machine, Event.ANSWERS_CUT_OFF))
 
 
 def refuse_a_proxy(machine: Container) -> None:

@@ -38,8 +38,8 @@ def test_metrics_start_and_stop_while_connections_are_open(
         assert conversation.ask("restarted") == "RESTARTED"
         text = get(machine)
         assert text.startswith("text/plain; version=0.0.4\n")
-        assert '\ntcpupperd_connections_handed_over_total{direction="taken"} 1\n' in text
-        assert "\ntcpupperd_configuration_in_force 1\n" in text
+        assert '\ntcpupperd_connections_handed_over_total{direction="in"} 1\n' in text
+        assert "\ntcpupperd_configuration_current 1\n" in text
         assert "tcpupperd.toml, <span class=" in get(machine, "/")
 
         invocation = machine.show(METRICS, "InvocationID")

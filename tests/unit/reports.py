@@ -1,13 +1,12 @@
 """Reports, for tests of those who show them."""
 
-from tcpupperd.processes.scoreboard import DAEMON, LOADED, WORKERS_STARTED
-from tcpupperd.serving.counters import FIELDS, OPEN
+from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.serving.report import ListenerReport, Report, WorkerReport
 
 #: All counters that a report of the daemon has, each with another value.
 COUNTERS = {
     name: 1000 + number
-    for number, name in enumerate((*FIELDS[OPEN:], *DAEMON[WORKERS_STARTED:LOADED]))
+    for number, name in enumerate(Scoreboard(1).totals() | Scoreboard(1).events())
 }
 
 NASTY = "<script>alert('1\")</script>&amp;\\\n"
@@ -29,6 +28,6 @@ REPORT = Report(
     limit=20_000,
     configuration="/etc/tcpupperd/tcpupperd.toml",
     loaded=1_795_555_255.5,
-    in_force=True,
+    current=True,
     last_reload=1_795_555_256.5,
 )

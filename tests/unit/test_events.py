@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcpupperd.events import MANUAL, Event
+from tcpupperd.serving.counters import ENDS, PROXY_UNTRUSTED, RESET, WORKER, reason
 from tools import need
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,15 @@ def test_catalog_names_only_pages_and_fields_that_exist() -> None:
         assert (ROOT / f"data/man/{page}.{section}").exists()
         assert set(re.findall("@(.*?)@", text)) <= used_fields()
     assert MANUAL == "man:tcpupperd(8)"
+
+
+def test_catalog_lists_every_reason_why_a_connection_ends() -> None:
+    """A failed connection has the kernel's words; one from an untrusted address never began."""
+    _, text = catalog()[Event.CONNECTION_ENDED.message_id]
+    found = re.findall(r"^    (\w.*?)(?:  .*)?$", text, re.MULTILINE)
+    counters = [number for number, row in enumerate(WORKER.rows) if row.metric in ENDS]
+    reasons = {reason(one) for one in counters if one not in (RESET, PROXY_UNTRUSTED)}
+    assert set(", ".join(found[:-1]).split(", ")) == reasons
 
 
 def test_manual_lists_every_event_and_no_other() -> None:

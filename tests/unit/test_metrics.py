@@ -2,7 +2,7 @@
 
 import re
 
-from tcpupperd.serving.metrics import COUNTERS, page
+from tcpupperd.serving.metrics import counters, page
 from tcpupperd.serving.report import ListenerReport
 from unit import reports
 from unit.reports import NASTY, REPORT
@@ -11,7 +11,7 @@ from unit.reports import NASTY, REPORT
 GAUGES = {"open"}
 
 #: What is not in base units there.
-TIMES = {"busy"}
+TIMES = {"loop_microseconds"}
 
 
 def values() -> dict[str, float]:
@@ -25,13 +25,14 @@ def test_type_is_exactly_that_of_the_text_format() -> None:
 
 
 def test_every_counter_is_in_one_metric() -> None:
-    fields = [field for counter in COUNTERS for field in counter.fields.values()]
-    assert sorted(fields) == sorted(reports.COUNTERS.keys() - GAUGES - TIMES)
+    names = [row.name for rows in counters(REPORT).values() for row, _ in rows]
+    assert sorted(names) == sorted(reports.COUNTERS.keys() - GAUGES - TIMES)
     found = values()
-    for counter in COUNTERS:
-        for value, field in counter.fields.items():
-            labels = f'{{{counter.label}="{value}"}}' if counter.label else ""
-            assert found[f"tcpupperd_{counter.name}_total{labels}"] == reports.COUNTERS[field]
+    for metric, rows in counters(REPORT).items():
+        for row, count in rows:
+            labels = f'{{{metric.label}="{row.value}"}}' if metric.label else ""
+            assert found[f"tcpupperd_{metric.name}_total{labels}"] == count
+            assert reports.COUNTERS[row.name] == count
 
 
 def test_gauges_are_those_of_the_report() -> None:
@@ -41,14 +42,16 @@ def test_gauges_are_those_of_the_report() -> None:
     assert found["tcpupperd_connections_limit"] == 20_000
     assert found["process_start_time_seconds"] == REPORT.began
     assert found['tcpupperd_workers{state="serving"}'] == 1
-    assert found['tcpupperd_workers{state="leaving"}'] == 0
+    assert found['tcpupperd_workers{state="exiting"}'] == 0
     assert found[f"tcpupperd_accept_queue_connections{queue}"] == 7
     assert found[f"tcpupperd_accept_queue_limit{queue}"] == 4096
-    assert found["tcpupperd_configuration_in_force"] == 1
+    assert found["tcpupperd_configuration_current"] == 1
     assert found["tcpupperd_configuration_loaded_timestamp_seconds"] == REPORT.loaded
     assert found["tcpupperd_last_reload_successful"] == 1
-    assert found["tcpupperd_turn_seconds_total"] == reports.COUNTERS["busy"] / 1_000_000
-    assert found["tcpupperd_turn_longest_seconds"] == 0.0125
+    assert (
+        found["tcpupperd_loop_seconds_total"] == reports.COUNTERS["loop_microseconds"] / 1_000_000
+    )
+    assert found["tcpupperd_loop_longest_seconds"] == 0.0125
     assert found["tcpupperd_accept_queue_longest_seconds"] == 1.5
     assert any(re.match(r'tcpupperd_build_info\{version="1.2.3",', name) for name in found)
 
@@ -65,8 +68,8 @@ def test_every_metric_has_help_and_a_type_once_before_its_values() -> None:
 
 
 def test_unknown_values_are_omitted() -> None:
-    text = page(REPORT._replace(in_force=None, loaded=0, listeners=[])).text
-    for name in ("configuration_in_force", "loaded", "accept_queue_connections"):
+    text = page(REPORT._replace(current=None, loaded=0, listeners=[])).text
+    for name in ("configuration_current", "loaded", "accept_queue_connections"):
         assert name not in text
 
 

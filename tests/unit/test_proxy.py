@@ -36,7 +36,7 @@ from proxy_headers import (
     line,
     tlv,
 )
-from tcpupperd.serving.counters import FIELDS
+from tcpupperd.serving.counters import WORKER
 from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol, crc32c, parse
 
 V6 = addresses(CLIENT_6, SERVER_6)
@@ -173,7 +173,7 @@ def outcome(data: bytes | bytearray) -> Header | tuple[str, str] | None:
     try:
         return parse(data)
     except HeaderError as error:
-        return FIELDS[error.counter], str(error)
+        return WORKER.names[error.counter], str(error)
 
 
 @pytest.mark.parametrize(("header", "source"), GOOD, ids=range(len(GOOD)))
@@ -297,7 +297,7 @@ def test_header_that_ends_too_early_is_incomplete(end: Callable[[HeaderProtocol]
     assert not end(protocol)
     assert (protocol.finished, protocol.mid_line, protocol.held) == (True, False, b"")
     assert isinstance(protocol.introduction, HeaderError)
-    assert FIELDS[protocol.introduction.counter] == "proxy_incomplete"
+    assert WORKER.names[protocol.introduction.counter] == "proxy_incomplete"
     assert str(protocol.introduction) == "the header was incomplete after 5 bytes"
 
 

@@ -10,22 +10,25 @@ from time import monotonic
 
 import pytest
 
-from tcpupperd.processes.scoreboard import BEGAN, BELIEVED, LOST, RESTARTS, Scoreboard
+from tcpupperd.processes.scoreboard import BELIEVED, Scoreboard
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ACCEPTING,
-    BUSY,
+    BEGAN,
     EARLIER_LINES,
-    FIELDS,
     HEARTBEAT,
     LINES,
-    LONGEST_TURN,
+    LONGEST_ITERATION,
+    LOOP_ITERATIONS,
+    LOOP_MICROSECONDS,
     OPEN,
     PID,
+    RESTARTS,
     STARTED,
     STARTING,
     STATE,
-    TURNS,
+    WORKER,
+    WORKER_DIED,
     Tally,
 )
 from tcpupperd.serving.report import STATES, report_of_worker
@@ -38,14 +41,14 @@ def test_new_slot_has_a_number_for_each_field_and_only_the_time_is_set() -> None
     assert before - 0.001 <= numbers[STARTED] / 1_000_000 <= monotonic()
     assert numbers[HEARTBEAT] == numbers[STARTED]
     numbers[STARTED] = numbers[HEARTBEAT] = 0
-    assert numbers == [0] * len(FIELDS)
+    assert numbers == [0] * len(WORKER.rows)
 
 
 def test_slots_do_not_overlap() -> None:
     board = Scoreboard(3)
     slots = [board.claim() for _ in range(3)]
     for value, slot in enumerate(slots, 1):
-        for field in range(len(FIELDS)):
+        for field in range(len(WORKER.rows)):
             slot.numbers[field] = value
     assert [set(slot.numbers) for slot in slots] == [{1}, {2}, {3}]
     assert len({slot.row for slot in slots}) == 3
@@ -87,22 +90,25 @@ def test_worker_continues_counting_where_the_previous_one_stopped() -> None:
     assert (second.connections, board.totals()["lines"], board.totals()["accepted"]) == (1, 10, 6)
 
 
-def test_longest_turn_is_that_of_the_worker_and_the_time_in_turns_is_of_all() -> None:
+def test_longest_iteration_is_that_of_the_worker_and_the_time_is_that_of_all() -> None:
     board = Scoreboard(1)
     slot = board.claim()
     tally = Tally(slot.numbers)
     for seconds in (0.25, 0.5, 0.125, 0.0001, 0.0):
         tally.publish(0, seconds)
-    assert (slot.numbers[LONGEST_TURN], slot.numbers[TURNS]) == (500_000, 5)
-    assert slot.numbers[BUSY] == 875_000  # the rest is not yet worth writing
+    assert (slot.numbers[LONGEST_ITERATION], slot.numbers[LOOP_ITERATIONS]) == (500_000, 5)
+    assert slot.numbers[LOOP_MICROSECONDS] == 875_000  # the rest is not yet worth writing
     tally.publish(0, 0.001)
-    assert slot.numbers[BUSY] == 876_100
+    assert slot.numbers[LOOP_MICROSECONDS] == 876_100
     board.release(slot)
     slot = board.claim()
-    assert slot.numbers[LONGEST_TURN] == 0
+    assert slot.numbers[LONGEST_ITERATION] == 0
     Tally(slot.numbers).publish(0, 0.25)
-    assert slot.numbers[LONGEST_TURN] == 250_000
-    assert (board.totals()["turns"], board.totals()["busy"]) == (7, 1_126_100)
+    assert slot.numbers[LONGEST_ITERATION] == 250_000
+    assert (board.totals()["loop_iterations"], board.totals()["loop_microseconds"]) == (
+        7,
+        1_126_100,
+    )
 
 
 def test_total_never_counts_twice_or_falls_while_a_worker_is_replaced() -> None:
@@ -130,7 +136,7 @@ def test_totals_outlive_the_worker_but_its_connections_do_not() -> None:
     board.release(gone)
     assert board.totals()["lines"] == 10
     assert board.totals()["open"] == 3
-    assert list(board.totals()) == list(FIELDS[OPEN:])
+    assert list(board.totals()) == WORKER.names[OPEN:]
 
 
 def test_parent_reads_the_counts_of_a_child() -> None:
@@ -208,11 +214,11 @@ def mapped_to_be_read() -> set[int]:
 def test_no_claim_of_a_worker_is_counted_as_it_is() -> None:
     board = Scoreboard(1)
     slot = board.claim()
-    for field in range(len(FIELDS)):
+    for field in range(len(WORKER.rows)):
         slot.numbers[field] = 2**64 - 1
     for _ in range(3):
-        board.count(LOST, slot.numbers[OPEN])
-    assert board.events()["lost"] == 3 * BELIEVED
+        board.count(WORKER_DIED, slot.numbers[OPEN])
+    assert board.events()["worker_died"] == 3 * BELIEVED
     assert board.totals()["lines"] == 2**64 - 1
     assert report_of_worker(board.workers()[0], 0).state in STATES
     board.release(slot)

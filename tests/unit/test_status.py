@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tcpupperd.serving.metrics import COUNTERS
+from tcpupperd.serving.metrics import counters
 from tcpupperd.serving.report import ListenerReport, Report
 from tcpupperd.serving.status import POLICY, SCRIPT, STYLE, duration, page, troubles
 from unit import reports
@@ -78,9 +78,16 @@ def test_page_shows_the_report() -> None:
 
 def test_page_shows_every_counter() -> None:
     text = read().text
-    shown = [field for counter in COUNTERS for field in counter.fields.values()]
+    shown = [row.name for rows in counters(REPORT).values() for row, _ in rows]
     for field in [*shown, "open"]:
         assert f"{reports.COUNTERS[field]:,}" in text
+
+
+def test_page_explains_every_counter() -> None:
+    titles = [attributes.get("title") for tag, attributes in read().tags if tag == "tr"]
+    for rows in counters(REPORT).values():
+        for row, _ in rows:
+            assert row.help in titles
 
 
 def test_page_needs_nothing_from_elsewhere() -> None:
@@ -105,7 +112,7 @@ def test_everything_is_escaped() -> None:
         version=NASTY,
         host=NASTY,
         configuration=NASTY,
-        in_force=False,
+        current=False,
         listeners=[ListenerReport(NASTY, NASTY, 1, 1)],
     )
     assert [tag for tag, _ in read(report).tags].count("script") == 1
@@ -126,7 +133,7 @@ def test_heading_of_each_table_and_row_is_known_to_a_screen_reader() -> None:
     ("changed", "trouble"),
     [
         ({"last_reload_failed": True}, "The last reload failed"),
-        ({"in_force": False}, "tcpupperd.toml does not match the running configuration"),
+        ({"current": False}, "tcpupperd.toml does not match the running configuration"),
         ({"limit": 1100}, "Nearly all of the 1,100 allowed connections are in use"),
         (
             {"listeners": [ListenerReport("upper", "[::1]:1", 4000, 4096)]},

@@ -423,11 +423,11 @@ def test_hung_worker_is_killed_and_counted_once(enter: Callable[[World], World])
     with pytest.raises(NothingMoreError):
         world.run(["accept", "hang", *["tick"] * 12])
     assert len(world.signalled) == WORKERS
-    assert world.supervisor._scoreboard.events()["workers_hung"] == WORKERS
+    assert world.supervisor._scoreboard.events()["workers_died_hung"] == WORKERS
 
 
 @pytest.mark.parametrize(
-    ("order", "event"), [("reload", Event.WORKER_HUNG), ("term", Event.DRAIN_CUT_SHORT)]
+    ("order", "event"), [("reload", Event.WORKER_HUNG), ("term", Event.ANSWERS_CUT_OFF)]
 )
 def test_worker_late_to_exit_is_an_event_of_what_it_was_told(
     enter: Callable[[World], World],
