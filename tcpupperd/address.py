@@ -189,8 +189,10 @@ def source_of(client_address: Any) -> str:
     local client, which is never limited."""
     if not isinstance(client_address, tuple):
         return ""
-    host = client_address[0]
+    host, scope, interface = scoped_host(client_address).partition("%")
     if ":" not in host:
-        return str(host)
-    packed = pack(host.partition("%")[0])
-    return socket.inet_ntop(socket.AF_INET, packed) if len(packed) == 4 else packed[:8].hex()
+        return host
+    packed = pack(host)
+    if len(packed) == 4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    return packed[:8].hex() + scope + interface

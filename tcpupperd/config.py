@@ -55,6 +55,11 @@ class Setting(NamedTuple):
         return isinstance(self.default, bool)
 
     @property
+    def is_text(self) -> bool:
+        """Whether the setting is a text that is never a number."""
+        return isinstance(self.default, str) and self.check is not workers
+
+    @property
     def default_text(self) -> str:
         """The default in readable form."""
         if self.is_switch:
@@ -425,13 +430,18 @@ def from_text(setting: Setting, text: str) -> Any:
     """Parse and check the value of a command line option. Raises ValueError."""
     if setting.is_list:
         return setting.check([text])
-    if setting.is_switch and text in ("true", "false"):
-        return text == "true"
+    return setting.check(_of_type(setting, text))
+
+
+def _of_type(setting: Setting, text: str) -> Any:
+    """A value of the type of a setting, or the text if it does not have the form of one."""
+    if setting.is_switch:
+        return {"true": True, "false": False}.get(text, text)
+    if setting.is_text:
+        return text
     if re.fullmatch(r"[+-]?[0-9]{1,20}", text):
-        return setting.check(int(text))
-    if re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", text):
-        return setting.check(float(text))
-    return setting.check(text)
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", text) else text
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from tcpupperd.address import plain_host
+from tcpupperd.address import host_of
 
 #: For `extra=` of a log call.
 Extra = dict[str, dict[str, object]]
@@ -24,7 +24,7 @@ def client_fields(address: Any) -> dict[str, object]:
     """The fields that name a client by its address; none for a local client."""
     if not isinstance(address, tuple):
         return {}
-    return {"TCPUPPERD_CLIENT": plain_host(address[0]), "TCPUPPERD_PORT": address[1]}
+    return {"TCPUPPERD_CLIENT": host_of(address), "TCPUPPERD_PORT": address[1]}
 
 
 class Event(Enum):

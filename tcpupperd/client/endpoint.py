@@ -103,7 +103,7 @@ class Endpoint:
         try:
             server.bind(self.source)
         except OSError as error:
-            failure = f"cannot bind to local address {self.source[0]}: {reason(error)}"
+            failure = f"cannot bind to local address {host_of(self.source)}: {reason(error)}"
             raise OSError(error.errno, failure) from error
 
 
@@ -117,8 +117,19 @@ def written(address: SocketAddress) -> str:
     """An address in the form used in messages."""
     if isinstance(address, (str, bytes)):  # bytes: in the abstract namespace
         return os.fsdecode(address).replace("\0", "@", 1)
-    host, port = address[:2]
+    host, port = host_of(address), address[1]
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def host_of(address: tuple[object, ...]) -> str:
+    """The host in a socket address, with the interface if it is a link-local IPv6 address."""
+    scope = address[3] if len(address) == 4 else 0
+    if not isinstance(scope, int) or not scope:
+        return str(address[0])
+    try:
+        return f"{address[0]}%{socket.if_indextoname(scope)}"
+    except OSError:  # the interface has disappeared
+        return f"{address[0]}%{scope}"
 
 
 def reason(error: OSError) -> str:

@@ -161,13 +161,15 @@ class PidFile:
         os.pwrite(self.descriptor, b"%d\n" % self.owner, 0)
 
     def remove(self) -> None:
-        """Remove the file if this process is its owner, not a fork of it."""
+        """Remove the file if this process is its owner, not a fork of it, and if the path does not
+        lead to another file by now."""
         if self.owner != os.getpid():
             return
         # Truncated first: after a change of user, the daemon may not be allowed to remove it.
         os.ftruncate(self.descriptor, 0)
         with contextlib.suppress(OSError):
-            os.unlink(self.path)
+            if self._is_at_path():
+                os.unlink(self.path)
         os.close(self.descriptor)
 
 

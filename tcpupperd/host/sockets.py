@@ -13,7 +13,14 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from tcpupperd.address import SERVICES, Address, parse_address, split_service, written
+from tcpupperd.address import (
+    SERVICES,
+    Address,
+    host_of,
+    parse_address,
+    split_service,
+    written,
+)
 from tcpupperd.errors import ExpectedError
 
 log = logging.getLogger(__name__)
@@ -116,7 +123,7 @@ def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:
             return [_listen_everywhere(address.port)]
         return _listen_all(text, _resolve(address), have)
     except OSError as error:
-        raise ListenError(_explain(text, address, error)) from None
+        raise ListenError(_explain(text, address, error, have.values())) from None
 
 
 def listen_on(server_address: Any, *, backlog: int, reuse: bool) -> socket.socket:
@@ -150,14 +157,35 @@ def stop_new_connections(listening: socket.socket) -> None:
             )
 
 
+class PathSocket(socket.socket):
+    """A Unix socket that knows the file that was created when it was bound."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.AF_UNIX)
+        try:
+            self.bind(path)
+            self._file = os.lstat(path)
+        except OSError:
+            self.close()
+            raise
+
+    def remove_path(self) -> None:
+        """Remove the file, unless the path leads to another one by now. While the socket is open,
+        no other file can have the same inode."""
+        path = self.getsockname()
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._file, os.lstat(path)):
+                os.unlink(path)
+
+
 def close(listening: Iterable[socket.socket]) -> None:
     """Close sockets that were bound here, and remove the paths of Unix sockets."""
     for one in listening:
-        path = one.getsockname() if one.family == socket.AF_UNIX else ""
+        if isinstance(one, PathSocket):
+            one.remove_path()
         one.close()
-        if path and isinstance(path, str):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
 
 
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, Any]]:
@@ -187,7 +215,7 @@ def _listen_all(
                 close(bound)
                 raise
             missing = error
-            log.info("%s: not listening on %s: %s", text, where[0], os.strerror(error.errno))
+            log.info("%s: not listening on %s: %s", text, host_of(where), os.strerror(error.errno))
     if missing and not bound and not kept:
         raise missing
     return kept + bound
@@ -228,27 +256,41 @@ def _listen_everywhere(port: int, backlog: int = BACKLOG, reuse: bool = True) ->
 
 def _listen_unix(path: str, backlog: int = BACKLOG) -> socket.socket:
     """Return a Unix socket. As with systemd, anyone with access to its directory may connect."""
-    one = socket.socket(socket.AF_UNIX)
+    one = _bind_abstract(path) if path.startswith("\0") else _bind_path(path)
     try:
-        try:
-            one.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(path):
-                raise
-            os.unlink(path)
-            one.bind(path)
-        if not path.startswith("\0"):
+        if isinstance(one, PathSocket):
             os.chmod(path, 0o666)
         one.listen(backlog)
+    except OSError:
+        close([one])
+        raise
+    return one
+
+
+def _bind_abstract(name: str) -> socket.socket:
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.bind(name)
     except OSError:
         one.close()
         raise
     return one
 
 
+def _bind_path(path: str) -> PathSocket:
+    """Bind a path, which may have been left behind by another program."""
+    try:
+        return PathSocket(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _is_stale(path):
+            raise
+    os.unlink(path)
+    return PathSocket(path)
+
+
 def _is_stale(path: str) -> bool:
     """Whether a socket file was left behind by a program that has exited."""
-    if path.startswith("\0") or not stat.S_ISSOCK(os.lstat(path).st_mode):
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
@@ -259,6 +301,7 @@ _REMEDIES = {
     errno.EADDRINUSE: "another program is listening there (ss -lp shows which); stop it or choose"
     " another address",
     errno.EADDRNOTAVAIL: "this host has no such address",
+    errno.EINVAL: "a link-local address requires its interface, as in [fe80::1%eth0]:9999",
     errno.EACCES: "ports below 1024 require root or CAP_NET_BIND_SERVICE",
     errno.EAFNOSUPPORT: "not permitted or not supported here; inside the service's sandbox, only"
     " sockets passed by systemd can be used, so set the address in tcpupperd.socket",
@@ -270,16 +313,49 @@ _REMEDIES_FOR_PATHS = _REMEDIES | {
 }
 
 
-def _explain(text: str, address: Address, error: OSError) -> str:
+def _explain(text: str, address: Address, error: OSError, have: Iterable[socket.socket]) -> str:
     if isinstance(error, socket.gaierror):
         return f'cannot listen on {text}: "{address.host}" cannot be resolved: {error.strerror}'
     if error.errno == errno.EADDRINUSE and _is_other_file(address.path):
         return f"cannot listen on {text}: it exists and is not a socket; choose another path"
+    if error.errno == errno.EADDRINUSE and (overlap := _overlap(address, have)):
+        return (
+            f"cannot listen on {text}: this daemon is already listening on {overlap}, which"
+            " overlaps; leave one of them out, or restart it to change from one to the other"
+        )
     # Not error.strerror: socket.create_server appends the address to it.
     reason = os.strerror(error.errno) if error.errno else str(error)
     remedies = _REMEDIES_FOR_PATHS if address.path else _REMEDIES
     remedy = remedies.get(error.errno or 0)
     return f"cannot listen on {text}: {reason}" + (f"; {remedy}" if remedy else "")
+
+
+#: A host that stands for all addresses.
+_ANY = {"0.0.0.0", "::"}
+
+
+def _overlap(address: Address, have: Iterable[socket.socket]) -> str:
+    """The address of one of our own sockets that keeps us from listening on another address; ""
+    if there is none. Only a socket for all addresses overlaps with others of its port."""
+    if address.path:
+        return ""
+    wanted = _resolve(address if address.host else address._replace(host="::"))
+    for one in have:
+        if one.family == socket.AF_UNIX:
+            continue
+        host, port = one.getsockname()[:2]
+        both = not address.host or _serves_both(one)
+        for family, where in wanted:
+            is_same = where[1] == port and (both or family == one.family)
+            if is_same and _ANY & {host, where[0]}:
+                return written(one.getsockname())
+    return ""
+
+
+def _serves_both(one: socket.socket) -> bool:
+    """Whether a socket is for IPv4 in addition to IPv6."""
+    is_ipv6 = one.family == socket.AF_INET6
+    return is_ipv6 and not one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 
 def _is_other_file(path: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
+from tcpupperd.address import connectable
 from tcpupperd.host import channel
 from tcpupperd.serving.connection import State
 
@@ -99,7 +100,7 @@ def take(end: socket.socket, max_line: int) -> list[Connection]:
 
 def _pack(file: BinaryIO, connection: Connection) -> None:
     _, address, state = connection
-    host, port = address[:2] if isinstance(address, tuple) else ("", 0)
+    host, port = connectable(address) if isinstance(address, tuple) else ("", 0)
     name, service, reason = os.fsencode(host), state.service.encode(), state.reason.encode()
     flags = (
         _MID_LINE * state.mid_line

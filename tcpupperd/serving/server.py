@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tcpupperd.address import connectable, plain_host, written
+from tcpupperd.address import connectable, host_of, written
 from tcpupperd.config import Config
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host.descriptors import Sharing
@@ -331,7 +331,7 @@ class UpperServer(socketserver.BaseServer):
         """Whether the source of a connection is below its limit."""
         if self.connections.has_room_for(client_address):
             return True
-        host = plain_host(client_address[0])
+        host = host_of(client_address)
         self._refusals.warn(
             "%s already has max_connections_per_source connections open; closed another",
             host,

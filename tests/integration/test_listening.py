@@ -62,6 +62,63 @@ def test_listens_on_several_addresses() -> None:
             assert daemon.connect(address).ask(b"hello") == b"HELLO"
 
 
+@pytest.mark.parametrize("leave", ["stop", "reload"])
+def test_path_of_another_program_is_left_to_it(leave: str, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with Daemon(listen=[str(path)]) as daemon, make_socket(str(path)) as other:
+        path.unlink()
+        other.bind(str(path))
+        other.listen()
+        if leave == "stop":
+            daemon.stop()
+        else:
+            daemon.reload(listen=[LOCALHOST])
+        with make_socket(str(path)) as client:
+            client.connect(str(path))
+
+
+LINK_LOCAL = """
+ip link set lo up
+ip link add name if-a type veth peer name if-b || exit
+for name in if-a if-b; do
+    ip link set dev $name up && ip address add fe80::1/64 dev $name nodad || exit
+done
+exec "$@"
+"""
+
+
+def test_interface_of_a_link_local_address_is_kept() -> None:
+    need("ip")
+    wrapper = ("unshare", "-rn", "sh", "-c", LINK_LOCAL, "sh")
+    if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode:
+        cannot("no namespace with network interfaces can be made")
+    listen = ["[fe80::1%if-a]:9997", "[fe80::1%if-b]:9997", "metrics=[fe80::1%if-b]:9998"]
+    with Daemon(listen=listen, log_level="debug", wrapper=wrapper) as daemon:
+        assert daemon.addresses == listen
+        enter = ("nsenter", "-t", str(daemon.pid), "-U", "-n", "--preserve-credentials")
+
+        def run(*words: str) -> str:
+            return subprocess.run(
+                [*enter, *words], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+
+        client = (sys.executable, "-m", "tcpupperd.client", "--port=9997", "--check", "-v")
+        for name in ("if-a", "if-b"):
+            said = run(*client, f"--host=fe80::1%{name}", f"--bind=fe80::1%{name}")
+            assert f"to [fe80::1%{name}]:9997 from [fe80::1%{name}]:" in said
+            until(lambda name=name: re.search(rf"\[fe80::1%{name}]:\d+: closed", daemon.log))  # type: ignore[misc]
+        fetch = (
+            "import socket; s = socket.create_connection(('fe80::1%if-b', 9998));"
+            "s.sendall(b'GET /metrics HTTP/1.0\\r\\n\\r\\n'); print(s.makefile().read())"
+        )
+        metrics = run(sys.executable, "-c", fetch)
+        for address in listen[:2]:
+            assert f'"{address}"' in metrics
+        daemon.configure(listen=["[fe80::1]:9997"])
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: "a link-local address requires its interface" in daemon.log)
+
+
 def test_listens_on_a_path_which_goes_with_it(tmp_path: Path) -> None:
     path = tmp_path / "upper socket"
     with Daemon("--listen", str(path)) as daemon:

@@ -11,6 +11,7 @@ import pytest
 
 from integration.background import ROOT, launched, needs_root, refusal, running
 from tcpupperd.host import background
+from tcpupperd.host.background import PidFile
 
 # The pid file
 
@@ -89,6 +90,16 @@ def test_file_that_is_no_pid_file_is_left_alone(python: str, tmp_path: Path) -> 
     precious.write_text("Dear Ada,\n")
     assert "letters: exists, but is not a pid file;" in refusal(python, precious)
     assert precious.read_text() == "Dear Ada,\n"
+
+
+def test_pid_file_of_another_program_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    file = PidFile(str(path))
+    file.write()
+    path.unlink()
+    path.write_text("7\n")
+    file.remove()
+    assert path.read_text() == "7\n"
 
 
 def test_link_in_place_of_the_pid_file_is_not_followed(python: str, tmp_path: Path) -> None:

@@ -216,6 +216,38 @@ def test_reload_changes_the_addresses() -> None:
         until(lambda: is_refused(f"{LOCAL}-old"))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("localhost:0", "{port}"),
+        ("0", "localhost:{port}"),
+        ("0", "metrics=127.0.0.1:{port}"),
+        ("0.0.0.0:0", "127.0.0.1:{port}"),
+        ("127.0.0.1:0", "0.0.0.0:{port}"),
+    ],
+)
+def test_reload_names_our_own_address_that_overlaps(before: str, after: str) -> None:
+    with Daemon(listen=[before]) as daemon:
+        own = daemon.addresses[0]
+        port = own.rpartition(":")[2]
+        daemon.configure(listen=[after.format(port=port)])
+        daemon.send_signal(signal.SIGHUP)
+        line = until(lambda: [one for one in daemon.log.splitlines() if "overlaps" in one])[0]
+        address = after.format(port=port).rpartition("=")[2]
+        assert f"cannot listen on {address}: this daemon is already listening on {own}," in line
+        assert "restart it to change from one to the other" in line
+        assert daemon.connect(own.replace("[::]", "127.0.0.1")).ask(b"hello") == b"HELLO"
+
+
+def test_another_program_that_is_in_the_way_of_a_reload_is_told_from_us() -> None:
+    with make_socket("127.0.0.1:0") as other, Daemon(listen=["[::1]:0"]) as daemon:
+        other.bind(("127.0.0.9", int(daemon.addresses[0].rpartition(":")[2])))
+        other.listen()
+        daemon.configure(listen=[f"127.0.0.9:{other.getsockname()[1]}"])
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: "another program is listening there" in daemon.log)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", f"{LOCAL}-named"], ids=["TCP", "Unix"])
 def test_reload_can_name_the_service_of_an_address(address: str) -> None:
     with Daemon() as daemon:

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 import socket
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,12 @@ from tcpupperd.address import (
     Networks,
     parse_address,
     parse_network,
+    plain_host,
+    source_of,
     split_service,
+    written,
 )
+from tcpupperd.events import client_fields
 from tcpupperd.serving import services
 
 GOOD = [
@@ -129,6 +134,55 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 def test_path_that_is_taken_can_be_bound(text: str) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(parse_address(text).path)
+
+
+LO = socket.if_nametoindex("lo")
+NO_INTERFACE = 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("192.0.2.7", 5), "192.0.2.7:5"),
+        (("::ffff:192.0.2.7", 5, 0, 0), "192.0.2.7:5"),
+        (("::ffff:0:102:304", 5, 0, 0), "[::ffff:0:102:304]:5"),
+        (("::ffff:102", 5, 0, 0), "[::ffff:102]:5"),
+        (("fe80::1", 5, 0, LO), "[fe80::1%lo]:5"),
+        (("fe80::1%lo", 5), "[fe80::1%lo]:5"),
+        (("fe80::1", 5, 0, NO_INTERFACE), f"[fe80::1%{NO_INTERFACE}]:5"),
+        ("/run/socket", "/run/socket"),
+        ("", "local client"),
+    ],
+)
+def test_address_is_written_as_it_is_read(address: Any, text: str) -> None:
+    assert written(address) == text
+    if text.startswith("["):
+        assert parse_address(text) == Address(text[1:].partition("]")[0], 5)
+
+
+def test_ipv4_mapped_addresses_are_those_of_the_library() -> None:
+    for text in (
+        "::ffff:1.2.3.4",
+        "::ffff:0:102:304",
+        "::ffff:102",
+        "::fffe:1.2.3.4",
+        "::1.2.3.4",
+    ):
+        host = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text))
+        mapped = ipaddress.IPv6Address(text).ipv4_mapped
+        assert plain_host(host) == (str(mapped) if mapped else host)
+
+
+def test_link_local_network_is_that_of_its_interface() -> None:
+    one, same, other = ("fe80::1", 5, 0, LO), ("fe80::2%lo", 6), ("fe80::1", 5, 0, NO_INTERFACE)
+    assert source_of(one) == source_of(same) != source_of(other)
+
+
+def test_fields_of_a_link_local_client_have_the_interface() -> None:
+    assert client_fields(("fe80::1", 5, 0, LO)) == {
+        "TCPUPPERD_CLIENT": "fe80::1%lo",
+        "TCPUPPERD_PORT": 5,
+    }
 
 
 # Networks

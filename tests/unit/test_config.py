@@ -296,6 +296,9 @@ def test_option_wins_over_the_file(tmp_path: Path) -> None:
         ("idle_timeout", "2.5", 2.5),
         ("framing", "none", "none"),
         ("listen", "9999", ("9999",)),
+        ("greeting", "220", "220"),
+        ("greeting", "2.5", "2.5"),
+        ("greeting", "true", "true"),
     ],
 )
 def test_option_has_the_meaning_of_the_setting(name: str, text: str, value: Any) -> None:

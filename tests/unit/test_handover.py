@@ -57,6 +57,14 @@ def test_client_of_another_family_than_the_socket_arrives(
     close(one.socket for one in taken)
 
 
+def test_interface_of_a_link_local_client_arrives(channel: Channel) -> None:
+    ((client, server),) = tcp_pairs(1, "::1")
+    give(channel.give, [Connection(server, ("fe80::1", 5, 0, socket.if_nametoindex("lo")))])
+    (taken,) = take_from(channel)
+    assert taken.client_address == ("fe80::1%lo", 5)
+    close([client, server, taken.socket])
+
+
 def test_local_connection_arrives(channel: Channel) -> None:
     client, server = socket.socketpair()
     with client, server:
