@@ -18,7 +18,7 @@ from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config, ConfigError, Setting
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
-from tcpupperd.host import background, messages
+from tcpupperd.host import background, library, messages
 from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
@@ -90,6 +90,7 @@ def serve(arguments: argparse.Namespace) -> None:
             )
         listeners = stack.enter_context(Listeners(passed.listening))
         generation = configure(source, listeners)
+        library.load()
         supervisor = Supervisor(generation, source, listeners, notifier, store)
         if stage:
             ends = [store.channel.give, store.channel.take]

@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from fcntl import ioctl
+from termios import TIOCOUTQ
 from time import monotonic, sleep
 
 from tcpupperd.host.memfd import sealed
@@ -77,8 +78,6 @@ class Journal:
         whose last entry matters should not exit earlier (systemd issue 2913). An empty datagram,
         which the journal ignores, shows how far it has got: it reads them one by one.
         """
-        from termios import TIOCOUTQ  # rarely needed: only on exit
-
         until = monotonic() + timeout
         try:
             self._socket.sendto(b"", socket.MSG_DONTWAIT, SOCKET)

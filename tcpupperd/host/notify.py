@@ -31,6 +31,9 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
+        if self._address:  # otherwise it is not needed
+            with contextlib.suppress(ImportError):  # reported when something is to be sent
+                import sdnotify  # noqa: F401  now, because of upgrades: see `library`
         self._failed = False
         self._status = ""
         self.watchdog_interval = watchdog_interval(environ) if self._address else 0.0
@@ -80,7 +83,7 @@ class Notifier:
         if not self._address:
             return
         try:
-            from sdnotify import SystemdNotifier  # not needed without a service manager
+            from sdnotify import SystemdNotifier
 
             notifier = object.__new__(SystemdNotifier)  # its __init__ would connect a socket
             notifier.debug = True

@@ -15,6 +15,7 @@ import math
 import select
 import socket
 import sys
+from termios import TIOCOUTQ
 
 from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
@@ -335,6 +336,4 @@ def messages_in(end: socket.socket) -> int:
 def filled(end: socket.socket) -> int:
     """The number of bytes in its buffer that have not been received yet: SIOCOUTQ in unix(7), the
     same as TIOCOUTQ."""
-    from termios import TIOCOUTQ  # rarely needed: during a handover, or with few descriptors
-
     return int.from_bytes(fcntl.ioctl(end, TIOCOUTQ, bytes(4)), sys.byteorder)

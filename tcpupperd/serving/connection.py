@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 from enum import Enum
+from termios import TIOCOUTQ
 from typing import NamedTuple
 
 from tcpupperd.address import written
@@ -419,7 +420,5 @@ class Connection:
 def unacknowledged(connection: socket.socket) -> int:
     """The number of bytes that the peer has not acknowledged yet: SIOCOUTQ (see tcp(7)), which is
     the same as TIOCOUTQ. An end of file counts as one byte."""
-    from termios import TIOCOUTQ  # rarely needed: if a client is slow
-
     count = fcntl.ioctl(connection, TIOCOUTQ, bytes(4))
     return int.from_bytes(count, sys.byteorder)

@@ -26,11 +26,14 @@ COMMANDS = {"__main__", "cli"}
 STANDARD = {
     "argparse",
     "array",
+    "ast",
     "atexit",
     "collections",
     "collections.abc",
     "contextlib",
     "copyreg",
+    "difflib",
+    "encodings.idna",
     "enum",
     "errno",
     "fcntl",
@@ -65,6 +68,7 @@ STANDARD = {
     "socketserver",
     "stat",
     "string",
+    "stringprep",
     "struct",
     "termios",
     "textwrap",
@@ -74,12 +78,13 @@ STANDARD = {
     "traceback",
     "types",
     "typing",
+    "unicodedata",
     "warnings",
     "weakref",
 }
 
-#: Of these, what newer versions of Python put off until it is needed, or we do.
-PUT_OFF = {"linecache", "termios", "token", "tokenize"}
+#: Of these, what newer versions of Python put off until it is needed.
+PUT_OFF = {"linecache", "token", "tokenize"}
 
 #: The only parts that are not loaded by every run.
 LEFT_OUT = {"__main__", "host.hardening"}
