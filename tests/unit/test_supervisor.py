@@ -350,7 +350,7 @@ def fixture_enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
 
     def enter(world: World) -> World:
         world.log_level = starting.log_level
-        worlds.append(world)
+        worlds[:] = [world]
         return world
 
     return enter
