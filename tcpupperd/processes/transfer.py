@@ -72,7 +72,6 @@ class Giver:
         self._size = 0  # connections per message
         self._given = 0
         self._wait = False
-        self.look_at = math.inf  # when `go_on` must be called, even without an event
 
     def begin(self, *, wait: bool) -> None:
         """Hand over all connections; with `wait`, wait until others take some if the channel is
@@ -80,12 +79,6 @@ class Giver:
         self._wait = wait
         self._size = self._message_size()
         self._give()
-
-    def go_on(self) -> None:
-        """To be called in each loop iteration: tries again when it is time."""
-        if self._server.poller.now >= self.look_at:
-            self.look_at = math.inf
-            self._give()
 
     def _message_size(self) -> int:
         """The number of connections per message: small if there are few connections, so that every
@@ -136,7 +129,7 @@ class Giver:
             self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
         elif self._wait and error.errno == errno.ETOOMANYREFS:
             # No event signals that another worker has taken a message.
-            self.look_at = self._server.poller.now + STEP_BACK
+            self._server.poller.at(self._server.poller.now + STEP_BACK, self._give)
         else:
             log.warning(
                 "closing %s that cannot be handed over: %s (%s)",
@@ -169,24 +162,19 @@ class Taker:
         self._room = capacity.descriptors
         self._polled = False
         self._stopped = False
-        self._away_until = 0.0  # until then, the channel is left to others
+        self._away = server.poller.at(math.inf)  # while pending, the channel is left to others
         self._taken = 0  # connections, since this was last logged
-        self._tell_at = math.inf
-        self.look_at = math.inf  # when `update_interest` must be called, even without an event
+        self._summary = server.poller.at(math.inf, self._log_summary)
+        server.poller.each.append(self.update_interest)
+        self.update_interest()
 
     def update_interest(self) -> None:
-        """To be called in each loop iteration: starts or stops polling the channel, and logs what
-        was taken over.
+        """Start or stop polling the channel.
 
         A message wakes all workers. With EPOLLEXCLUSIVE, it would wake only one, and if that
         worker held back, no other would learn about the message.
         """
-        now = self._server.poller.now
-        if now >= self._tell_at:
-            self._tell()
-        away = now < self._away_until
-        self.look_at = min(self._away_until if away else math.inf, self._tell_at)
-        wanted = self.has_room and not self._stopped and not away
+        wanted = self.has_room and not self._stopped and not self._away.pending
         if wanted != self._polled:
             self._polled = wanted
             if wanted:
@@ -196,9 +184,9 @@ class Taker:
 
     def stop(self) -> None:
         """Leave the channel to others permanently."""
-        self._tell()
+        self._log_summary()
         self._stopped = True
-        self._away_until = 0.0
+        self._away.cancel()
         self.update_interest()
 
     @property
@@ -211,7 +199,7 @@ class Taker:
         with contextlib.suppress(BlockingIOError):
             while self.has_room:
                 self._take()
-        self._tell()
+        self._log_summary()
 
     def _readable(self) -> None:
         server, size = self._server, peek(self._end)
@@ -219,7 +207,7 @@ class Taker:
         if self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
             self._take(size)
         else:
-            self._away_until = server.poller.now + STEP_BACK
+            self._away.set(server.poller.now + STEP_BACK)
 
     def _take(self, size: int = 0) -> None:
         """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
@@ -242,18 +230,19 @@ class Taker:
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(HANDED_OVER_IN, len(connections))
         self._taken += len(connections)
-        self._tell_at = self._server.poller.now + QUIET_TIME
+        self._summary.set(self._server.poller.now + QUIET_TIME)
 
     def _longest_line(self) -> int:
         """The largest max_line with which a connection may have been served: the supervisor knows,
         this worker's configuration may have another."""
         return int(self._scoreboard.daemon[LONGEST_LINE])
 
-    def _tell(self) -> None:
+    def _log_summary(self) -> None:
         if self._taken:
             taken = counted(self._taken, "connection")
             log.info("took over %s", taken, extra=Event.HANDOVER_TAKEN.fields())
-        self._taken, self._tell_at = 0, math.inf
+        self._taken = 0
+        self._summary.cancel()
 
     def _without_strange(
         self, connections: list[handover.Connection]

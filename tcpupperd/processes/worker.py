@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.survey import survey
 from tcpupperd.processes.transfer import Giver, Taker, messages_in
-from tcpupperd.serving.acceptor import ACCEPTS_PER_TURN
+from tcpupperd.serving.acceptor import ACCEPTS_PER_ITERATION
 from tcpupperd.serving.counters import ACCEPTING, EXITING, HEARTBEAT, STATE, STOPPING_SOON
 from tcpupperd.serving.report import Report
 from tcpupperd.serving.server import UpperServer
@@ -67,7 +66,6 @@ class Worker(UpperServer):
         if self._capacity.scarce:
             self.acceptor.allowance = self._allowance
         self.poller.add(context.control, self._obey)
-        self._taker.update_interest()
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
         """Nothing: the supervisor has set the options of the sockets that all workers share. A
@@ -75,27 +73,17 @@ class Worker(UpperServer):
 
     def announce(self) -> None:
         """Tell the supervisor, which waits only for signals, that this worker is accepting."""
-        self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
+        self._beat()
         self._context.numbers[STATE] = ACCEPTING
         # PermissionError: the supervisor has exited, and the parent is now process 1.
         with contextlib.suppress(PermissionError):
             os.kill(os.getppid(), signal.SIGCHLD)
 
-    def service_actions(self) -> None:
-        """The work of each loop iteration, including a heartbeat."""
-        self._giver.go_on()
-        self._taker.update_interest()
-        super().service_actions()
+    def _beat(self) -> None:
+        """Record a heartbeat, and again after each interval."""
+        self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
         if self._context.heartbeat:
-            self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
-
-    def poll_timeout(self, until: float = math.inf) -> float | None:
-        """Seconds until something is due, including the next heartbeat."""
-        until = min(until, self._giver.look_at, self._taker.look_at)
-        timeout = super().poll_timeout(until)
-        if not self._context.heartbeat:
-            return timeout
-        return min(self._context.heartbeat, math.inf if timeout is None else timeout)
+            self.poller.at(self.poller.now + self._context.heartbeat, self._beat)
 
     def is_leaving(self) -> bool:
         """Whether new clients should go to another server, because the daemon is about to stop."""
@@ -118,10 +106,10 @@ class Worker(UpperServer):
         if self._credit <= 0:
             waiting = messages_in(self._context.channel[0]) * self._capacity.batch
             free = self._capacity.together - self._context.scoreboard.open() - waiting
-            self._credit = free // (4 * self.config.worker_count) - ACCEPTS_PER_TURN
+            self._credit = free // (4 * self.config.worker_count) - ACCEPTS_PER_ITERATION
             return free
-        self._credit -= ACCEPTS_PER_TURN
-        return ACCEPTS_PER_TURN
+        self._credit -= ACCEPTS_PER_ITERATION
+        return ACCEPTS_PER_ITERATION
 
     def _obey(self) -> None:
         order = self._read_order()

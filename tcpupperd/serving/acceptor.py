@@ -31,7 +31,7 @@ SHORTAGE_PAUSE = 0.1
 
 #: The number of connections accepted from a queue in one loop iteration. It is small, so that the
 #: other workers get their share of a burst.
-ACCEPTS_PER_TURN = 4
+ACCEPTS_PER_ITERATION = 4
 
 #: EPOLLEXCLUSIVE wakes one worker for a connection, always the first in the listener's wait queue,
 #: so nearly all connections would go to one worker. After this many connections, a worker moves to
@@ -78,30 +78,26 @@ class Acceptor:
         self._accepted: Counter[Listener] = Counter()
         self._polled: set[Listener] = set()
         self._may_come = False, False  # clients; users of privileged services
-        self._paused_until = 0.0
+        self._pause = poller.at(math.inf)  # pending during a pause
         self._open_at_pause = 0
         self._short = False  # whether there has been a shortage since a queue was last empty
         self._complained = False  # whether this was logged
         self._may_complain_at = 0.0
         self._may_time_at = 0.0
+        poller.each.append(self.update_interest)
 
     def update_interest(self) -> None:
         """Poll the listeners while there is room for more connections, and only then."""
         connections = len(self._connections)
-        if self._paused_until <= self._poller.now or connections < self._open_at_pause:
-            self._paused_until = 0.0  # a closed connection has freed its descriptor
+        if self._pause.pending and connections < self._open_at_pause:
+            self._pause.cancel()  # a closed connection has freed its descriptor
         room = self.capacity - connections
         if self.listeners and room <= 0:
             self._complain("the limit set by max_connections or RLIMIT_NOFILE is reached")
-        may_come = (False, False) if self._paused_until else (room > 0, room > -SPARE)
+        may_come = (False, False) if self._pause.pending else (room > 0, room > -SPARE)
         if may_come != self._may_come:
             self._may_come = may_come
             self._poll(*may_come)
-
-    @property
-    def resumes_at(self) -> float:
-        """When a pause ends by itself; 0 if there is none."""
-        return self._paused_until
 
     def accept_from_each(self) -> None:
         """Accept from each queue as one loop iteration would if all listeners were ready."""
@@ -141,9 +137,9 @@ class Acceptor:
         """Accept a few connections from a listener's queue."""
         allowed = self.allowance()
         if allowed <= 0:
-            self._pause()
+            self._begin_pause()
         capacity = self.capacity + SPARE * (listener.name in PRIVILEGED)
-        room = min(ACCEPTS_PER_TURN, allowed, capacity - len(self._connections))
+        room = min(ACCEPTS_PER_ITERATION, allowed, capacity - len(self._connections))
         while room > 0 and self._accept_one(listener):
             room -= 1
 
@@ -179,11 +175,11 @@ class Acceptor:
         if error.errno not in SHORTAGE:
             log.debug("a connection failed before it was accepted: %s", error)
             return
-        self._pause()
+        self._begin_pause()
         self._complain(os.strerror(error.errno), ERRNO=error.errno)
 
-    def _pause(self) -> None:
-        self._paused_until = self._poller.now + SHORTAGE_PAUSE
+    def _begin_pause(self) -> None:
+        self._pause.set(self._poller.now + SHORTAGE_PAUSE)
         self._open_at_pause = len(self._connections)
 
     def _complain(self, why: str, **fields: object) -> None:

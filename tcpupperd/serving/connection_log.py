@@ -11,6 +11,7 @@ from tcpupperd.address import written
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host import tcp_info
 from tcpupperd.serving.connection import Connection
+from tcpupperd.serving.poller import Poller
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -20,19 +21,19 @@ log = logging.getLogger(__name__)
 RATE, BURST = 1000, 50_000
 
 #: Seconds until the number of suppressed messages is logged.
-TELL_AFTER = 10.0
+SUMMARY_INTERVAL = 10.0
 
 
 class ConnectionLog:
     """Logs connections that have ended, for one of several workers."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, poller: Poller) -> None:
         self._rate = RATE / workers
         self._burst = BURST / workers
         self._allowed = self._burst  # messages at the time `_since`
         self._since = 0.0
         self._left_out = 0
-        self.tell_at = math.inf  # when `tell` must be called
+        self._summary = poller.at(math.inf, self.log_summary)
 
     def ended(self, connection: Connection, now: float) -> None:
         """Log that a connection has ended, or count its message as suppressed."""
@@ -47,10 +48,10 @@ class ConnectionLog:
             )
             return
         if not self._left_out:
-            self.tell_at = now + TELL_AFTER
+            self._summary.set(now + SUMMARY_INTERVAL)
         self._left_out += 1
 
-    def tell(self) -> None:
+    def log_summary(self) -> None:
         """Log the number of connections whose messages were suppressed, if any."""
         if self._left_out:
             log.warning(
@@ -58,7 +59,8 @@ class ConnectionLog:
                 counted(self._left_out, "connection"),
                 extra=Event.MESSAGES_DROPPED.fields(),
             )
-        self._left_out, self.tell_at = 0, math.inf
+        self._left_out = 0
+        self._summary.cancel()
 
     def _may_log(self, now: float) -> bool:
         """Use up one of the allowed messages, if there are any left (a token bucket)."""

@@ -65,6 +65,7 @@ class Connections:
         self._by_fd: dict[int, Connection] = {}
         self._sources: Counter[str] = Counter()
         self._deadlines = Deadlines()
+        self._expiry = poller.at(math.inf, self.expire)
         self.limits = limits
         self._counts_sources = limits.per_source < math.inf
 
@@ -127,11 +128,7 @@ class Connections:
             for fd in due:
                 if connection := self._by_fd.get(fd):  # else a hook has closed it meanwhile
                     self.attempt(Connection.expire, connection)
-
-    @property
-    def next_deadline(self) -> float:
-        """The time at which `expire` must be called next."""
-        return self._deadlines.next()
+        self._expiry.set(self._deadlines.next())
 
     # Adding and removing
 
@@ -146,7 +143,7 @@ class Connections:
         if self._counts_sources and not connection.protocol.introduces:
             self._count_source(connection.client_address, 1)
         if self.limits.shortest < math.inf:
-            connection.bucket = self._deadlines.add(fd, self._poller.now + self.limits.shortest)
+            self._hold(connection, self._poller.now + self.limits.shortest)
 
     def begin(
         self,
@@ -240,4 +237,10 @@ class Connections:
             connection.bucket.discard(connection.fd)
         when = min(connection.deadline()[0], self._poller.now + self.limits.shortest)
         if when < math.inf:
-            connection.bucket = self._deadlines.add(connection.fd, when)
+            self._hold(connection, when)
+
+    def _hold(self, connection: Connection, when: float) -> None:
+        """Check the deadline of a connection at this time."""
+        connection.bucket = self._deadlines.add(connection.fd, when)
+        if when < self._expiry.when:  # otherwise `expire` comes first, and sets it again
+            self._expiry.set(self._deadlines.next())

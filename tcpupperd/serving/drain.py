@@ -16,6 +16,7 @@ from tcpupperd.host.sockets import stop_new_connections
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
 from tcpupperd.serving.connections import Connections
+from tcpupperd.serving.poller import Poller
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ HANDSHAKE_TICK = 0.02
 
 #: The number of times that a connection is answered before the server closes its side. Otherwise,
 #: a client that never stops sending would delay the stop until `drain_timeout`.
-LAST_TURNS = 64
+LAST_ATTEMPTS = 64
 
 
 class Drain:
@@ -41,50 +42,55 @@ class Drain:
 
     def __init__(
         self,
+        poller: Poller,
         acceptor: Acceptor,
         connections: Connections,
         *,
-        now: float,
         timeout: float,
         gentle: bool = True,
     ) -> None:
+        now = poller.now
+        self._poller = poller
         self._acceptor = acceptor
         self._connections = connections
         self._gentle = gentle
         self._give_up_at = now + timeout
         self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
         self._answer = partial(Connection.drain, newcomer_time=NEWCOMER_TIME if gentle else 0.0)
-        self._turns_left: dict[Connection, int] = {}  # for each connection that is not closing yet
-        self._next_look = now
+        self._attempts_left: dict[Connection, int] = {}  # of those not closing yet
+        self._wake = poller.at(math.inf)
         self._take(connections)
         for listener in acceptor.listeners:
             stop_new_connections(listener.socket)
+        poller.each.append(self.go_on)
+        self.go_on()
 
-    def go_on(self, now: float) -> None:
+    def go_on(self) -> None:
         """Accept connections that still arrive, and close those that can be closed."""
+        now = self._poller.now
         if self._acceptor.listeners:
             self._take_queues(now)
-        for connection, turns in list(self._turns_left.items()):
-            self._drain(connection, turns, now)
+        for connection, attempts in list(self._attempts_left.items()):
+            self._drain(connection, attempts, now)
         if now >= self._give_up_at:
             self._give_up()
-        self._next_look = self._when_next(now)
+        self._wake.set(self._when_next(now))
 
-    @property
-    def next_look(self) -> float:
-        """When `go_on` must be called at the latest, even without an event."""
-        return self._next_look
+    def cancel(self) -> None:
+        """Leave the rest to another drain."""
+        self._poller.each.remove(self.go_on)
+        self._wake.cancel()
 
     @property
     def unfinished(self) -> bool:
         """Whether clients may still connect or are still waiting for answers."""
-        coming = self._acceptor.listeners or self._turns_left
+        coming = self._acceptor.listeners or self._attempts_left
         return bool(coming) or any(one.unsent for one in self._connections)
 
     def _take(self, connections: Connections) -> None:
         for connection in connections:
             if not connection.protocol.finished:
-                self._turns_left.setdefault(connection, LAST_TURNS)
+                self._attempts_left.setdefault(connection, LAST_ATTEMPTS)
 
     def _take_queues(self, now: float) -> None:
         listeners = self._acceptor.listeners
@@ -94,19 +100,20 @@ class Drain:
         if last:
             self._acceptor.stop()
 
-    def _drain(self, connection: Connection, turns: int, now: float) -> None:
+    def _drain(self, connection: Connection, attempts: int, now: float) -> None:
         """Answer what one connection has received, unless it was already served in this loop
         iteration; close it if it is time."""
-        has_had_turn = connection.unsent or connection.last_activity == now
-        if connection in self._connections and not has_had_turn:
-            self._connections.attempt(self._answer if turns > 0 else Connection.stop, connection)
+        was_served = connection.unsent or connection.last_activity == now
+        if connection in self._connections and not was_served:
+            action = self._answer if attempts > 0 else Connection.stop
+            self._connections.attempt(action, connection)
         if connection not in self._connections or connection.protocol.finished:
-            del self._turns_left[connection]
+            del self._attempts_left[connection]
         elif connection.last_activity == now:
-            self._turns_left[connection] = turns - 1
+            self._attempts_left[connection] = attempts - 1
 
     def _when_next(self, now: float) -> float:
-        waiting = [one for one in self._turns_left if not one.unsent]
+        waiting = [one for one in self._attempts_left if not one.unsent]
         if any(one.last_activity == now for one in waiting):
             return now  # there may be more input
         soon = bool(self._acceptor.listeners or waiting)

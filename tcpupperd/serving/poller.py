@@ -1,19 +1,22 @@
-"""One epoll instance, with a callable for each of its descriptors that is not a connection."""
+"""One event loop: an epoll instance, with a callable for each descriptor that is not a connection,
+for each time at which something is due, and for each loop iteration."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 from collections.abc import Callable
 from time import monotonic
 
 from tcpupperd.host.descriptors import HasFileno
+from tcpupperd.serving.timers import Timer, Timers
 
 
 class Poller:
-    """Waits until a descriptor is ready, or until it is woken from another thread or a signal
-    handler.
+    """Waits until a descriptor is ready or a timer is due, or until it is woken from another
+    thread or a signal handler.
 
     `now` is the time (CLOCK_MONOTONIC) at which the last wait ended; it stays the same for the
     whole loop iteration.
@@ -27,6 +30,9 @@ class Poller:
         self.watch: Callable[[int, int], None] = self._epoll.register
         self.watch_for: Callable[[int, int], None] = self._epoll.modify
         self._calls: dict[int, Callable[[], object]] = {}
+        self._timers = Timers()
+        #: What to call in each loop iteration.
+        self.each: list[Callable[[], object]] = []
         self._waker = Waker()
         self.add(self._waker, self._waker.forget)
 
@@ -34,13 +40,33 @@ class Poller:
         """The epoll descriptor, which is readable when there is something to do."""
         return self._epoll.fileno()
 
-    def wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Return the ready descriptors with their events, or none after `timeout` seconds."""
-        ready = self._epoll.poll(timeout)
+    def wait(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        """Return the ready descriptors with their events, or none after `timeout` seconds, which
+        by default is when a timer is due."""
+        ready = self._epoll.poll(self.timeout() if timeout is None else timeout)
         self.now = monotonic()
         return ready
 
-    def look_at_clock(self) -> None:
+    def timeout(self) -> float | None:
+        """Seconds until a timer is due, or None if none is set."""
+        when = self._timers.next
+        return None if when == math.inf else max(0.0, when - monotonic())
+
+    def finish(self) -> None:
+        """End a loop iteration: call what is due, and what belongs to each iteration."""
+        if self._timers.next <= self.now:
+            self._timers.run_due(self.now)
+        for call in tuple(self.each):  # a copy, because a call may add or remove another one
+            call()
+
+    def at(self, when: float, call: Callable[[], object] = lambda: None) -> Timer:
+        """Call `call` once, in the first loop iteration at or after `when`. Without it, only end
+        the wait: the calls for each iteration do the rest."""
+        timer = Timer(self._timers, call)
+        timer.set(when)
+        return timer
+
+    def update_clock(self) -> None:
         """Update `now` outside a loop iteration."""
         self.now = monotonic()
 

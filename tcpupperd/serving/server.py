@@ -85,7 +85,7 @@ class UpperServer(socketserver.BaseServer):
         super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
-        self._ended = ConnectionLog(self.config.worker_count)
+        self._ended = ConnectionLog(self.config.worker_count, self.poller)
         limits = Limits.of(self.config)
         self.connections = Connections(self.poller, limits, self.tally, self._hooks())
         self.acceptor = Acceptor(
@@ -137,9 +137,9 @@ class UpperServer(socketserver.BaseServer):
         with self._serving:
             try:
                 while not self._stop_requested and self.more_can_come():
-                    self.turn(self.poll_timeout())
+                    self.run_once()
             finally:
-                self._ended.tell()
+                self._ended.log_summary()
                 self._stop_requested = False
 
     def handle_request(self) -> None:
@@ -147,37 +147,22 @@ class UpperServer(socketserver.BaseServer):
         `timeout`, call `handle_timeout` if nothing becomes ready within that many seconds."""
         self._served_in = os.getpid()
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
-        while not self.turn(self.poll_timeout(give_up_at)):
-            if monotonic() >= give_up_at:
+        timeout = self.poller.at(give_up_at)
+        while not self.run_once():
+            if self.poller.now >= give_up_at:
                 self.handle_timeout()
-                return
+                break
+        timeout.cancel()
 
-    def turn(self, timeout: float | None) -> bool:
-        """Run one loop iteration, which waits up to `timeout` seconds; return whether anything
-        was ready."""
-        ready = self.poller.wait(timeout)
+    def run_once(self) -> bool:
+        """Run one loop iteration; return whether any descriptor was ready."""
+        ready = self.poller.wait()
         for fd in self.connections.serve(ready):
             self.poller.dispatch(fd)
+        self.poller.finish()
         self.service_actions()
-        return bool(ready)
-
-    def service_actions(self) -> None:
-        """Called in each loop iteration: handle deadlines, draining and accepting."""
-        self.connections.expire()
-        if self.poller.now >= self._ended.tell_at:
-            self._ended.tell()
-        if self.draining:
-            self.draining.go_on(self.poller.now)
-        self.acceptor.update_interest()
         self.tally.publish(len(self.connections), monotonic() - self.poller.now)
-
-    def poll_timeout(self, until: float = math.inf) -> float | None:
-        """Seconds until something is due, or until the time `until`; None means never."""
-        when = min(until, self.connections.next_deadline, self.acceptor.resumes_at or math.inf)
-        when = min(when, self._ended.tell_at)
-        if self.draining:
-            when = min(when, self.draining.next_look)
-        return None if when == math.inf else max(0.0, when - monotonic())
+        return bool(ready)
 
     def more_can_come(self) -> bool:
         """Whether there is a listener or a connection left."""
@@ -200,17 +185,18 @@ class UpperServer(socketserver.BaseServer):
         With `take_queues`, connections that wait in the accept queues are served first; omit it if
         another process has the same listeners and accepts them. For `gentle`, see `Drain`.
         """
-        self.poller.look_at_clock()
+        self.poller.update_clock()
+        if self.draining:
+            self.draining.cancel()
         if not take_queues:
             self.acceptor.stop()
         self.draining = Drain(
+            self.poller,
             self.acceptor,
             self.connections,
-            now=self.poller.now,
             timeout=self.config.drain_timeout,
             gentle=gentle,
         )
-        self.draining.go_on(self.poller.now)
         return self.draining
 
     def shutdown(self) -> None:
@@ -260,7 +246,7 @@ class UpperServer(socketserver.BaseServer):
             self.acceptor.stop()
         draining = self.drain(gentle=False)
         while draining.unfinished:
-            self.turn(self.poll_timeout())
+            self.run_once()
         for connection in self.connections:
             self.connections.close(connection)
 

@@ -164,11 +164,20 @@ def test_draining_answers_no_more_of_one_client_in_a_turn_than_serving() -> None
                 client.close()
                 client = socket.socket()
             assert received <= (turns + 1) * RECEIVE_SIZE + len(sent) % RECEIVE_SIZE
-            server.turn(server.poll_timeout())
+            server.run_once()
             turns += 1
         client.close()
         assert received == len(sent)
         assert turns >= len(sent) // RECEIVE_SIZE
+
+
+def test_second_drain_replaces_the_first() -> None:
+    """It may follow when connections cannot be handed over while the server drains."""
+    with UpperServer(config=Config(drain_timeout=60.0)) as server:
+        before = list(server.poller.each)
+        server.drain()
+        second = server.drain()
+        assert [call for call in server.poller.each if call not in before] == [second.go_on]
 
 
 # A client whose machine has vanished

@@ -146,9 +146,9 @@ def test_client_may_reset_in_the_turn_in_which_its_deadline_comes() -> None:
     ):
         server.handle_request()
         client.reset()
-        until(lambda: server.poll_timeout() == 0)
-        server.poller.look_at_clock()
-        server.service_actions()  # where the reset is not known of yet
+        until(lambda: server.poller.timeout() == 0)
+        server.poller.update_clock()
+        server.poller.finish()  # where the reset is not known of yet
         assert len(server.connections) == 0
         numbers = server.tally.numbers
         assert (numbers[IDLE_TIMEOUT], numbers[RESET]) == (1, 0)
@@ -156,7 +156,7 @@ def test_client_may_reset_in_the_turn_in_which_its_deadline_comes() -> None:
 
 def test_without_timeouts_nothing_is_ever_looked_at() -> None:
     with timed() as (server, client):
-        assert server.poll_timeout() is None
+        assert server.poller.timeout() is None
         client.send(b"half a line")
         assert not select.select([client.socket], [], [], 0.6)[0]
-        assert server.poll_timeout() is None
+        assert server.poller.timeout() is None

@@ -294,6 +294,16 @@ def test_handle_timeout_is_called_when_nothing_comes() -> None:
             assert server.calls[1:] == BEGIN
 
 
+def test_handle_timeout_is_not_called_when_something_is_ready_at_that_time() -> None:
+    never = Config(idle_timeout=0.0, line_timeout=0.0, write_timeout=0.0)
+    with Recording(ANY_PORT, config=never) as server, connected(server):
+        server.timeout = 0
+        assert select.select([server], [], [], DEADLINE)[0]
+        server.handle_request()
+        assert server.calls == BEGIN
+        assert server.poller.timeout() is None
+
+
 def test_backlog_and_reuse_of_an_address_are_the_classs() -> None:
     class Small(UpperServer):
         request_queue_size = 3
@@ -318,11 +328,11 @@ def test_close_does_not_wait_for_a_silent_client() -> None:
     with UpperServer(ANY_PORT) as server, connected(server) as client:
         server.handle_request()
         assert len(server.connections) == 1
-        turns: list[float | None] = []
+        waits: list[None] = []
         wait = server.poller.wait
-        server.poller.wait = lambda timeout: turns.append(timeout) or wait(timeout)  # type: ignore
+        server.poller.wait = lambda: waits.append(None) or wait()  # type: ignore
         server.server_close()
-        assert len(turns) <= 2
+        assert len(waits) <= 2
         assert client.read_to_end() == b""
 
 

@@ -20,7 +20,7 @@ from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped
 from tcpupperd.host.descriptors import Sharing
-from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_TURN
+from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_ITERATION
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.serving.turn import RECEIVE_SIZE
 from tools import need
@@ -79,13 +79,13 @@ def test_system_calls_of_a_connection(tmp_path: Path) -> None:
             standing.close()
             for client in clients:
                 assert client.read_to_end() == LINE.upper()
-    assert calls.pop("epoll_wait") <= count / ACCEPTS_PER_TURN + 2 + WAITING
+    assert calls.pop("epoll_wait") <= count / ACCEPTS_PER_ITERATION + 2 + WAITING
     requeues = 2 * count // ACCEPTS_BEFORE_REQUEUE
     nobody_waits = calls.pop("accept4") - count
     assert nobody_waits <= 1
     not_to_block = count  # FIONBIO
     looks_at_channel = calls.pop("ioctl") - not_to_block  # SIOCOUTQ, if descriptors are scarce
-    assert looks_at_channel in (0, count // ACCEPTS_PER_TURN)
+    assert looks_at_channel in (0, count // ACCEPTS_PER_ITERATION)
     assert calls == {
         "getsockname": count,  # by which Python's socket objects see that it is one
         "epoll_ctl": count + requeues,

@@ -9,8 +9,9 @@ import pytest
 
 from tcpupperd.events import Event
 from tcpupperd.serving.connection import Connection, Limits
-from tcpupperd.serving.connection_log import BURST, RATE, TELL_AFTER, ConnectionLog
+from tcpupperd.serving.connection_log import BURST, RATE, SUMMARY_INTERVAL, ConnectionLog
 from tcpupperd.serving.counters import Tally
+from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.protocol import LineProtocol
 
 NOW = 1e6
@@ -22,7 +23,8 @@ class Log:
     def __init__(self, caplog: pytest.LogCaptureFixture, workers: int) -> None:
         self._caplog = caplog
         caplog.set_level(logging.INFO)
-        self.connections = ConnectionLog(workers)
+        self.poller = Poller()
+        self.connections = ConnectionLog(workers, self.poller)
         never = Limits(math.inf, math.inf, math.inf, math.inf, math.inf)
         one, self._other = socket.socketpair()
         self.connection = Connection(one, ("192.0.2.1", 5), LineProtocol(9), never, Tally())
@@ -42,6 +44,7 @@ class Log:
     def close(self) -> None:
         self.connection.socket.close()
         self._other.close()
+        self.poller.close()
 
 
 @pytest.fixture
@@ -99,21 +102,25 @@ def test_each_worker_has_its_share_of_burst_and_rate(log: Log) -> None:
 
 def test_number_left_out_is_told_in_time(log: Log, caplog: pytest.LogCaptureFixture) -> None:
     log.end(BURST // 100, NOW)
-    assert log.connections.tell_at == math.inf
+    log.poller.now = NOW + SUMMARY_INTERVAL
+    log.poller.finish()
+    log.messages()
     log.end(3, NOW)
     log.end(4, NOW + 0.001)
-    log.messages()
-    assert log.connections.tell_at == NOW + TELL_AFTER
-    log.connections.tell()
+    log.poller.now -= 0.001
+    log.poller.finish()
+    assert not caplog.records
+    log.poller.now = NOW + SUMMARY_INTERVAL
+    log.poller.finish()
+    log.poller.finish()
     (record,) = caplog.records
     assert record.getMessage() == "7 connections ended without being logged (rate limit)"
     assert record.levelno == logging.WARNING
     assert vars(record)["fields"]["MESSAGE_ID"] == Event.MESSAGES_DROPPED.message_id
-    assert log.connections.tell_at == math.inf
 
 
 def test_nothing_is_told_of_none(log: Log) -> None:
     log.end(1, NOW)
     log.messages()
-    log.connections.tell()
+    log.connections.log_summary()
     assert log.messages() == []
