@@ -21,6 +21,10 @@ from tcpupperd.host.memfd import sealed
 #: Where the journal receives entries.
 SOCKET = "/run/systemd/journal/socket"
 
+#: Where the packaged unit mounts that socket. With LogNamespace=, systemd provides another one in
+#: the original place, which then receives the entries.
+MOUNTED = "/run/host-journal"
+
 #: Bytes to request for entries that the journal has not read yet, as libsystemd does; the kernel
 #: grants up to net.core.wmem_max.
 BUFFER = 8 << 20
@@ -58,13 +62,15 @@ class Journal:
         # Not connected, so that entries also reach a journal that is started later.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        mounted = os.path.exists(MOUNTED) and not os.path.exists(SOCKET)
+        self._address = MOUNTED if mounted else SOCKET
 
     def send(self, fields: Mapping[str, object]) -> None:
         """Send an entry without blocking. Raises BlockingIOError if the journal is not keeping up,
         and another OSError if there is no journal."""
         data = encode(fields)
         try:
-            self._socket.sendto(data, socket.MSG_DONTWAIT, SOCKET)
+            self._socket.sendto(data, socket.MSG_DONTWAIT, self._address)
         except OSError as error:
             if error.errno not in TOO_LARGE:
                 raise
@@ -80,7 +86,7 @@ class Journal:
         """
         until = monotonic() + timeout
         try:
-            self._socket.sendto(b"", socket.MSG_DONTWAIT, SOCKET)
+            self._socket.sendto(b"", socket.MSG_DONTWAIT, self._address)
             while ioctl(self._socket, TIOCOUTQ, bytes(4)) != bytes(4):  # not read yet, in bytes
                 if monotonic() > until:
                     return False
@@ -98,6 +104,6 @@ class Journal:
         file = sealed(data)
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(file))
-            self._socket.sendmsg([], [rights], socket.MSG_DONTWAIT, SOCKET)
+            self._socket.sendmsg([], [rights], socket.MSG_DONTWAIT, self._address)
         finally:
             os.close(file)

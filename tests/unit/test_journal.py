@@ -105,16 +105,31 @@ def test_full_socket_raises_immediately(entries: Entries, sender: Journal, text:
 
 
 def test_journal_that_starts_later_gets_entries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sender: Journal
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "socket"
     monkeypatch.setattr(journal, "SOCKET", str(path))
-    for text in ("first", "second"):
-        with pytest.raises(FileNotFoundError):
-            sender.send({"MESSAGE": "lost"})
-        with Entries(path) as entries:
-            sender.send({"MESSAGE": text})
-            assert entries.read() == [{"MESSAGE": text}]
+    with contextlib.closing(Journal()) as sender:
+        for text in ("first", "second"):
+            with pytest.raises(FileNotFoundError):
+                sender.send({"MESSAGE": "lost"})
+            with Entries(path) as entries:
+                sender.send({"MESSAGE": text})
+                assert entries.read() == [{"MESSAGE": text}]
+
+
+@pytest.mark.parametrize("names", [["usual", "mounted"], ["mounted"]])
+def test_entries_go_to_the_usual_place_if_there_is_one(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is that of the sandbox. With LogNamespace=, there are both."""
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "usual"))
+    monkeypatch.setattr(journal, "MOUNTED", str(tmp_path / "mounted"))
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(Entries(tmp_path / name)) for name in names]
+        with contextlib.closing(Journal()) as sender:
+            sender.send({"MESSAGE": "hello"})
+        assert found[0].read() == [{"MESSAGE": "hello"}]
 
 
 @pytest.mark.parametrize("seconds", [10.0, 0.0])
