@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -9,10 +10,27 @@ import stat
 from collections.abc import Container, Mapping, MutableMapping
 from typing import NamedTuple
 
+from tcpupperd.address import SERVICES
 from tcpupperd.host.sockets import Listener, ListenError
+
+log = logging.getLogger(__name__)
 
 #: The first descriptor that is passed: SD_LISTEN_FDS_START in sd_listen_fds(3).
 LISTEN_FDS_START = 3
+
+#: The families of addresses that can be served.
+FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
+
+#: Sockets that cannot be served, and the directives of systemd.socket(5) that make them.
+_OTHER_FAMILIES: dict[int, tuple[str, str]] = {
+    socket.AF_VSOCK: ("a vsock socket", "ListenStream=vsock:"),
+    socket.AF_NETLINK: ("a netlink socket", "ListenNetlink="),
+}
+_OTHER_TYPES: dict[int, tuple[str, str]] = {
+    socket.SOCK_DGRAM: ("a datagram socket", "ListenDatagram="),
+    socket.SOCK_SEQPACKET: ("a SOCK_SEQPACKET socket", "ListenSequentialPacket="),
+}
+_UNKNOWN_SOCKET = "a socket of another kind", "the directive for it"
 
 
 class Passed(NamedTuple):
@@ -28,7 +46,9 @@ def keeps_descriptors(environ: Mapping[str, str]) -> bool:
     return "NOTIFY_SOCKET" in environ and environ.get("FDSTORE", "0") not in ("", "0")
 
 
-def passed_in(environ: MutableMapping[str, str], stores: Container[str] = ()) -> Passed:
+def passed_in(
+    environ: MutableMapping[str, str], stores: Container[str] = (), *, required: bool = False
+) -> Passed:
     """The passed descriptors, by the rules of sd_listen_fds(3): only for this process, starting at
     descriptor 3, with names by position. The variables are removed from `environ`.
 
@@ -36,7 +56,8 @@ def passed_in(environ: MutableMapping[str, str], stores: Container[str] = ()) ->
     manager keeps descriptors, anything that no socket unit could have passed also counts as
     stored, because another version may have stored it.
 
-    Raises ListenError if the variables are malformed, or if the daemon cannot use a descriptor.
+    What the daemon cannot serve is logged and closed. Raises ListenError if nothing is left, if
+    the variables are malformed, or if sockets are `required` and are for another process.
     """
     kept = keeps_descriptors(environ)
     variables = {
@@ -46,15 +67,38 @@ def passed_in(environ: MutableMapping[str, str], stores: Container[str] = ()) ->
     }
     passed = Passed([], [], [])
     if not _meant_for_us(variables):
+        _tell_of_another_process(variables, required=required)
         return passed
     count = _number(variables, "LISTEN_FDS")
     names = variables["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in variables else []
     if names and len(names) != count:
         raise ListenError(f"LISTEN_FDNAMES has {len(names)} names for LISTEN_FDS={count} sockets")
+    objections = []
     for index in range(count):
         fd, name = LISTEN_FDS_START + index, names[index] if names else "unknown"
-        _sort_in(fd, name, passed, stored=name in stores, kept=kept)
+        try:
+            _sort_in(fd, name, passed, stored=name in stores, kept=kept)
+        except ListenError as error:
+            objections.append(str(error))
+    if objections and not any(passed):
+        raise ListenError("\n".join(objections))
+    for objection in objections:
+        log.error("%s", objection)
     return passed
+
+
+def _tell_of_another_process(variables: dict[str, str], *, required: bool) -> None:
+    """Sockets for another process are no error by themselves: variables are inherited."""
+    if "LISTEN_PID" not in variables:
+        return
+    text = (
+        f"the sockets passed by the service manager are for process {variables['LISTEN_PID']} (LISTEN_PID),"
+        f" but this is process {os.getpid()}; a wrapper has to exec tcpupperd, and the unit must"
+        " not set PrivatePIDs="
+    )
+    if required:
+        raise ListenError(text)
+    log.warning("%s", text)
 
 
 def _meant_for_us(variables: dict[str, str]) -> bool:
@@ -98,19 +142,39 @@ def _sort_in(fd: int, name: str, passed: Passed, *, stored: bool, kept: bool) ->
         one = socket.socket(fileno=fd) if is_socket and not stored else None
     except OSError as error:
         raise ListenError(f"{what} cannot be used: {error.strerror}") from None
-    if one and _listens(one):
+    if one and can_listen(one):
         passed.listening.append(Listener(one, name))
+        _check_name(passed.listening[-1])
     elif one and _is_connection(one, name, named=kept):
         passed.connected.append(one)
-    elif stored or kept:
+    elif stored or (kept and not _is_of_a_socket_unit(name)):
         passed.stored.append((name, one.detach() if one else fd))
     else:
-        raise ListenError(f"{what} {_objection(one)}; use ListenStream=")
+        objection = _objection(one, fd)
+        os.close(one.detach() if one else fd)
+        raise ListenError(f"{what} {objection}")
 
 
-def _listens(one: socket.socket) -> bool:
+def can_listen(one: socket.socket) -> bool:
+    """Whether it is a listening socket that the daemon can serve."""
     accepts = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    return one.type == socket.SOCK_STREAM and bool(accepts)
+    return one.type == socket.SOCK_STREAM and one.family in FAMILIES and bool(accepts)
+
+
+def _check_name(one: Listener) -> None:
+    """Warn of a name that is neither a service nor what a service manager sets by default. It is
+    served all the same, because it may have been set before names had a meaning."""
+    if one.name not in SERVICES and not one.name.endswith(".socket") and one.name != "unknown":
+        log.warning(
+            "%s is served as %s: its name is %s, but only %s have a meaning;"
+            " correct or remove FileDescriptorName= in its socket unit",
+            *(one, SERVICES[0], one.name, ", ".join(SERVICES)),
+        )
+
+
+def _is_of_a_socket_unit(name: str) -> bool:
+    """Whether only a socket unit can have passed a descriptor with this name."""
+    return name in SERVICES or name.endswith(".socket")
 
 
 def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:
@@ -122,12 +186,23 @@ def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:
         one.getpeername()
     except OSError:
         return False
-    return True
+    return one.family in FAMILIES
 
 
-def _objection(one: socket.socket | None) -> str:
-    if not one:
-        return "is not a socket"
-    if one.type != socket.SOCK_STREAM:
-        return f"is a {one.type.name} socket"
-    return "is neither listening nor connected"
+def _objection(one: socket.socket | None, fd: int) -> str:
+    """Why a descriptor cannot be served, and what to change in its socket unit."""
+    if one and one.family in FAMILIES and one.type == socket.SOCK_STREAM:
+        return "is neither listening nor connected; use ListenStream="
+    kind, directive = _kind(one, fd)
+    remedy = f"replace {directive} with ListenStream= and an address for TCP or a Unix socket"
+    return f"is {kind} and is not served; in its socket unit, {remedy}"
+
+
+def _kind(one: socket.socket | None, fd: int) -> tuple[str, str]:
+    """What a descriptor is, and the directive of systemd.socket(5) that makes it."""
+    if one:
+        by_type = _OTHER_TYPES.get(one.type, _UNKNOWN_SOCKET)
+        return _OTHER_FAMILIES.get(one.family, by_type)
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return "a FIFO", "ListenFIFO="
+    return "not a socket", "ListenSpecial= or ListenMessageQueue="

@@ -10,7 +10,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -351,17 +353,21 @@ def test_refuses_malformed_variables(variable: str, why: str) -> None:
     assert why in line
 
 
-def test_refuses_a_descriptor_that_is_closed() -> None:
+def test_descriptor_that_is_closed_is_left_out() -> None:
     with listening(LOCALHOST) as one:
         wrapper = ("env", "-u", "LISTEN_FDNAMES", "LISTEN_FDS=2")
-        status, log = Daemon(passed=[("name", one)], wrapper=wrapper).run()
-    assert status == 71
-    passed = 'descriptor 4 ("unknown"), which was passed by the service manager,'
-    assert f"{passed} cannot be used: Bad file" in log
+        with Daemon(passed=[("name", one)], wrapper=wrapper) as daemon:
+            assert daemon.connect().ask(b"hello") == b"HELLO"
+            why = 'descriptor 4 ("unknown"), which was passed by the service manager, cannot be used: Bad file'
+            assert why in daemon.log
 
 
 def datagram() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def sequential() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def not_listening() -> socket.socket:
@@ -370,19 +376,63 @@ def not_listening() -> socket.socket:
     return one
 
 
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (datagram, "is a SOCK_DGRAM socket; use ListenStream="),
-        (not_listening, "is neither listening nor connected; use ListenStream="),
-    ],
-)
-def test_refuses_other_kinds_of_sockets(make: Callable[[], socket.socket], why: str) -> None:
+def vsock() -> socket.socket:
+    try:
+        one = socket.socket(socket.AF_VSOCK)
+    except OSError:
+        cannot("this kernel has no vsock")
+    one.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    one.listen()
+    return one
+
+
+def fifo() -> FileIO:
+    ours, theirs = os.pipe()
+    os.close(theirs)
+    return FileIO(ours)
+
+
+#: What cannot be served, and the directives that have made it.
+OTHERS = [
+    (datagram, "is a datagram socket", "ListenDatagram="),
+    (sequential, "is a SOCK_SEQPACKET socket", "ListenSequentialPacket="),
+    (not_listening, "is neither listening nor connected", "use ListenStream="),
+    (vsock, "is a vsock socket", "ListenStream=vsock:"),
+    (fifo, "is a FIFO", "ListenFIFO="),
+]
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize(("make", "kind", "directive"), OTHERS)
+def test_serves_the_rest_of_what_is_passed(
+    make: Callable[[], Any], kind: str, directive: str, store: bool, tmp_path: Path
+) -> None:
     with listening(LOCALHOST) as good, make() as bad:
-        status, log = Daemon(passed=[("good", good), ("bad", bad)]).run()
-    assert status == 71
-    (line,) = log.splitlines()
-    assert f'descriptor 4 ("bad"), which was passed by the service manager, {why}' in line
+        passed = [("x.socket", bad), ("x.socket", good)]
+        with (
+            Manager(str(tmp_path / "notify"), store=store) as manager,
+            Daemon(passed=passed, manager=manager) as daemon,
+        ):
+            assert daemon.addresses == [name_of(good)]
+            assert daemon.connect().ask(b"hello") == b"HELLO"
+            (line,) = (line for line in daemon.log.splitlines() if kind in line)
+            assert 'descriptor 3 ("x.socket"), which was passed by the service manager' in line
+            assert directive in line
+        status, log = Daemon(passed=[("x.socket", bad)]).run()
+        assert status == 71
+        assert kind in log
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [("Proxy", True), ("x.socket", False), ("proxy", False), ("upper", False)],
+)
+def test_warns_of_a_name_without_a_meaning(name: str, warned: bool) -> None:
+    """It looks as if this were the service."""
+    with listening(LOCALHOST) as one, Daemon(passed=[(name, one)]) as daemon:
+        expected = f"{name_of(one)} is served as upper: its name is {name}, but only upper, proxy,"
+        assert (expected in daemon.log) == warned
+        assert ("FileDescriptorName=" in daemon.log) == warned
 
 
 def test_refuses_a_file() -> None:
@@ -391,6 +441,20 @@ def test_refuses_a_file() -> None:
         status, log = Daemon(passed=[("name", one)], wrapper=wrapper).run()
     assert status == 71
     assert 'descriptor 3 ("name"), which was passed by the service manager, is not a socket' in log
+
+
+@pytest.mark.parametrize("unit", [(), ("TCPUPPERD_SOCKET_UNIT=x.socket",)])
+def test_says_that_sockets_are_for_another_process(unit: tuple[str, ...]) -> None:
+    """As with a wrapper, or with PrivatePIDs=yes. With the packaged unit, it cannot go on."""
+    with listening(LOCALHOST) as one:
+        daemon = Daemon(passed=[("name", one)], wrapper=("env", "LISTEN_PID=1", *unit))
+        if unit:
+            status, log = daemon.run()
+            assert status == 71
+        else:
+            with daemon:
+                log = daemon.log
+    assert "the sockets passed by the service manager are for process 1 (LISTEN_PID), but this is" in log
 
 
 def test_variables_are_not_left_to_others(tmp_path: Path) -> None:
