@@ -6,9 +6,17 @@
 # First: systemctl disable --now tcpupperd.socket tcpupperd.service\
 # then: systemctl daemon-reload && systemctl enable --now tcpupperd.service
 /^# Addresses can be set only in the socket unit/d
-/^Requires=tcpupperd\.socket/d
+/^# PartOf= restarts and stops/,/^# fails because another program/d
+/^Wants=tcpupperd\.socket/d
+/^PartOf=tcpupperd\.socket/d
 s/^After=.*/After=network.target/
 /^# A failed service would also make its socket fail/d
+/^# Eight, and one for each listener/,/^# unit was changed, until/d
+/^# Where the addresses are set/d
+/^Environment=TCPUPPERD_SOCKET_UNIT/d
+/^# Removes the spare listeners/,/^ExecStop=/d
+/^# Also for ExecStop=/d
+/^NotifyAccess=/d
 /^# Passed sockets remain usable/d
 /^PrivateNetwork=/d
 /^IPAddressDeny=/d

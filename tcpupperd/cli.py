@@ -23,6 +23,7 @@ from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.processes import spares
 from tcpupperd.processes.conflicts import not_judged
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.source import Source
@@ -75,9 +76,11 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
     if arguments.daemonize:
         background.forbid_service_manager(os.environ)
-    passed = passed_in(os.environ, NAMES)
+    socket_unit = os.environ.get("TCPUPPERD_SOCKET_UNIT", "")
+    passed = passed_in(os.environ, NAMES | spares.NAMES.keys(), required=bool(socket_unit))
     notifier = Notifier(os.environ)
-    store = Store(passed.stored, notifier, offered=keeps_descriptors(os.environ))
+    offered = keeps_descriptors(os.environ)
+    store = Store(passed.stored, notifier, offered=offered, socket_unit=socket_unit)
     source = Source(arguments.config, given_settings(arguments), store)
     if passed.connected:
         serve_connected(passed.connected, source.load().config, notifier)
@@ -88,7 +91,8 @@ def serve(arguments: argparse.Namespace) -> None:
             stage = stack.enter_context(
                 Background(arguments.pid_file, arguments.user, arguments.group)
             )
-        listeners = stack.enter_context(Listeners(passed.listening))
+        found = store.spares.complete(passed.listening, connections=store.restarts > 0)
+        listeners = stack.enter_context(Listeners(found, bind=not socket_unit))
         generation = configure(source, listeners)
         library.load()
         supervisor = Supervisor(generation, source, listeners, notifier, store)
@@ -96,7 +100,7 @@ def serve(arguments: argparse.Namespace) -> None:
             ends = [store.channel.give, store.channel.take]
             run_in_background(stage, supervisor, [*listeners.sockets(), *ends])
         else:
-            supervisor.run()
+            supervisor.run(started=lambda: store.spares.keep(listeners))
 
 
 def configure(source: Source, listeners: Listeners) -> Generation:

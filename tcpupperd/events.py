@@ -33,6 +33,7 @@ class Event(Enum):
     READY = "f761f76328de4a84a72224c2f51d8161", "The service is ready"
     RELOADED = "88392a473a0c4b24808cfb1e6d2dd928", "The service has been reloaded"
     RELOAD_REFUSED = "fc42b7ca66e242c493f76242190366a8", "A reload has failed"
+    SOCKET_CHANGED = "f604bd4c89ad4ce58371a6a7db98bf42", "A socket unit has to be restarted"
     LAST_GOOD_IN_USE = "fb32fdf9c809417fb57ccbdb9ab098e6", "The last good configuration is in use"
     WORKER_DIED = "79e7aaff584b40a783a22f7395ca0612", "A worker has died"
     WORKER_HUNG = "8db25422013b4d989f98e09d73c51915", "A worker is not responding"

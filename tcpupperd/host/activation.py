@@ -92,8 +92,9 @@ def _tell_of_another_process(variables: dict[str, str], *, required: bool) -> No
     if "LISTEN_PID" not in variables:
         return
     text = (
-        f"the sockets passed by the service manager are for process {variables['LISTEN_PID']} (LISTEN_PID),"
-        f" but this is process {os.getpid()}; a wrapper has to exec tcpupperd, and the unit must"
+        "the sockets passed by the service manager are for process"
+        f" {variables['LISTEN_PID']} (LISTEN_PID), but this is process {os.getpid()};"
+        " a wrapper has to exec tcpupperd, and the unit must"
         " not set PrivatePIDs="
     )
     if required:

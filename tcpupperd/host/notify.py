@@ -70,10 +70,10 @@ class Notifier:
         """Announce that the start or stop will take up to this long from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
-    def store(self, name: str, fd: int) -> None:
+    def store(self, name: str, fd: int) -> bool:
         """Have the service manager keep a descriptor and pass it to the next run. With FDPOLL=0,
         it is kept even if its other end hangs up."""
-        self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
+        return self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
     def forget(self, name: str) -> None:
         """Have the service manager close the descriptors that it keeps under this name."""
@@ -94,14 +94,16 @@ class Notifier:
         else:
             self._failed = False
 
-    def _send_file(self, state: str, fd: int) -> None:
+    def _send_file(self, state: str, fd: int) -> bool:
         if not self._address:
-            return
+            return True
         try:
             with _Socket(self._address) as one:
                 one.send_file(state.encode(), fd)
         except OSError as error:
             self._complain(state, error)
+            return False
+        return True
 
     def _complain(self, state: str, error: Exception) -> None:
         if not self._failed:

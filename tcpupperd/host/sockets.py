@@ -368,8 +368,11 @@ def _is_other_file(path: str) -> bool:
 class Listeners:
     """The listening sockets of the daemon: those that it was passed, or else its own."""
 
-    def __init__(self, passed: list[Listener]) -> None:
+    def __init__(self, passed: list[Listener], *, bind: bool = True) -> None:
+        """If none were passed, `bind` allows the daemon to bind its own."""
         self._passed = passed
+        self.passed = bool(passed) or not bind
+        """Whether the service manager passes the sockets, and so also holds them."""
         self._bound: dict[str, list[socket.socket]] = {}
 
     def __enter__(self) -> Self:
@@ -378,15 +381,10 @@ class Listeners:
     def __exit__(self, *exception: object) -> None:
         self.keep(())
 
-    @property
-    def passed(self) -> bool:
-        """Whether the service manager passed the sockets, and so also holds them."""
-        return bool(self._passed)
-
     def bind(self, addresses: Iterable[str]) -> None:
         """Listen on these addresses as well. If one raises ListenError, none is added. Does
         nothing if the sockets were passed by the service manager."""
-        if self._passed:
+        if self.passed:
             return
         before, addresses = self._bound, list(addresses)
         try:
@@ -459,4 +457,4 @@ class Listeners:
         return [one for one in before if one not in after]
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self))
+        return ", ".join(map(str, self)) or "no address"

@@ -1,8 +1,8 @@
 """The file descriptor store of the service manager, which keeps descriptors for the next process.
 
 It contains the two ends of the handover channel, the last good configuration, the number of
-restarts, and a canary. Any other descriptor in it, whether damaged or from another version, is
-closed and removed.
+restarts, a canary, and spare listeners. Any other descriptor in it, whether damaged or from
+another version, is closed and removed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.host import channel
 from tcpupperd.host.memfd import SEALS, sealed
 from tcpupperd.host.notify import Notifier
+from tcpupperd.processes import spares
+from tcpupperd.processes.spares import Spares
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +38,33 @@ class Store:
     """The daemon's part of the service manager's store."""
 
     def __init__(
-        self, stored: Iterable[tuple[str, int]], notifier: Notifier, *, offered: bool
+        self,
+        stored: Iterable[tuple[str, int]],
+        notifier: Notifier,
+        *,
+        offered: bool,
+        socket_unit: str = "",
     ) -> None:
         """Use the `stored` descriptors, given with their names. If a store is `offered`, add what
-        is missing from it."""
+        is missing from it; with a `socket_unit`, also spares of its listeners."""
         self._notifier = notifier
         self.configuration: str | None = None  # the stored text; "" means all defaults
         self.restarts = 0  # that the channel has survived
-        self.problem = ""  # for the status line
+        self._failure = ""
         ends: dict[str, socket.socket] = {}
+        listeners = []
         for name, fd in stored:
             if name == CONFIGURATION:
                 self._read_configuration(fd)
             elif name == RESTARTS:
                 self._read_restarts(fd)
+            elif name in spares.NAMES:
+                listeners.append((name, fd))
             elif name in channel.NAMES and name not in ends and channel.is_end(fd):
                 ends[name] = socket.socket(fileno=fd)
             else:
                 self._drop(name, fd)
+        self.spares = Spares(listeners, notifier, socket_unit if offered else "")
         self.channel = channel.open_channel(ends, notifier, store=offered)
         self._keep_restarts(survived=ends.keys() == channel.NAMES)
         self._canary = Canary(notifier) if self.channel.outlives_us else None
@@ -64,11 +75,18 @@ class Store:
         exists."""
         return self._canary is not None and self._canary.is_alive
 
+    @property
+    def problem(self) -> str:
+        """For the status line: that the store does not work, or what needs a spare listener."""
+        return "; ".join(filter(None, (self._failure, self.spares.remedy)))
+
     def check(self) -> None:
-        """Log once if the service manager does not keep descriptors although it claims to."""
-        if self.problem or self._canary is None or self._canary.is_alive:
+        """Store what could not be stored before. Log once if the service manager does not keep
+        descriptors although it claims to."""
+        self.spares.store_rest()
+        if self._failure or self._canary is None or self._canary.is_alive:
             return
-        self.problem = "a restart will close all connections: the descriptor store does not work"
+        self._failure = "a restart will close all connections: the descriptor store does not work"
         log.warning(
             "the service manager does not keep file descriptors, so a restart will close all"
             " connections; set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its"

@@ -85,6 +85,10 @@ class Worker(UpperServer):
         if self._context.heartbeat:
             self.poller.at(self.poller.now + self._context.heartbeat, self._beat)
 
+    def more_can_come(self) -> bool:
+        """Whether there is a listener or a connection left, or the channel may bring more."""
+        return self._context.numbers[STATE] != EXITING or super().more_can_come()
+
     def is_leaving(self) -> bool:
         """Whether new clients should go to another server, because the daemon is about to stop."""
         return bool(self._context.scoreboard.daemon[STOPPING_SOON]) or super().is_leaving()

@@ -40,6 +40,7 @@ class Manager:
         self.environment = {"NOTIFY_SOCKET": address} | ({"FDSTORE": "4"} if store else {})
         self.messages: list[Message] = []
         self.stored: dict[str, Any] = {}  # sockets, and other files
+        self.listeners: list[tuple[str, socket.socket]] = []  # several may have the same name
         self.room = 8 if store else 0
         self.senders: set[int] = set()  # processes
         self._seen = 0  # of the messages, by `wait`
@@ -58,7 +59,7 @@ class Manager:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._socket.close()
-        for one in self.stored.values():
+        for one in (*self.stored.values(), *(one for _, one in self.listeners)):
             one.close()
 
     def wait(self, pattern: str, timeout: float = DEADLINE) -> Message:
@@ -87,6 +88,14 @@ class Manager:
         found = [one.text for one in self.messages if one.text.startswith("STATUS=")]
         return found[-1].removeprefix("STATUS=") if found else ""
 
+    def forget(self, name: str) -> None:
+        """Close what is stored under a name."""
+        if name in self.stored:
+            self.stored.pop(name).close()
+        for one in [one for one in self.listeners if one[0] == name]:
+            self.listeners.remove(one)
+            one[1].close()
+
     def _read(self) -> None:
         room = sum(socket.CMSG_SPACE(one.size) for one in _ANCILLARY)
         while True:
@@ -114,10 +123,12 @@ class Manager:
         """Store or forget descriptors. As systemd does without FDPOLL=0, drop those that hang up:
         here, all of them, because each would hang up once its daemon has exited."""
         name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
-        if "FDSTOREREMOVE=1" in lines and name in self.stored:
-            self.stored.pop(name).close()
+        if "FDSTOREREMOVE=1" in lines:
+            self.forget(name)
         for fd in files:
-            if "FDSTORE=1" in lines and "FDPOLL=0" in lines and len(self.stored) < self.room:
+            if name.startswith("listener-"):
+                self.listeners.append((name, socket.socket(fileno=fd)))
+            elif "FDSTORE=1" in lines and "FDPOLL=0" in lines and len(self.stored) < self.room:
                 is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
                 self.stored[name] = socket.socket(fileno=fd) if is_socket else FileIO(fd)
             else:

@@ -330,7 +330,7 @@ def test_trouble_ends_when_the_file_is_mended(service: Service) -> None:
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
     with service.daemon(framing="lines") as daemon:
-        assert "last good" in daemon.manager.status
+        until(lambda: "last good" in daemon.manager.status)
         daemon.reload(framing="line", lines_per_connection=50)
         until(lambda: "last good" not in daemon.manager.status)
         until(lambda: "lines_per_connection = 50\n" in stored(service))

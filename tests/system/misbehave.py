@@ -34,7 +34,7 @@ DATA = ctypes.create_string_buffer(b"data")
 CODE = ctypes.cast(libc.getpid, ctypes.c_void_p)
 
 #: The sockets of the host that are left inside.
-LEFT = {"/run/systemd/notify", "/run/systemd/journal/socket"}
+LEFT = {"/run/systemd/notify", "/run/host-journal"}
 
 CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWNET = 0x10000000, 0x00020000, 0x40000000
 PTRACE_TRACEME, PTRACE_SEIZE = 0, 0x4206
@@ -221,7 +221,7 @@ def connects(path: str) -> bool:
 def log_as_another_service() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         entry = b"SYSLOG_IDENTIFIER=sshd\nMESSAGE=Accepted publickey for root\n"
-        log.sendto(entry, "/run/systemd/journal/socket")
+        log.sendto(entry, "/run/host-journal")
 
 
 def log_as_another_service_by_syslog() -> None:

@@ -54,11 +54,27 @@ def test_metrics_start_and_stop_while_connections_are_open(
         assert ":9998 " not in machine.run("ss", "-tln")
 
 
-def test_stop_of_the_service_and_its_socket_is_one_of_metrics_too(machine: Container) -> None:
+def test_no_scrape_starts_what_was_stopped_or_disabled(machine: Container) -> None:
     machine.run("systemctl", "enable", METRICS)
     machine.run("systemctl", "restart", SERVICE)
     get(machine)
-    machine.run("systemctl", "stop", SOCKET, SERVICE)
-    until(lambda: not is_active(machine, METRICS))
-    machine.run("systemctl", "start", SOCKET, SERVICE)
-    get(machine)
+    for units in ([SERVICE], [SOCKET], [SOCKET, SERVICE]):
+        machine.run("systemctl", "stop", *units)
+        until(lambda: not is_active(machine, METRICS))
+        assert machine.try_run("python3", "-c", GET, "/").returncode != 0
+        assert not is_active(machine)
+        machine.run("systemctl", "start", SOCKET, SERVICE)
+        get(machine)
+    machine.run("systemctl", "disable", "--now", SOCKET, SERVICE)
+    machine.run("systemctl", "start", "sockets.target", "multi-user.target")  # as a boot does
+    assert not is_active(machine, METRICS)
+    assert not is_active(machine, SOCKET)
+
+
+def test_presets_enable_only_the_main_units(machine: Container) -> None:
+    """As at the first boot of an image."""
+    machine.run("systemctl", "preset-all")
+    units = machine.run("systemctl", "list-unit-files", "--no-legend", "tcpupperd*").splitlines()
+    states = {unit: state for unit, state, *_ in map(str.split, units)}
+    assert {unit for unit, state in states.items() if state == "enabled"} == {SERVICE, SOCKET}
+    assert len(states) == 8

@@ -40,7 +40,8 @@ def test_socket_for_load_balancers_can_be_added_while_clients_are_connected(
     assert "LISTEN" not in machine.run("ss", "-tln")
 
 
-def introduced(machine: Container) -> str:
+def introduced(machine: Container, *where: str) -> str:
     """The answer to a client that a header introduces. tcpupper takes the header for a line, and
     complains that it is not answered."""
-    return machine.try_run("tcpupper", "--port=9997", stdin=HEADER + "hello\n").stdout.split()[0]
+    command = ("tcpupper", *(where or ("--port=9997",)))
+    return machine.try_run(*command, stdin=HEADER + "hello\n").stdout.split()[0]
