@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+
+from tcpupperd.errors import ExpectedError
+from tcpupperd.output import write_output
 
 TYPE_CHECKING = False  # stands in for typing.TYPE_CHECKING; the client does not import typing
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    from _typeshed import SupportsWrite
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +29,19 @@ class Parser(argparse.ArgumentParser):
         if unknown := [word for word in unknown if word != "--"]:
             self.error(self._what_is_wrong_with(unknown))
         return values
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print what was asked for or, if that is impossible, exit with status 1; argparse would
+        ignore the error."""
+        if file is sys.stderr:
+            super()._print_message(message, file)
+            return
+        try:
+            if file is None:
+                raise ExpectedError("standard output is closed")
+            write_output(os.fsencode(message))
+        except ExpectedError as error:
+            self.exit(error.status, f"{self.prog}: {error}\n")
 
     def error(self, message: str) -> NoReturn:
         """Print the message, without the usage that argparse adds, and exit with status 2."""

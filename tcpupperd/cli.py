@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -23,6 +22,7 @@ from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.output import write_output
 from tcpupperd.processes import spares
 from tcpupperd.processes.conflicts import not_judged
 from tcpupperd.processes.generation import Generation
@@ -64,12 +64,10 @@ def check(arguments: argparse.Namespace) -> None:
     configuration."""
     given = given_settings(arguments)
     lines = config.explain(arguments.config, given)
-    print("\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is valid")
+    text = "\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is valid"
+    write_output(os.fsencode(text + "\n"))
     if unknown := not_judged(config.load(arguments.config, given)):
-        print(
-            f"tcpupperd: cannot be checked outside the unit: {', '.join(unknown)}",
-            file=sys.stderr,
-        )
+        log.info("cannot be checked outside the unit: %s", ", ".join(unknown))
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -79,13 +77,14 @@ def serve(arguments: argparse.Namespace) -> None:
     socket_unit = os.environ.get("TCPUPPERD_SOCKET_UNIT", "")
     passed = passed_in(os.environ, NAMES | spares.NAMES.keys(), required=bool(socket_unit))
     notifier = Notifier(os.environ)
-    offered = keeps_descriptors(os.environ)
-    store = Store(passed.stored, notifier, offered=offered, socket_unit=socket_unit)
-    source = Source(arguments.config, given_settings(arguments), store)
-    if passed.connected:
-        serve_connected(passed.connected, source.load().config, notifier)
-        return
     with ExitStack() as stack:
+        offered = keeps_descriptors(os.environ)
+        store = Store(passed.stored, notifier, offered=offered, socket_unit=socket_unit)
+        stack.enter_context(store)
+        source = Source(arguments.config, given_settings(arguments), store)
+        if passed.connected:
+            serve_connected(passed.connected, source.load().config, notifier)
+            return
         stage = None
         if arguments.daemonize:
             stage = stack.enter_context(

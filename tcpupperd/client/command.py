@@ -63,8 +63,8 @@ def converse(server: socket.socket, options: argparse.Namespace) -> None:
 
 def filter_input(server: socket.socket, options: argparse.Namespace) -> None:
     from tcpupperd.client.exchange import STDIN, Exchange
-    from tcpupperd.client.output import STDOUT
     from tcpupperd.client.progress import Progress
+    from tcpupperd.output import STDOUT
 
     with Progress(STDIN, STDOUT) as progress:
         Exchange(server, options.endpoint.name, None, options.timeout, progress.show).run()

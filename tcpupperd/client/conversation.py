@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 
 from tcpupperd.client.exchange import Exchange
-from tcpupperd.client.output import write_output
+from tcpupperd.output import write_output
 
 PROMPT = "> "
 

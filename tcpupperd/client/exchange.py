@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from select import POLLIN, POLLOUT, poll
 
-from tcpupperd.client.output import write_output
 from tcpupperd.errors import ExpectedError
+from tcpupperd.output import write_output
 from tcpupperd.words import counted
 
 STDIN = 0

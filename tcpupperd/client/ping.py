@@ -9,12 +9,12 @@ import signal
 import time
 from collections.abc import Callable
 
-from tcpupperd.client.output import write_output
 from tcpupperd.client.poller import Poller
 from tcpupperd.client.probe import Probe
 from tcpupperd.client.signals import ENDS, Signals
 from tcpupperd.client.tally import Tally
 from tcpupperd.errors import ExpectedError
+from tcpupperd.output import write_output
 
 GRACE = 1.0  # seconds for the lines in flight when a signal or the deadline stops the run
 BATCH = 100  # turns between checks for answers

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from tcpupperd.arguments import Parser
-from tcpupperd.client.output import write_output
 from tcpupperd.errors import ExpectedError
+from tcpupperd.output import write_output
 
 TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:

@@ -379,7 +379,10 @@ class Listeners:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Stop listening; sockets that were passed are only closed."""
         self.keep(())
+        for listener in self._passed:
+            listener.socket.close()
 
     def bind(self, addresses: Iterable[str]) -> None:
         """Listen on these addresses as well. If one raises ListenError, none is added. Does

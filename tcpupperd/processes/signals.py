@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
 from collections.abc import Set
+
+log = logging.getLogger(__name__)
 
 #: Signals that the kernel sends for faults in the program itself. Blocking them would not stop the
 #: kernel's, but would block those sent by a process, such as the watchdog's SIGABRT.
@@ -25,22 +29,65 @@ JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 BLOCKED = signal.valid_signals() - FAULTS - JOB_CONTROL - {signal.SIGKILL, signal.SIGSTOP}
 
 
-def block() -> None:
-    """Block all signals that are to be fetched."""
-    # With an inherited, ignored SIGCHLD, children would vanish before they can be waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Never called, but the handler's existence tells systemd that SIGHUP means reload.
-    signal.signal(signal.SIGHUP, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+#: The sender of a signal, in siginfo_t of sigaction(2), if it is the kernel.
+SI_KERNEL = 128
 
 
-def fetch(timeout: float, *, but: Set[int] = frozenset()) -> int | None:
-    """Wait up to `timeout` seconds for a blocked signal, `but` for those that are to stay pending;
-    None if there is none."""
+class Signals:
+    """The signals of this process, all of which are blocked, and fetched one by one.
+
+    SIGHUP means reload for a daemon, but if it tells that the terminal was closed, it becomes
+    SIGTERM: otherwise, a daemon in the foreground would keep serving unseen. The first such signal
+    counts, because the shell and the kernel may both send one.
+    """
+
+    def __init__(self) -> None:
+        """Block the signals."""
+        # nohup(1) ignores the signal, so that the program outlives its terminal.
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._may_hang_up = has_terminal() and not ignored
+        self._shell = os.getppid()
+        # With an inherited, ignored SIGCHLD, children would vanish before they can be waited for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Never called, but the handler's existence tells systemd that SIGHUP means reload.
+        signal.signal(signal.SIGHUP, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+
+    def fetch(self, timeout: float, *, but: Set[int] = frozenset()) -> int | None:
+        """Wait up to `timeout` seconds for a blocked signal, `but` for those that are to stay
+        pending; None if there is none."""
+        received = wait_for(BLOCKED - but, timeout)
+        if not received:
+            return None
+        if self._may_hang_up and self._is_hangup(received):
+            self._may_hang_up = False
+            log.warning("the terminal was closed; stopping")
+            return signal.SIGTERM
+        return received.si_signo
+
+    def _is_hangup(self, received: signal.struct_siginfo) -> bool:
+        """Whether a signal tells that the terminal was closed. The shell that started the daemon
+        also sends SIGHUP if a user types kill, but then, the terminal still exists."""
+        if received.si_signo != signal.SIGHUP:
+            return False
+        by_shell = received.si_pid == self._shell and not has_terminal()
+        return by_shell or received.si_code == SI_KERNEL
+
+
+def wait_for(signals: Set[int], timeout: float) -> signal.struct_siginfo | None:
+    """Wait up to `timeout` seconds, which may be infinite, for one of several signals."""
     if timeout == math.inf:
-        return signal.sigwaitinfo(BLOCKED - but).si_signo
-    received = signal.sigtimedwait(BLOCKED - but, max(0.0, timeout))
-    return received.si_signo if received else None
+        return signal.sigwaitinfo(signals)
+    return signal.sigtimedwait(signals, max(0.0, timeout))
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def describe(status: int) -> str:

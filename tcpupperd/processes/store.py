@@ -14,6 +14,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
+from typing import Self
 
 from tcpupperd.config import FILE_SIZE_MAX
 from tcpupperd.host import channel
@@ -98,6 +99,16 @@ class Store:
         if self._canary:
             self._canary.watch()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close this process's descriptors; those in the store stay there."""
+        self.channel.give.close()
+        self.channel.take.close()
+        if self._canary:
+            self._canary.close()
+
     def keep_configuration(self, text: str) -> None:
         """Store the last good configuration, replacing the previous one."""
         if text == self.configuration or not self.channel.outlives_us:
@@ -163,6 +174,10 @@ class Canary:
         fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
         fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._ours.close()
 
 
 def read_sealed(fd: int) -> str:

@@ -18,12 +18,13 @@ from tcpupperd.events import Event
 from tcpupperd.host import descriptors
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
-from tcpupperd.processes import signals, worker
+from tcpupperd.processes import worker
 from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.fleet import Failure, Fleet
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
+from tcpupperd.processes.signals import Signals
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.status_line import status_line
 from tcpupperd.processes.store import Store
@@ -114,7 +115,7 @@ class Supervisor:
         """Serve until told to stop; call `started` once all workers accept connections. Raises
         StartError if the first workers cannot start."""
         self._started = started
-        signals.block()
+        self._signals = Signals()
         descriptors.raise_limit()
         gc.freeze()  # existing objects stay shared with the workers
         self._store.watch()
@@ -160,7 +161,7 @@ class Supervisor:
         """Wait for a signal, or until something is due. A deferred signal stays pending."""
         deferred = {signal.SIGHUP} if self._step(Input.RELOAD) is Supervisor.defer else set()
         until = min(self._fleet.next_wake, self._due_at)
-        match signals.fetch(until - monotonic(), but=deferred):
+        match self._signals.fetch(until - monotonic(), but=deferred):
             case signal.SIGTERM | signal.SIGINT:
                 yield Input.STOP
             case signal.SIGUSR2:

@@ -24,8 +24,14 @@ class Terminal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        os.close(self._master)
+        self.close()
         os.close(self.descriptor)
+
+    def close(self) -> None:
+        """Close it, as a terminal emulator or sshd does; programs still have their end."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
 
     @property
     def text(self) -> str:

@@ -96,11 +96,11 @@ def test_usage_errors_end_with_status_2(
     assert remedy == "Try 'tcpupper --help' for more information."
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_arguments(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"tcpupper {__version__}\n"
+    assert capfd.readouterr().out == f"tcpupper {__version__}\n"
 
 
 @pytest.mark.parametrize("use", ["exchange", "ping", "check"])
@@ -111,4 +111,5 @@ def test_client_imports_nothing_slow_and_nothing_of_the_daemon(use: str) -> None
     ).stdout.split()
     assert not {"asyncio", "dataclasses", "logging", "tomllib", "tqdm", "typing"} & set(loaded)
     shared = {name for name in loaded if name.startswith("tcpupperd.") and "client" not in name}
-    assert shared <= {"tcpupperd.arguments", "tcpupperd.errors", "tcpupperd.words"}
+    values = {"arguments", "errors", "output", "words"}
+    assert shared <= {f"tcpupperd.{name}" for name in values}

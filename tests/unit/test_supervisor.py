@@ -20,7 +20,7 @@ import pytest
 from tcpupperd.config import Config, ConfigError
 from tcpupperd.events import Event
 from tcpupperd.host import messages
-from tcpupperd.processes import fleet, signals, supervisor, worker_process
+from tcpupperd.processes import fleet, supervisor, worker_process
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
 from tcpupperd.processes.source import generation_of
@@ -333,8 +333,7 @@ def fixture_enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
         if module is not worker_process:
             monkeypatch.setattr(module.log, "disabled", True)
     monkeypatch.setattr(fleet.Fleet, "_fork", lambda self, *args: worlds[-1].fork(*args))
-    monkeypatch.setattr(signals, "fetch", here("fetch"))
-    monkeypatch.setattr(signals, "block", lambda: None)
+    monkeypatch.setattr(supervisor, "Signals", lambda: SimpleNamespace(fetch=here("fetch")))
     monkeypatch.setattr(supervisor, "WORKERS_MAX", 2 * WORKERS)  # for the size of the scoreboard
     monkeypatch.setattr(supervisor, "conflicts", lambda *_, **__: [])
     monkeypatch.setattr("tcpupperd.host.descriptors.raise_limit", lambda: None)
