@@ -443,4 +443,4 @@ def test_too_few_descriptors() -> None:
         [*command, "--connections", "64"], cwd=ROOT, stdout=PIPE, stderr=PIPE, check=False
     )
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"64 connections need 96 descriptors, and the hard limit is 64;" in done.stderr
+    assert b"64 connections need 96 descriptors, but the hard limit is 64;" in done.stderr

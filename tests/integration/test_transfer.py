@@ -73,7 +73,7 @@ def test_connection_is_logged_as_handed_over_and_taken_over(service: Service) ->
         assert client.ask(b"one") == b"ONE"
         daemon.reload()
         until(lambda: f"{name}: taken over after 1 line" in daemon.log)
-        assert f"{name}: handed over after 1 line" in daemon.log
+        until(lambda: f"{name}: handed over after 1 line" in daemon.log)
         assert daemon.log.count(f"{name}: connected") == 1
         assert f"{name}: closed" not in daemon.log
         assert client.ask(b"two") == b"TWO"
