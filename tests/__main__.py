@@ -4,15 +4,18 @@ It needs Python 3.11 and nothing else. Tests that need anything else are skipped
 need is shown.
 """
 
+import os
 import subprocess
 import sys
 
-from environment import TREE, give_back, python
+from environment import PYTHON, TREE, give_back, python
 
 
 def main() -> int:
     try:
-        done = subprocess.run([python(), "-m", "pytest", *sys.argv[1:]], cwd=TREE, check=False)
+        interpreter = python()
+        options = sys.argv[1:] or side_by_side(interpreter)
+        done = subprocess.run([interpreter, "-m", "pytest", *options], cwd=TREE, check=False)
     finally:
         give_back()
     if not sys.argv[1:]:
@@ -21,6 +24,13 @@ def main() -> int:
             " (sudo python3 tests tests/system)."
         )
     return done.returncode
+
+
+def side_by_side(interpreter: str) -> list[str]:
+    """Options for several tests at a time, by pytest-xdist, which the virtual environment has:
+    most of their time is spent waiting."""
+    processes = 2 * (os.cpu_count() or 1)
+    return ["-n", str(processes), "--dist", "worksteal"] if interpreter == str(PYTHON) else []
 
 
 if __name__ == "__main__":

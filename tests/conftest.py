@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from tools import PACKAGES, missed
-
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, None]:
@@ -23,9 +21,14 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if missed:
-        packages = " ".join(sorted({PACKAGES[tool] for tool in missed}))
-        tools = ", ".join(sorted(missed))
-        terminalreporter.write_line(
-            f"Left out: what needs {tools} (sudo apt-get install {packages})."
-        )
+    """Say in one line what installs the programs for want of which tests were skipped."""
+    skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    packages = {
+        package
+        for reason in skipped
+        if (found := re.search(r"\(apt-get install (.+)\)", reason))
+        for package in found[1].split()
+    }
+    if packages:
+        install = f"sudo apt-get install {' '.join(sorted(packages))}"
+        terminalreporter.write_line(f"{len(skipped)} skipped; to run them too: {install}")

@@ -27,14 +27,10 @@ PACKAGES = {
     "unshare": "util-linux",
 }
 
-#: Programs whose absence caused a test in this run to be skipped.
-missed: set[str] = set()
-
 
 def need(tool: str) -> str:
     """The path of a program; where it is not installed, the test is skipped."""
     path = shutil.which(tool)
     if path is None:
-        missed.add(tool)
         pytest.skip(f"{tool} is not installed (apt-get install {PACKAGES[tool]})")
     return path
