@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import socket
 import stat
 import struct
@@ -48,6 +49,12 @@ BATCH = 252
 #: The message: the name of the program, the version of the format, the number of connections.
 GREETING = struct.Struct("!10sHH")
 _FD = struct.Struct("i")
+
+#: More messages than a channel holds.
+MESSAGES_MAX = 2 * BUFFER // 512
+
+#: Of socket(7); Python has no name for it.
+SO_DETACH_FILTER = 27
 
 #: The longest state that `take_all` reads, in bytes.
 STATE_MAX = 2**30
@@ -82,24 +89,100 @@ class Channel(NamedTuple):
 def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store: bool) -> Channel:
     """The channel that the service manager has `stored`, or else a new one.
 
-    With `store`, a new one is stored in the service manager. A complete channel is never replaced,
-    because connections may be waiting in it.
+    With `store`, a new one is stored in the service manager. A channel that works is never
+    replaced, because connections may be waiting in it.
     """
     if stored.keys() == NAMES:
         channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
-    else:
-        for name, end in stored.items():
-            log.warning("closing the stored socket %s, which cannot be used", name)
-            end.close()
+        if _works(channel):
+            return channel
+        log.error("the stored handover channel does not work; using a new one")
+        return replaced(channel, notifier)
+    for name, end in stored.items():
+        log.warning("closing the stored socket %s, which cannot be used", name)
+        end.close()
+        notifier.forget(name)
+    return _new_channel(notifier, store=store)
+
+
+def replaced(old: Channel, notifier: Notifier) -> Channel:
+    """A new channel instead of one that does not work, with the messages that are still in it."""
+    if old.outlives_us:
+        for name in NAMES:
             notifier.forget(name)
-        channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
-        if store:
-            notifier.store(GIVE_END, channel.give.fileno())
-            notifier.store(TAKE_END, channel.take.fileno())
-    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-    channel.give.setblocking(False)
-    channel.take.setblocking(False)
+    new = _new_channel(notifier, store=old.outlives_us)
+    _move(old, new)
+    old.give.close()
+    old.take.close()
+    return new
+
+
+def is_shut_down(channel: Channel) -> bool:
+    """Whether somebody has called shutdown(2) for an end. The daemon never does, but all processes
+    share the ends, and an attacker in a worker may do it."""
+    return any(_polled(end, select.POLLRDHUP) for end in (channel.give, channel.take))
+
+
+def _new_channel(notifier: Notifier, *, store: bool) -> Channel:
+    channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
+    if store:
+        notifier.store(GIVE_END, channel.give.fileno())
+        notifier.store(TAKE_END, channel.take.fileno())
+    _prepare(channel)
     return channel
+
+
+def _prepare(channel: Channel) -> None:
+    """Set the options of a channel, whatever another process has set. Raises OSError if there is
+    a filter that drops messages and cannot be removed."""
+    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    for end in (channel.give, channel.take):
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        with contextlib.suppress(FileNotFoundError):  # there is none
+            end.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _works(channel: Channel) -> bool:
+    """Whether what is put into one end comes out of the other."""
+    try:
+        _prepare(channel)
+        if is_shut_down(channel):
+            return False
+        return _polled(channel.take, select.POLLIN) or _carries(channel)
+    except OSError:
+        return False
+
+
+def _carries(channel: Channel) -> bool:
+    """Whether an empty channel carries a message."""
+    probe = os.urandom(GREETING.size)
+    _send(channel.give, probe, [])
+    data, files, _ = _receive(channel.take)
+    for fd in files:
+        os.close(fd)
+    return data == probe
+
+
+def _move(old: Channel, new: Channel) -> None:
+    """Move the messages of a channel to another one, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        for _ in range(MESSAGES_MAX):
+            data, files, _ = _receive(old.take)
+            if not data and not files:  # the end
+                break
+            try:
+                _send(new.give, data, files)
+            finally:
+                for fd in files:
+                    os.close(fd)
+
+
+def _polled(end: socket.socket, event: int) -> bool:
+    """Whether poll(2) reports an event."""
+    poll = select.poll()
+    poll.register(end, event)
+    return any(events & event for _, events in poll.poll(0))
 
 
 def is_end(fd: int) -> bool:
@@ -129,7 +212,8 @@ def give(
         with open(state, "wb", closefd=False) as file:
             write(file)
         files = [state, *(one.fileno() for one in sockets)]
-        socket.send_fds(end, [GREETING.pack(form.program, form.version, len(sockets))], files)
+        greeting = GREETING.pack(form.program, form.version, len(sockets))
+        _send(end, greeting, files)
     finally:
         os.close(state)
 
@@ -139,7 +223,7 @@ def peek(end: socket.socket) -> int:
 
     Raises BlockingIOError if there is no message.
     """
-    data = end.recv(GREETING.size, socket.MSG_PEEK)
+    data = end.recv(GREETING.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     if len(data) < GREETING.size:
         return 0
     _, _, count = GREETING.unpack(data)
@@ -153,7 +237,7 @@ def take(end: socket.socket, form: Format) -> Message:
     HandoverError if it has another format.
     """
     data, files, flags = _receive(end)
-    if not data and not files:
+    if not data and not files and _polled(end, select.POLLRDHUP):
         raise EOFError
     try:
         version = _check_greeting(data, len(files), flags, form)
@@ -257,11 +341,20 @@ def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
     return states
 
 
+def _send(end: socket.socket, data: bytes, files: list[int]) -> None:
+    """Send a message without waiting: all processes share O_NONBLOCK, so any can have cleared it.
+    (`socket.send_fds` ignores flags.)"""
+    packed = b"".join(map(_FD.pack, files))
+    end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)], socket.MSG_DONTWAIT)
+
+
 def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
     """A message, its descriptors and flags. (`socket.recv_fds` does not set MSG_CMSG_CLOEXEC.)"""
     room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
-    data, ancillary, flags, _ = end.recvmsg(GREETING.size + 1, room, socket.MSG_CMSG_CLOEXEC)
-    files = [fd for *_, packed in ancillary for (fd,) in _FD.iter_unpack(packed)]
+    wanted = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    data, ancillary, flags, _ = end.recvmsg(GREETING.size + 1, room, wanted)
+    rights = [packed for _, kind, packed in ancillary if kind == socket.SCM_RIGHTS]
+    files = [fd for packed in rights for (fd,) in _FD.iter_unpack(packed)]
     return data, files, flags
 
 

@@ -7,11 +7,13 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import NamedTuple, NoReturn
 
 from tcpupperd.events import Event, Extra, fields
+from tcpupperd.host.channel import Channel
 from tcpupperd.processes import signals
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
@@ -130,8 +132,9 @@ class Fleet:
         return None
 
     def _fork(self, generation: Generation, slot: Slot) -> tuple[int, int]:
-        """Fork a worker; return its process ID and the supervisor's end of its control pipe."""
-        orders, control = os.pipe()
+        """Fork a worker; return its process ID and the supervisor's end of its control socket."""
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        orders, control = (end.detach() for end in pair)
         try:
             pid = os.fork()
         except OSError:
@@ -219,8 +222,13 @@ class Fleet:
             if worker.generation is not but:
                 worker.retire(order, timeout)
 
+    def use_channel(self, channel: Channel) -> None:
+        """Have all workers use another channel, except those that have an order to exit."""
+        for worker in self._workers.values():
+            worker.use_channel(channel)
+
     def close(self) -> None:
-        """Close the control pipes of all workers: in a process that was forked, or because the
+        """Close the control sockets of all workers: in a process that was forked, or because the
         supervisor exits, which is an order to them."""
         for worker in self._workers.values():
             worker.close()

@@ -14,6 +14,7 @@ import os
 import select
 import socket
 from collections.abc import Iterable
+from time import monotonic
 from typing import Self
 
 from tcpupperd.config import FILE_SIZE_MAX
@@ -33,6 +34,9 @@ NAMES = channel.NAMES | {CONFIGURATION, CANARY, RESTARTS}
 
 #: The largest stored number that is accepted.
 RESTARTS_MAX = 2**32
+
+#: Seconds between two replacements of a channel that was shut down.
+MEND_INTERVAL = 5.0
 
 
 class Store:
@@ -67,6 +71,7 @@ class Store:
                 self._drop(name, fd)
         self.spares = Spares(listeners, notifier, socket_unit if offered else "")
         self.channel = channel.open_channel(ends, notifier, store=offered)
+        self._mend_at = 0.0
         self._keep_restarts(survived=ends.keys() == channel.NAMES)
         self._canary = Canary(notifier) if self.channel.outlives_us else None
 
@@ -80,6 +85,16 @@ class Store:
     def problem(self) -> str:
         """For the status line: that the store does not work, or what needs a spare listener."""
         return "; ".join(filter(None, (self._failure, self.spares.remedy)))
+
+    def mend_channel(self) -> bool:
+        """Replace the channel if a process has shut it down; return whether it was replaced. This
+        is done once in a while only: whoever did it may do it again."""
+        now = monotonic()
+        if now < self._mend_at or not channel.is_shut_down(self.channel):
+            return False
+        self._mend_at = now + MEND_INTERVAL
+        self.channel = channel.replaced(self.channel, self._notifier)
+        return True
 
     def check(self) -> None:
         """Store what could not be stored before. Log once if the service manager does not keep

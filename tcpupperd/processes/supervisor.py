@@ -6,9 +6,9 @@ import gc
 import logging
 import math
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from io import FileIO
 from time import monotonic
 from typing import ClassVar
 
@@ -79,8 +79,8 @@ class Supervisor:
 
     It waits for signals and for its next deadline. SIGCHLD means that a worker has exited or, if a
     worker has sent it, that the worker accepts connections. After each wake-up, it checks what has
-    happened, and does what the table says. If it fails itself, its exit closes the control pipes,
-    which is an order to the workers: a failure costs no more than SIGKILL would.
+    happened, and does what the table says. If it fails itself, its exit closes the control
+    sockets, which is an order to the workers: a failure costs no more than SIGKILL would.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class Supervisor:
                 yield Input.FAILURE
             if self._fleet.watch():
                 self._notifier.watchdog()
+            self._mend_channel()
             self._store.check()
             if not self._store.keeps:
                 yield Input.LOST
@@ -170,6 +171,12 @@ class Supervisor:
                 yield Input.RELOAD
             case signal.SIGUSR1:
                 self._log_counters()
+
+    def _mend_channel(self) -> None:
+        if self._store.mend_channel():
+            text = "a process shut the handover channel down; using a new one"
+            log.error("%s", text, extra=Event.CHANNEL_REPLACED.fields())
+            self._fleet.use_channel(self._store.channel)
 
     def _enter(self, state: State, lasting: float = math.inf) -> None:
         """Enter a state, which may last for so many seconds."""
@@ -300,6 +307,7 @@ class Supervisor:
         self._dismiss(State.STOPPING, Order.DRAIN)
 
     def keep(self) -> None:
+        self._mend_channel()
         log.info("stopping: handing over %s", self._open())
         self._dismiss(State.KEEPING, Order.LEAVE_IN_STORE)
 
@@ -397,7 +405,7 @@ class Supervisor:
                 listeners_outlive_us=self._listeners.passed,
                 channel=(self._store.channel.give, self._store.channel.take),
                 channel_outlives_us=lambda: self._store.keeps,
-                control=FileIO(orders),
+                control=socket.socket(fileno=orders),
                 numbers=slot.numbers,
                 scoreboard=self._scoreboard,
                 heartbeat=self._notifier.watchdog_interval / 4,

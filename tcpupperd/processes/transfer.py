@@ -12,7 +12,9 @@ import errno
 import fcntl
 import logging
 import math
+import os
 import select
+import signal
 import socket
 import sys
 from termios import TIOCOUTQ
@@ -73,6 +75,10 @@ class Giver:
         self._given = 0
         self._wait = False
 
+    def use(self, end: socket.socket) -> None:
+        """Put them into another channel; to be called before `begin`."""
+        self._end = end
+
     def begin(self, *, wait: bool) -> None:
         """Hand over all connections; with `wait`, wait until others take some if the channel is
         full."""
@@ -124,8 +130,7 @@ class Giver:
         self._given += len(batch)
 
     def _cannot_give(self, error: OSError) -> None:
-        full = isinstance(error, BlockingIOError)
-        if self._wait and full:
+        if self._wait and isinstance(error, BlockingIOError):
             self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
         elif self._wait and error.errno == errno.ETOOMANYREFS:
             # No event signals that another worker has taken a message.
@@ -135,13 +140,21 @@ class Giver:
                 "closing %s that cannot be handed over: %s (%s)",
                 counted(len(self._server.connections), "connection"),
                 error,
-                "the channel is full" if full else "see LimitNOFILE=",
+                _advice(error),
             )
             self._server.drain(take_queues=False)
 
     def _writable(self) -> None:
         self._server.poller.remove(self._end)
         self._give()
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, BlockingIOError):
+        return "the channel is full"
+    if isinstance(error, BrokenPipeError):
+        return "a process shut the channel down"
+    return "see LimitNOFILE="
 
 
 class Taker:
@@ -162,6 +175,7 @@ class Taker:
         self._room = capacity.descriptors
         self._polled = False
         self._stopped = False
+        self._hung_up = False  # the channel, which the supervisor will replace
         self._away = server.poller.at(math.inf)  # while pending, the channel is left to others
         self._taken = 0  # connections, since this was last logged
         self._summary = server.poller.at(math.inf, self._log_summary)
@@ -174,13 +188,22 @@ class Taker:
         A message wakes all workers. With EPOLLEXCLUSIVE, it would wake only one, and if that
         worker held back, no other would learn about the message.
         """
-        wanted = self.has_room and not self._stopped and not self._away.pending
+        stays_away = self._stopped or self._hung_up or self._away.pending
+        wanted = self.has_room and not stays_away
         if wanted != self._polled:
             self._polled = wanted
             if wanted:
                 self._server.poller.add(self._end, self._readable)
             else:
                 self._server.poller.remove(self._end)
+
+    def use(self, channel: tuple[socket.socket, socket.socket]) -> None:
+        """Take them out of another channel."""
+        if self._polled:
+            self._server.poller.remove(self._end)
+        self._give_end, self._end = channel
+        self._polled = self._hung_up = False
+        self.update_interest()
 
     def stop(self) -> None:
         """Leave the channel to others permanently."""
@@ -197,7 +220,7 @@ class Taker:
     def take_all(self) -> None:
         """Take everything that is in the channel."""
         with contextlib.suppress(BlockingIOError):
-            while self.has_room:
+            while self.has_room and not self._hung_up:
                 self._take()
         self._log_summary()
 
@@ -222,8 +245,8 @@ class Taker:
             extra = Event.HANDOVER_DAMAGED.fields()
             log.error("closing %s whose state cannot be restored: %s", ended, error, extra=extra)
             connections = [handover.Connection(one, "", UNREADABLE) for one in error.sockets]
-        except EOFError:  # not end of file, because this process also holds the sending end
-            log.error("ignored an empty message in the handover channel")
+        except EOFError:
+            self._report_hang_up()
             return
         for connection in self._without_strange(connections):
             self._take_over(connection)
@@ -231,6 +254,14 @@ class Taker:
         self._server.tally.add(HANDED_OVER_IN, len(connections))
         self._taken += len(connections)
         self._summary.set(self._server.poller.now + QUIET_TIME)
+
+    def _report_hang_up(self) -> None:
+        """Have the supervisor look at the channel, which a process has shut down: nothing else
+        ends it, because this process has both ends."""
+        self._hung_up = True
+        self._server.tally.numbers[OPEN] = len(self._server.connections)
+        with contextlib.suppress(PermissionError):  # the supervisor has exited
+            os.kill(os.getppid(), signal.SIGCHLD)
 
     def _longest_line(self) -> int:
         """The largest max_line with which a connection may have been served: the supervisor knows,

@@ -8,14 +8,13 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from io import FileIO
 from typing import NamedTuple
 
 from tcpupperd.config import Config
 from tcpupperd.host import descriptors
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
-from tcpupperd.processes.orders import Order
+from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.survey import survey
 from tcpupperd.processes.transfer import Giver, Taker, messages_in
@@ -39,7 +38,7 @@ class WorkerContext(NamedTuple):
     listeners_outlive_us: bool  # another process also holds them and will serve their queues
     channel: tuple[socket.socket, socket.socket]  # for the handover: sending and receiving end
     channel_outlives_us: Callable[[], bool]  # whether the service manager keeps it
-    control: FileIO  # where orders come from
+    control: socket.socket  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
     scoreboard: Scoreboard  # of all workers
     heartbeat: float  # seconds between heartbeats, or 0
@@ -57,6 +56,7 @@ class Worker(UpperServer):
             counters=context.numbers,
         )
         self._context = context
+        self._channel = context.channel
         limit, kept = descriptors.limit(), context.channel_outlives_us()
         self._capacity = capacity(context.config, limit, kept=kept)
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
@@ -108,7 +108,7 @@ class Worker(UpperServer):
         when all workers (twice as many during a reload) could have used half of it.
         """
         if self._credit <= 0:
-            waiting = messages_in(self._context.channel[0]) * self._capacity.batch
+            waiting = messages_in(self._channel[0]) * self._capacity.batch
             free = self._capacity.together - self._context.scoreboard.open() - waiting
             self._credit = free // (4 * self.config.worker_count) - ACCEPTS_PER_ITERATION
             return free
@@ -116,7 +116,11 @@ class Worker(UpperServer):
         return ACCEPTS_PER_ITERATION
 
     def _obey(self) -> None:
-        order = self._read_order()
+        message, files, *_ = socket.recv_fds(self._context.control, 1, 2)
+        if message == CHANNEL:
+            self._use_channel([socket.socket(fileno=fd) for fd in files])
+            return
+        order = self._order(message)
         self.poller.remove(self._context.control)
         self._context.numbers[STATE] = EXITING  # so that no other worker waits for this one
         self._taker.stop()
@@ -130,9 +134,17 @@ class Worker(UpperServer):
             self._answer()
         self._giver.begin(wait=order is not Order.LEAVE_IN_STORE)
 
-    def _read_order(self) -> Order:
-        if order := self._context.control.read(1):
-            return Order(order)
+    def _use_channel(self, ends: list[socket.socket]) -> None:
+        """Use another channel: a process has shut down the one before."""
+        before, self._channel = self._channel, (ends[0], ends[1])
+        self._giver.use(ends[0])
+        self._taker.use(self._channel)
+        for end in before:
+            end.close()
+
+    def _order(self, message: bytes) -> Order:
+        if message:
+            return Order(message)
         log.warning("the supervisor has exited; exiting")
         return Order.LEAVE_IN_STORE if self._context.channel_outlives_us() else Order.DRAIN
 

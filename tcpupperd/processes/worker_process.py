@@ -6,10 +6,12 @@ import contextlib
 import math
 import os
 import signal
+import socket
 from time import monotonic
 
+from tcpupperd.host.channel import Channel
 from tcpupperd.processes.generation import Generation
-from tcpupperd.processes.orders import Order
+from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Slot
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, PID, STATE
 
@@ -57,8 +59,20 @@ class WorkerProcess:
             os.write(self._control, order.value)
         self.close()
 
+    def use_channel(self, channel: Channel) -> None:
+        """Have it use another channel, unless it has an order to exit."""
+        if self._control < 0:
+            return
+        with (
+            contextlib.suppress(OSError),  # it has just died
+            socket.socket(fileno=os.dup(self._control)) as control,
+        ):
+            control.setblocking(False)
+            ends = [channel.give.fileno(), channel.take.fileno()]
+            socket.send_fds(control, [CHANNEL], ends)
+
     def close(self) -> None:
-        """Close the supervisor's end of its control pipe, which it takes as an order, too."""
+        """Close the supervisor's end of its control socket, which it takes as an order, too."""
         control, self._control = self._control, -1
         if control >= 0:
             os.close(control)

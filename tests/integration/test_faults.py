@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ ANY_PORT = ("127.0.0.1", 0)
 def worker() -> Iterator[Worker]:
     """A worker in this process, with a channel that has both ends here."""
     give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    orders, control = os.pipe()
+    orders, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     scoreboard = Scoreboard(4)
     scoreboard.put(LONGEST_LINE, Config().max_line)
     take.setblocking(False)
@@ -55,7 +54,7 @@ def worker() -> Iterator[Worker]:
         listeners_outlive_us=False,
         channel=(give, take),
         channel_outlives_us=lambda: False,
-        control=FileIO(orders),
+        control=orders,
         numbers=scoreboard.claim().numbers,
         scoreboard=scoreboard,
         heartbeat=0.0,
@@ -63,7 +62,7 @@ def worker() -> Iterator[Worker]:
     )
     with Worker(context) as worker, give, take, context.control:
         yield worker
-    os.close(control)
+    control.close()
 
 
 def test_connection_that_cannot_be_watched_is_the_only_one_that_ends(

@@ -84,6 +84,56 @@ def test_lines_continue_to_be_counted(service: Service) -> None:
         assert client.read_to_end() == b"THREE\n"
 
 
+def test_channel_that_was_shut_down_is_replaced_while_it_runs(service: Service) -> None:
+    """As an attacker in a worker can do, who has the same sockets as everybody."""
+    with service.daemon(workers=3) as daemon:
+        clients = [service.connect() for _ in range(20)]
+        for client in clients:
+            assert client.ask(b"one") == b"ONE"
+        before = service.manager.stored[TAKE_END]
+        before.shutdown(socket.SHUT_RD)
+        until(lambda: service.manager.stored.get(TAKE_END, before) is not before)
+        until(lambda: "using a new one" in daemon.log)
+        daemon.reload()
+        for client in clients:
+            assert client.ask(b"two") == b"TWO"
+        assert daemon.log.count("channel") == 1
+    with service.daemon() as daemon:
+        for client in clients:
+            assert client.ask(b"three") == b"THREE"
+        assert daemon.counters()["handed_over_in"] == len(clients)
+
+
+@pytest.mark.parametrize("end", [GIVE_END, TAKE_END])
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
+def test_channel_that_is_shut_down_just_before_a_restart_is_replaced(
+    service: Service, end: str, how: int
+) -> None:
+    with service.daemon() as daemon:
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+        until(lambda: service.manager.stored.keys() == NAMES)
+        with stopped(*daemon.workers()):
+            service.manager.stored[end].shutdown(how)
+            daemon.send_signal(signal.SIGUSR2)
+            until(lambda: "handing over" in daemon.log)
+    with service.daemon():
+        assert client.ask(b"two") == b"TWO"
+
+
+def test_channel_that_was_shut_down_in_between_is_replaced(service: Service) -> None:
+    with service.daemon():
+        client = service.connect()
+        assert client.ask(b"one") == b"ONE"
+    service.manager.stored[TAKE_END].shutdown(socket.SHUT_RDWR)
+    with service.daemon() as daemon:
+        assert client.ask(b"two") == b"TWO"
+        assert "the stored handover channel does not work" in daemon.log
+    with service.daemon() as daemon:
+        assert client.ask(b"three") == b"THREE"
+        assert "does not work" not in daemon.log
+
+
 def test_line_that_is_longer_than_a_new_limit_is_not_lost(service: Service) -> None:
     """What a connection may hold follows from the configuration under which it was served."""
     begun = b"x" * 2**20

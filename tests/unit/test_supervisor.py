@@ -166,6 +166,9 @@ class World:
     def check(self) -> None:
         pass
 
+    def mend_channel(self) -> bool:
+        return False
+
     # The system
 
     def fork(self, generation: Generation, slot: Any) -> tuple[int, int]:
