@@ -360,6 +360,8 @@ def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
 
 def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> int:
     """The version of a message's format. Raises ValueError if it cannot be read."""
+    if not data:
+        raise ValueError("the message is empty")
     name, version, count = GREETING.unpack(data)
     known = version in (form.version, *form.earlier)
     if name.rstrip(b"\0") != form.program or not known:

@@ -254,19 +254,20 @@ def error_of(record: logging.LogRecord) -> int | None:
 
 
 class RateLimitedLog:
-    """Limits the rate of warnings that clients can trigger at will."""
+    """Limits the rate of messages that others can trigger at will."""
 
-    INTERVAL = 10.0  # minimum number of seconds between warnings
+    INTERVAL = 10.0  # minimum number of seconds between messages
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger, level: int = logging.WARNING) -> None:
         self._log = log
+        self._level = level
         self._next = 0.0
         self._left_out = 0
 
     def warn(
         self, message: str, *values: object, extra: Mapping[str, object] | None = None
     ) -> None:
-        """Log a warning, with the number of those suppressed before it, or suppress it."""
+        """Log a message, with the number of those suppressed before it, or suppress it."""
         now = monotonic()
         if now < self._next:
             self._left_out += 1
@@ -275,4 +276,4 @@ class RateLimitedLog:
         if self._left_out:
             message += f"; {counted(self._left_out, 'similar message')} suppressed"
             self._left_out = 0
-        self._log.warning(message, *values, extra=extra)
+        self._log.log(self._level, message, *values, extra=extra)

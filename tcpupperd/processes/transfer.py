@@ -21,6 +21,7 @@ from termios import TIOCOUTQ
 
 from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
+from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard
@@ -175,6 +176,8 @@ class Taker:
         self._room = capacity.descriptors
         self._polled = False
         self._stopped = False
+        # A compromised worker may send anything.
+        self._complaints = RateLimitedLog(log, logging.ERROR)
         self._hung_up = False  # the channel, which the supervisor will replace
         self._away = server.poller.at(math.inf)  # while pending, the channel is left to others
         self._taken = 0  # connections, since this was last logged
@@ -243,7 +246,8 @@ class Taker:
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()
-            log.error("closing %s whose state cannot be restored: %s", ended, error, extra=extra)
+            text = "closing %s whose state cannot be restored: %s"
+            self._complaints.warn(text, ended, error, extra=extra)
             connections = [handover.Connection(one, "", UNREADABLE) for one in error.sockets]
         except EOFError:
             self._report_hang_up()
@@ -284,7 +288,7 @@ class Taker:
         if not names:
             return connections
         ended = counted(len(names), "connection")
-        log.error(
+        self._complaints.warn(
             "closing %s whose state cannot be restored: unknown service %s",
             ended,
             ascii(names[0]),
