@@ -12,9 +12,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from tcpupperd import __version__, config
+from tcpupperd import __version__, config_file
 from tcpupperd.arguments import Parser
-from tcpupperd.config import SETTINGS, Config, ConfigError, Setting
+from tcpupperd.config import SETTINGS, Config
+from tcpupperd.config_file import ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import background, library, messages
@@ -31,6 +32,7 @@ from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
 from tcpupperd.serving import turn
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.settings import Setting
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +65,10 @@ def check(arguments: argparse.Namespace) -> None:
     """Print that the configuration is valid, or raise ConfigError; with --verbose, print the
     configuration."""
     given = given_settings(arguments)
-    lines = config.explain(arguments.config, given)
+    lines = config_file.explain(arguments.config, given)
     text = "\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is valid"
     write_output(os.fsencode(text + "\n"))
-    if unknown := not_judged(config.load(arguments.config, given)):
+    if unknown := not_judged(config_file.load(arguments.config, given)):
         log.info("cannot be checked outside the unit: %s", ", ".join(unknown))
 
 
@@ -161,7 +163,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check the configuration, report every error, and exit",
+        help="check the configuration, report what is invalid, and exit",
     )
     parser.add_argument(
         "--verbose",
@@ -186,12 +188,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
+def add_setting(group: argparse._ArgumentGroup, setting: Setting[Any]) -> None:
     """Add the option for a setting; an option that takes a list may be repeated."""
 
     def value(text: str) -> Any:
         try:
-            return config.from_text(setting, text)
+            return setting.from_text(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -10,12 +10,13 @@ from inspect import getclosurevars
 from pathlib import Path
 from shlex import quote
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from tcpupperd.config import SETTINGS, Setting  # noqa: E402
+from tcpupperd.config import SETTINGS  # noqa: E402
+from tcpupperd.settings import Setting  # noqa: E402
 
 
 class Option(NamedTuple):
@@ -36,7 +37,7 @@ DAEMON = (
     HELP,
     VERSION,
     Option("--config", "read settings from a TOML file", "file"),
-    Option("--check", "check the configuration, report every error, and exit"),
+    Option("--check", "check the configuration, report what is invalid, and exit"),
     Option("--verbose", "with --check: show the value of each setting and where it comes from"),
     Option("--daemonize", "run in the background"),
     Option("--pid-file", "write the process ID to this file", "file"),
@@ -70,7 +71,7 @@ CLIENT = (
 )
 
 
-def of_setting(setting: Setting) -> Option:
+def of_setting(setting: Setting[Any]) -> Option:
     """The option of a setting. If its check comes from `one_of`, the choices are offered; for
     others, the default shows what a value looks like."""
     words = getclosurevars(setting.check).nonlocals.get("choices", (setting.default_text,))

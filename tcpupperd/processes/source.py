@@ -7,12 +7,14 @@ import logging
 import os
 from typing import Any
 
-from tcpupperd import config
-from tcpupperd.config import Config, ConfigError
+from tcpupperd import config_file
+from tcpupperd.config import SETTINGS, Config
+from tcpupperd.config_file import ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.processes.generation import NO_FILE, Generation
 from tcpupperd.processes.store import Store
+from tcpupperd.settings import as_toml
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Source:
     def load(self) -> Generation:
         """The configuration from the file and the options. Raises ConfigError if it is invalid."""
         file = identity(self.path)
-        return generation_of(config.load(self.path, self._options), file)
+        return generation_of(config_file.load(self.path, self._options), file)
 
     def last_good(self) -> Generation | None:
         """The last good configuration, without settings that this version does not know; None if
@@ -44,7 +46,7 @@ class Source:
         found: dict[str, Any] = {}
         for line in self._store.configuration.splitlines():
             try:
-                found |= config.parse(line, "the stored configuration")
+                found |= config_file.parse(line, "the stored configuration")
             except ConfigError as error:  # stored by another version
                 log.warning("ignoring a stored setting: %s", error)
         problem = f"{self.path} is invalid; running with the last good configuration"
@@ -100,7 +102,7 @@ def to_toml(settings: Config) -> str:
     another version can skip the lines that it does not know."""
     values = vars(settings)
     return "".join(
-        f"{setting.name} = {config.as_toml(values[setting.name])}\n"
-        for setting in config.SETTINGS
+        f"{setting.name} = {as_toml(values[setting.name])}\n"
+        for setting in SETTINGS
         if values[setting.name] != setting.default
     )

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Self
 
-from tcpupperd.config import FILE_SIZE_MAX
+from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.host import channel
 from tcpupperd.host.memfd import SEALS, sealed
 from tcpupperd.host.notify import Notifier

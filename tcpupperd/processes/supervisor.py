@@ -12,7 +12,7 @@ from enum import Enum, auto
 from time import monotonic
 from typing import ClassVar
 
-from tcpupperd.config import WORKERS_MAX, ConfigError
+from tcpupperd.config_file import ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import descriptors
@@ -30,6 +30,7 @@ from tcpupperd.processes.status_line import status_line
 from tcpupperd.processes.store import Store
 from tcpupperd.serving import turn
 from tcpupperd.serving.counters import LAST_RELOAD_FAILED, LONGEST_LINE, RESTARTS, STOPPING_SOON
+from tcpupperd.settings import WORKERS_MAX
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)

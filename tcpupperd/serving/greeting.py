@@ -11,7 +11,7 @@ from tcpupperd.config import Config
 
 
 class Greeting:
-    """A line with placeholders, already validated by `config.greeting`."""
+    """A line with placeholders, already validated by `settings.greeting`."""
 
     def __init__(self, template: str, instance: str) -> None:
         fixed = {"host": socket.gethostname(), "instance": instance, "worker": str(os.getpid())}

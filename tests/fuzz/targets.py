@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 from tcpupperd import cli
 from tcpupperd.address import parse_address
-from tcpupperd.config import Config, ConfigError, read_file
+from tcpupperd.config import Config
+from tcpupperd.config_file import ConfigError, read_file
 from tcpupperd.host.channel import HandoverError
 from tcpupperd.processes import handover
 from tcpupperd.serving.http import HEAD_MAX, HttpProtocol, Page

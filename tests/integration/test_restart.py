@@ -19,7 +19,7 @@ from integration.daemon import ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import is_running, stopped
 from integration.service import Service
-from tcpupperd.config import FILE_SIZE_MAX
+from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.host.channel import GIVE_END, TAKE_END
 from tcpupperd.host.memfd import sealed
 from tcpupperd.processes.handover import VERSION, Connection, give

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tcpupperd.config import SETTINGS, ConfigError, load
+from tcpupperd.config import SETTINGS
+from tcpupperd.config_file import ConfigError, load
 
 ROOT = Path(__file__).parents[2]
 NAMES = [setting.name for setting in SETTINGS]

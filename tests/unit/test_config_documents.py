@@ -3,15 +3,13 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tcpupperd import config
-from tcpupperd.config import (
-    SETTINGS,
-    Config,
-    load,
-)
+from tcpupperd.config import SETTINGS, Config
+from tcpupperd.config_file import load
+from tcpupperd.settings import Setting
 from unit.configurations import NAMES, ROOT, SECONDS, WHOLE, WORDS, write
 
 
@@ -37,7 +35,7 @@ def test_manual_describes_every_setting_in_order() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
-def test_manual_tells_default_and_a_good_example(setting: config.Setting) -> None:
+def test_manual_tells_default_and_a_good_example(setting: Setting[Any]) -> None:
     text = manual()[setting.name]
     (default,) = re.findall(r"^Default:\n(.*)$", text, re.MULTILINE)
     assert setting.check(tomllib.loads(f"x = {default}")["x"]) == setting.default

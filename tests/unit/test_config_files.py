@@ -13,12 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tcpupperd.config import (
-    FILE_SIZE_MAX,
-    SETTINGS,
-    ConfigError,
-    load,
-)
+from tcpupperd.config import SETTINGS
+from tcpupperd.config_file import FILE_SIZE_MAX, ConfigError, load
 from unit.configurations import NAMES, complaint, write
 
 # Files

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tcpupperd.config import Config, ConfigError
+from tcpupperd.config import Config
+from tcpupperd.config_file import ConfigError
 from tcpupperd.events import Event
 from tcpupperd.host import messages
 from tcpupperd.processes import fleet, supervisor, worker_process
