@@ -213,6 +213,6 @@ def test_nothing_is_unclosed_if_sockets_were_passed(tmp_path: Path) -> None:
         socket.create_server(("127.0.0.1", 0)) as one,
     ):
         options = ("--config", str(tmp_path / "missing"))
-        daemon = Daemon(*options, wrapper=WARNINGS, passed=[("name", one)], manager=manager)
+        daemon = Daemon(*options, wrapper=WARNINGS, passed=[("upper", one)], manager=manager)
         status, log = daemon.run()
         assert (status, len(log.splitlines())) == (78, 1), log

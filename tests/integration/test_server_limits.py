@@ -118,7 +118,8 @@ def test_local_clients_have_no_source(tmp_path: Path) -> None:
         ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
         ("2001:db8::1", "2001:db8::ffff:1:2:3", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("fe80::1%eth0", "fe80::2", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("fe80::1%eth0", "fe80::1%eth1", False),
         ("::1", "::ffff:0.0.0.1", False),
     ],
 )
