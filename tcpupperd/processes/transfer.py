@@ -19,6 +19,7 @@ import socket
 import sys
 from termios import TIOCOUTQ
 
+from tcpupperd.address import SERVICES
 from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.host.messages import RateLimitedLog
@@ -34,7 +35,6 @@ from tcpupperd.serving.counters import (
     STATE_UNREADABLE,
 )
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.services import SERVICES, service_of
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class Taker:
     def _take_over(self, travelled: handover.Connection) -> None:
         """Serve one connection. An error affects only this connection."""
         server, (sock, client_address, state) = self._server, travelled
-        connection = server.new_connection(sock, client_address, service_of(state.service))
+        connection = server.new_connection(sock, client_address, server.services[state.service])
         try:
             server.connections.add(connection)
         except OSError as error:

@@ -49,7 +49,7 @@ SPARE = 8
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 #: Called with each accepted connection, the address of its client and its listener.
-Welcome = Callable[[socket.socket, object, Listener], object]
+AcceptCallback = Callable[[socket.socket, object, Listener], object]
 
 
 class Acceptor:
@@ -65,7 +65,7 @@ class Acceptor:
         poller: Poller,
         listeners: Iterable[Listener],
         connections: Sized,
-        welcome: Welcome,
+        welcome: AcceptCallback,
         tally: Tally,
     ) -> None:
         self.listeners = list(listeners)

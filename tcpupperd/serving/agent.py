@@ -8,35 +8,17 @@ server keeps its connections and is sent no new ones.
 
 from __future__ import annotations
 
+from tcpupperd.serving.protocol import Protocol
 
-class AgentProtocol:
+
+class AgentProtocol(Protocol):
     """Sends its answer without waiting for input, and ignores input (agent-send in HAProxy)."""
 
-    __slots__ = ("opening",)
+    __slots__ = ()
 
     service = "agent"
-    introduces = False
-    held = b""
-    lines = 0
-    mid_line = False
-    whole_lines = False
-    finished = True  # as soon as the opening has been sent
 
     def __init__(self, *, leaving: bool) -> None:
         # "up" as well: nothing else undoes the "down" of another agent on the same address.
-        self.opening = b"up 0%\n" if leaving else b"up 100%\n"
-
-    def receive(self, data: bytes) -> bytes:
-        """Nothing."""
-        return b""
-
-    def receive_eof(self) -> bytes:
-        """Nothing."""
-        return b""
-
-    def finish(self) -> None:
-        """There is nothing to finish."""
-
-    def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
-        """Nothing: nothing is held."""
-        return b""
+        super().__init__(b"up 0%\n" if leaving else b"up 100%\n")
+        self.finished = True  # as soon as the opening has been sent

@@ -48,7 +48,6 @@ class Next(Enum):
     SCHEDULE = "wait for its `deadline`, which has changed"
     CLOSE = "close it"
     CUT = "reset it"
-    INTRODUCE = "ask its protocol who the client is; then `begin`, or close it"
 
 
 class Timeout(Enum):
@@ -175,25 +174,6 @@ class Connection:
         self.unsent = memoryview(data)
         return Next.WATCH
 
-    def begin(
-        self,
-        client_address: object,
-        protocol: Protocol,
-        opening: bytes,
-        received: bytes,
-        now: float,
-    ) -> Next | None:
-        """Switch to another protocol for a client that the current one has identified. Data from
-        the client may already have been received."""
-        self.client_address = client_address
-        self.protocol = protocol
-        if received:
-            self.tally.received -= len(
-                received
-            )  # already counted with the header, and counted again below
-            return self._answer(received, now, opening)
-        return self.open(opening, now) if opening else None
-
     def _answer(self, data: bytes, now: float, opening: bytes = b"") -> Next | None:
         """Answer received data according to the protocol, after an opening."""
         protocol, tally = self.protocol, self.tally
@@ -218,9 +198,10 @@ class Connection:
             return Next.WATCH
         return self._end_our_side(now) if protocol.finished else None
 
-    def open(self, opening: bytes, now: float) -> Next | None:
-        """Send something to a client that has just connected."""
-        if not self._send(opening):
+    def open(self, now: float) -> Next | None:
+        """Send what the protocol sends first to a client that has just connected."""
+        opening = self.protocol.opening
+        if opening and not self._send(opening):
             return Next.WATCH
         return self._end_our_side(now) if self.protocol.finished else None
 
@@ -262,7 +243,7 @@ class Connection:
         if timeout is Timeout.LINGER:
             return self._linger_on(now)
         # If a header is incomplete, its protocol has a reason of its own.
-        if timeout is not Timeout.LINE or not self.protocol.introduces:
+        if timeout is not Timeout.LINE or not self.protocol.identifies_client:
             self.ends(timeout.value)
             log.debug("%s: %s", self, self.reason)
         return Next.CUT if timeout is Timeout.WRITE else self.end(now)
@@ -305,7 +286,7 @@ class Connection:
         protocol = self.protocol
         return State(
             lines=protocol.lines,
-            held=protocol.held,
+            held=bytes(protocol.held),
             unsent=bytes(self.unsent),
             mid_line=protocol.mid_line,
             finished=protocol.finished,
@@ -389,8 +370,8 @@ class Connection:
         file. Closing the socket with unread input would make the kernel reset the connection and
         discard answers in flight.
         """
-        if self.protocol.introduces:
-            return Next.INTRODUCE
+        if self.protocol.identifies_client:
+            return self._serve_identified(now)
         if self.eof:
             self.ends(CLIENT_CLOSED)
             return Next.CLOSE
@@ -400,6 +381,19 @@ class Connection:
         self.socket.shutdown(socket.SHUT_WR)
         self.lingers_until = now + LINGER_TIME
         return Next.WATCH
+
+    def _serve_identified(self, now: float) -> Next | None:
+        """Continue with the protocol for the client that this one has identified, or refuse the
+        client. Data from it may already have been received."""
+        found = self.protocol.successor(self)
+        if not found:
+            self.socket.shutdown(socket.SHUT_WR)
+            return Next.CLOSE
+        self.protocol, received = found
+        if not received:
+            return self.open(now)
+        self.tally.received -= len(received)  # counted with the header, and again below
+        return self._answer(received, now, self.protocol.opening)
 
     def _linger_on(self, now: float) -> Next:
         """Continue lingering if the client has not acknowledged all answers yet.

@@ -17,7 +17,6 @@ from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.counters import BUG, Tally, reason
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.protocol import Protocol
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -28,12 +27,8 @@ log = logging.getLogger(__name__)
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
 
-class Hooks(NamedTuple):
+class Callbacks(NamedTuple):
     """Callbacks to the owner of the connections."""
-
-    introduce: Callable[[Connection, float], Next | None]
-    """Called with a connection and the time when its protocol has identified the client, to serve
-    or refuse it."""
 
     hang_up: Callable[[socket.socket], object]
     """Called with the socket of a connection that has ended."""
@@ -57,11 +52,11 @@ class Connections:
         poller: Poller,
         limits: Limits,
         tally: Tally,
-        hooks: Hooks,
+        callbacks: Callbacks,
     ) -> None:
         self._poller = poller
         self._tally = tally
-        self._hooks = hooks
+        self._callbacks = callbacks
         self._by_fd: dict[int, Connection] = {}
         self._sources: Counter[str] = Counter()
         self._deadlines = Deadlines()
@@ -140,25 +135,15 @@ class Connections:
         connection.began = connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
-        if self._counts_sources and not connection.protocol.introduces:
+        if self._counts_sources and not connection.protocol.identifies_client:
             self._count_source(connection.client_address, 1)
         if self.limits.shortest < math.inf:
             self._hold(connection, self._poller.now + self.limits.shortest)
 
-    def begin(
-        self,
-        connection: Connection,
-        client_address: object,
-        protocol: Protocol,
-        opening: bytes,
-        received: bytes,
-    ) -> Next | None:
-        """Serve a client that has been identified: see `Connection.begin`."""
-        if connection not in self:  # a hook has closed it
-            return None
+    def count(self, client_address: object) -> None:
+        """Count a client from its source, which a protocol has just identified."""
         if self._counts_sources:
             self._count_source(client_address, 1)
-        return connection.begin(client_address, protocol, opening, received, self._poller.now)
 
     def remove(self, connection: Connection) -> None:
         """Stop serving a connection; its socket stays open."""
@@ -171,12 +156,12 @@ class Connections:
             if Sharing.possible:
                 self._poller.unwatch(connection.fd)
             self._forget(connection)
-            if self._hooks.ended:
-                self._hooks.ended(connection, self._poller.now)
+            if self._callbacks.ended:
+                self._callbacks.ended(connection, self._poller.now)
             try:
-                self._hooks.hang_up(connection.socket)
+                self._callbacks.hang_up(connection.socket)
             except Exception:
-                self._hooks.on_bug(connection.socket, connection.client_address)
+                self._callbacks.on_bug(connection.socket, connection.client_address)
             if self._tally.debug:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: closed after %s", connection, lines)
@@ -192,8 +177,6 @@ class Connections:
         match following:
             case Next.CLOSE:
                 self.close(connection)
-            case Next.INTRODUCE:
-                self.attempt(self._hooks.introduce, connection)
             case Next.CUT:
                 self.cut(connection)
             case Next.WATCH:
@@ -209,7 +192,7 @@ class Connections:
             return
         connection.reason = reason(BUG)
         try:
-            self._hooks.on_bug(connection.socket, connection.client_address)
+            self._callbacks.on_bug(connection.socket, connection.client_address)
         finally:
             self.close(connection)
 
@@ -217,7 +200,7 @@ class Connections:
         del self._by_fd[connection.fd]
         if connection.bucket is not None:
             connection.bucket.discard(connection.fd)
-        if self._counts_sources and not connection.protocol.introduces:
+        if self._counts_sources and not connection.protocol.identifies_client:
             self._count_source(connection.client_address, -1)
 
     def _count_source(self, client_address: object, change: int) -> None:
@@ -242,5 +225,5 @@ class Connections:
     def _hold(self, connection: Connection, when: float) -> None:
         """Check the deadline of a connection at this time."""
         connection.bucket = self._deadlines.add(connection.fd, when)
-        if when < self._expiry.when:  # otherwise `expire` comes first, and sets it again
+        if when <= self._expiry.when - Deadlines.TICK:  # otherwise `expire` comes first
             self._expiry.set(self._deadlines.next())

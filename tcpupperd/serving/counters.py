@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import MutableSequence
+from functools import cache
 from time import monotonic
 from typing import NamedTuple
 
@@ -171,6 +172,7 @@ LONGEST_LINE = DAEMON.number("longest_line")  # largest max_line that any connec
 STARTING, ACCEPTING, EXITING = range(3)  # values of `state`
 
 
+@cache
 def reason(counter: int) -> str:
     """The reason why connections end that a counter of workers counts, in words for the log."""
     return WORKER.rows[counter].name.replace("_", " ")

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from tcpupperd.serving.protocol import Protocol
+
 #: The maximum size of a request in bytes, up to the empty line.
 HEAD_MAX = 8192
 
@@ -40,38 +42,24 @@ class Page(NamedTuple):
     fields: tuple[str, ...] = ()  # additional header fields
 
 
-class HttpProtocol:
+class HttpProtocol(Protocol):
     """Answers one GET or HEAD with one of `pages`, which are created on request."""
 
-    __slots__ = ("_held", "_pages", "finished", "lines")
+    __slots__ = ("_pages",)
 
     service = "metrics"
-    opening = b""
-    whole_lines = False
-    introduces = False
 
     def __init__(self, pages: Mapping[bytes, Callable[[], Page]]) -> None:
+        super().__init__()
         self._pages = pages
-        self._held = b""  # the request so far
-        self.lines = 0  # requests are not lines
-        self.finished = False
-
-    @property
-    def mid_line(self) -> bool:
-        """Whether a request has begun."""
-        return bool(self._held)
-
-    @property
-    def held(self) -> bytes:
-        """The request so far."""
-        return self._held
 
     def receive(self, data: bytes) -> bytes:
         """The response, once the request is complete or invalid."""
         if self.finished:
             return b""
         # Empty lines before a request are ignored (RFC 9112, section 2.2).
-        self._held = held = (self._held + data).lstrip(b"\r\n")
+        self.held = held = bytes(self.held + data).lstrip(b"\r\n")
+        self.mid_line = bool(held)
         line, newline, _ = held.partition(b"\n")
         end = _HEAD_END.search(held)
         if max(len(held) if not end else end.start(), len(line)) > HEAD_MAX:
@@ -80,14 +68,10 @@ class HttpProtocol:
             return self._answer(refusal(400))  # not HTTP
         return self._answer(self._page(held[: end.start()])) if end else b""
 
-    def receive_eof(self) -> bytes:
-        """Return nothing: a truncated request is not a request."""
-        self.finish()
-        return b""
-
     def finish(self) -> None:
-        """Answer nothing more."""
-        self._held = b""
+        """Answer nothing more. A truncated request is not a request."""
+        self.held = b""
+        self.mid_line = False
         self.finished = True
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:

@@ -40,17 +40,17 @@ class Poller:
         """The epoll descriptor, which is readable when there is something to do."""
         return self._epoll.fileno()
 
-    def wait(self, timeout: float | None = None) -> list[tuple[int, int]]:
-        """Return the ready descriptors with their events, or none after `timeout` seconds, which
-        by default is when a timer is due."""
-        ready = self._epoll.poll(self.timeout() if timeout is None else timeout)
+    def wait(self, at_most: float = math.inf) -> list[tuple[int, int]]:
+        """Return the ready descriptors with their events, or none when a timer is due or after
+        `at_most` seconds."""
+        ready = self._epoll.poll(self.timeout(at_most))
         self.now = monotonic()
         return ready
 
-    def timeout(self) -> float | None:
-        """Seconds until a timer is due, or None if none is set."""
-        when = self._timers.next
-        return None if when == math.inf else max(0.0, when - monotonic())
+    def timeout(self, at_most: float = math.inf) -> float | None:
+        """Seconds until a timer is due, but at most as many as given; None means forever."""
+        left = min(at_most, self._timers.next - monotonic())
+        return None if left == math.inf else max(0.0, left)
 
     def finish(self) -> None:
         """End a loop iteration: call what is due, and what belongs to each iteration."""

@@ -8,79 +8,68 @@ fast as a loop around ``readline``.
 
 from __future__ import annotations
 
-import typing
+from typing import Any
 
 
-class Protocol(typing.Protocol):
-    """The interface between a connection and its protocol. Between two calls, `held` and the
-    numbers are all that another process needs to continue."""
+class Protocol:
+    """What a connection expects of its protocol, with what most protocols do. Between two calls,
+    `held` and the numbers are all that another process needs to continue."""
 
-    lines: int  # answered so far
+    __slots__ = ("finished", "held", "lines", "mid_line", "opening", "whole_lines")
 
-    @property
-    def service(self) -> str:
-        """The service that it belongs to; constant."""
+    service = "upper"
+    """The service that it belongs to."""
 
-    @property
-    def opening(self) -> bytes:
-        """Data to send as soon as the client has connected."""
+    identifies_client = False
+    """Whether another protocol follows when this one has finished: its `successor`."""
 
-    @property
-    def introduces(self) -> bool:
-        """Whether another protocol follows when this one finishes; constant."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will be answered."""
-
-    @property
-    def mid_line(self) -> bool:
-        """Whether a line or a request has begun but is not complete."""
-
-    @property
-    def held(self) -> bytes:
-        """The part of it that is kept."""
-
-    @property
-    def whole_lines(self) -> bool:
-        """Whether `turn` may answer complete lines, as long as no line is incomplete."""
+    def __init__(self, opening: bytes = b"") -> None:
+        self.opening = opening  # data to send as soon as the client has connected
+        self.lines = 0  # answered so far
+        self.mid_line = False  # a line or a request has begun but is not complete
+        self.held: bytes | bytearray = b""  # the part of it that is kept
+        self.finished = False  # nothing more will be answered
+        self.whole_lines = False  # `turn` may answer complete lines while no line is incomplete
 
     def receive(self, data: bytes) -> bytes:
         """The answer to `data`."""
+        return b""
 
     def receive_eof(self) -> bytes:
         """The answer at the end of input."""
+        self.finish()
+        return b""
 
     def finish(self) -> None:
         """Answer nothing more."""
+        self.finished = True
+
+    def successor(self, connection: Any) -> tuple[Protocol, bytes] | None:
+        """The protocol for the client that this one has identified, and the data already received
+        for it; None if the client is refused."""
+        return None
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; return the answer to the part of the held data
         that is due."""
+        return b""
 
 
-class LineProtocol:
-    """Answers each line once its newline has arrived.
+class LineProtocol(Protocol):
+    """Answers each line once its newline has arrived, and holds the answer to an incomplete line.
 
     A line longer than `max_line` bytes is answered in pieces, so that no more than this is ever
     held. After `lines_per_connection` lines, unless this is 0, any more input is ignored.
     """
 
-    __slots__ = ("_held", "_limit", "_max_line", "finished", "lines", "mid_line", "whole_lines")
+    __slots__ = ("_limit", "_max_line")
 
-    service = "upper"
-    opening = b""
-    introduces = False
-
-    def __init__(self, max_line: int, lines_per_connection: int = 0) -> None:
+    def __init__(self, max_line: int, lines_per_connection: int = 0, opening: bytes = b"") -> None:
+        super().__init__(opening)
         self._max_line = max_line
         self._limit = lines_per_connection
         # A subclass may answer lines differently.
         self.whole_lines = type(self) is LineProtocol and not lines_per_connection
-        self._held: bytes | bytearray = b""  # the answer to the incomplete line so far
-        self.lines = 0  # answered so far
-        self.mid_line = False  # a line has begun, and its newline is still missing
-        self.finished = False  # nothing more will be answered
 
     def receive(self, data: bytes) -> bytes:
         """The answer to all lines that `data` completes; b"" if it completes none."""
@@ -99,27 +88,22 @@ class LineProtocol:
             end = data.rfind(b"\n") + 1
             data, rest = data[:end], data[end:]
         self.mid_line = False
-        answer = self._take_held() + data.upper() if self._held else data.upper()
+        answer = self._take_held() + data.upper() if self.held else data.upper()
         return answer + self._hold(rest) if rest else answer
 
     def receive_eof(self) -> bytes:
         """The answer to a last line without a newline."""
         self.lines += self.mid_line
-        answer = bytes(self._held)
+        answer = bytes(self.held)
         self.finish()
         return answer
 
     def finish(self) -> None:
         """Answer nothing more; an incomplete line is dropped."""
-        self._held = b""
+        self.held = b""
         self.mid_line = False
         self.whole_lines = False
         self.finished = True
-
-    @property
-    def held(self) -> bytes:
-        """The answer to the incomplete line so far."""
-        return bytes(self._held)
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; return the answer to held input beyond
@@ -145,35 +129,27 @@ class LineProtocol:
         # Only new bytes are searched for newlines, and one bytearray grows in place. Joining and
         # searching the whole line for each chunk would be quadratic (29 s of CPU time instead of
         # 0.02 s for 1 MiB in pieces of 16 bytes).
-        if self._held:
-            self._held = bytearray(self._held) if isinstance(self._held, bytes) else self._held
-            self._held += data.upper()
+        if self.held:
+            self.held = bytearray(self.held) if isinstance(self.held, bytes) else self.held
+            self.held += data.upper()
         else:
-            self._held = data.upper()
-        return self._take_held() if len(self._held) > self._max_line else b""
+            self.held = data.upper()
+        return self._take_held() if len(self.held) > self._max_line else b""
 
     def _take_held(self) -> bytes:
-        answer = bytes(self._held)
-        self._held = b""
+        answer = bytes(self.held)
+        self.held = b""
         return answer
 
 
-class ChunkProtocol:
+class ChunkProtocol(Protocol):
     """Answers data as it arrives; each received chunk counts as one line."""
 
-    __slots__ = ("_limit", "finished", "lines")
+    __slots__ = ("_limit",)
 
-    service = "upper"
-    opening = b""
-    introduces = False
-    held = b""
-    mid_line = False
-    whole_lines = False
-
-    def __init__(self, lines_per_connection: int = 0) -> None:
+    def __init__(self, lines_per_connection: int = 0, opening: bytes = b"") -> None:
+        super().__init__(opening)
         self._limit = lines_per_connection
-        self.lines = 0
-        self.finished = False
 
     def receive(self, data: bytes) -> bytes:
         """The answer to `data`."""
@@ -182,15 +158,6 @@ class ChunkProtocol:
         self.lines += 1
         self.finished = self.lines == self._limit
         return data.upper()
-
-    def receive_eof(self) -> bytes:
-        """Nothing: all input has been answered."""
-        self.finish()
-        return b""
-
-    def finish(self) -> None:
-        """Answer nothing more."""
-        self.finished = True
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; return the answer to the held data."""

@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 import socket
 import struct
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tcpupperd.serving.counters import (
     PROXY_ABSENT,
@@ -23,6 +24,7 @@ from tcpupperd.serving.counters import (
     PROXY_INCOMPLETE,
     PROXY_INVALID,
 )
+from tcpupperd.serving.protocol import Protocol
 from tcpupperd.words import counted
 
 #: The beginning of a header of version 1, which is a line of text.
@@ -67,23 +69,25 @@ class HeaderError(Exception):
         self.counter = counter
 
 
-class HeaderProtocol:
-    """Receives the header and answers nothing. It is finished when `introduction` identifies the
-    client or says why the header is rejected; `rest` is the data received after the header."""
+#: Returns the protocol for a client, or None to refuse it. Called with the connection and the
+#: header, or why there is none; None if nothing was received.
+Successor = Callable[[Any, "Header | HeaderError | None"], Protocol | None]
 
-    __slots__ = ("_data", "finished", "introduction", "mid_line")
+
+class HeaderProtocol(Protocol):
+    """Receives the header, to which line_timeout applies, and answers nothing. It is finished when
+    `found` identifies the client or says why the header is rejected."""
+
+    __slots__ = ("_data", "_successor", "found")
 
     service = "proxy"
-    opening = b""
-    whole_lines = False
-    introduces = True
-    lines = 0
+    identifies_client = True
 
-    def __init__(self) -> None:
+    def __init__(self, successor: Successor) -> None:
+        super().__init__()
+        self._successor = successor
         self._data: bytes | bytearray = b""
-        self.introduction: Header | HeaderError | None = None
-        self.finished = False
-        self.mid_line = False  # the header has begun; line_timeout applies to it
+        self.found: Header | HeaderError | None = None
 
     def receive(self, data: bytes) -> bytes:
         """Nothing."""
@@ -93,16 +97,12 @@ class HeaderProtocol:
         else:
             self._data = data
         try:
-            self.introduction = parse(self._data)
+            self.found = parse(self._data)
         except HeaderError as error:
-            self.introduction = error
-        self.mid_line = self.introduction is None
+            self.found = error
+        self.mid_line = self.found is None
         self.finished = not self.mid_line
-        return b""
-
-    def receive_eof(self) -> bytes:
-        """Nothing."""
-        self.finish()
+        self.held = self._data if self.mid_line else b""
         return b""
 
     def finish(self) -> None:
@@ -110,26 +110,26 @@ class HeaderProtocol:
         check."""
         if self.mid_line:
             size = counted(len(self._data), "byte")
-            self.introduction = HeaderError(
-                PROXY_INCOMPLETE, f"the header was incomplete after {size}"
-            )
+            self.found = HeaderError(PROXY_INCOMPLETE, f"the header was incomplete after {size}")
         self.mid_line = False
+        self.held = b""
         self.finished = True
 
-    @property
-    def held(self) -> bytes:
-        """The received part of an incomplete header."""
-        return b"" if self.finished else bytes(self._data)
+    def successor(self, connection: Any) -> tuple[Protocol, bytes] | None:
+        """The protocol for the client, and the data received after the header; None if the client
+        is refused."""
+        protocol = self._successor(connection, self.found)
+        return (protocol, self.rest) if protocol else None
 
     @property
     def rest(self) -> bytes:
         """The data received after the header."""
-        found = self.introduction
+        found = self.found
         return bytes(self._data[found.size :]) if isinstance(found, Header) else b""
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; there is nothing to answer."""
-        self._data = held
+        self._data = self.held = held
         self.mid_line = mid_line
         return b""
 

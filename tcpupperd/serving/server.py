@@ -30,17 +30,15 @@ from tcpupperd.host.descriptors import Sharing
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
-from tcpupperd.serving.connection import Connection, Limits, Next
+from tcpupperd.serving.connection import Connection, Limits
 from tcpupperd.serving.connection_log import ConnectionLog
-from tcpupperd.serving.connections import Connections, Hooks
-from tcpupperd.serving.counters import BUG, RESET, SOURCE_LIMIT, Tally, reason
+from tcpupperd.serving.connections import Callbacks, Connections
+from tcpupperd.serving.counters import BUG, RESET, SOURCE_LIMIT, Tally
 from tcpupperd.serving.drain import Drain
-from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.handlers import HANDLERS, framing_of
-from tcpupperd.serving.introductions import Introductions
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.report import Report, report_of_one
-from tcpupperd.serving.services import Service, Situation, proxy, service_of, upper
+from tcpupperd.serving.services import Service, ServiceContext, services
 
 log = logging.getLogger(__name__)
 
@@ -87,21 +85,22 @@ class UpperServer(socketserver.BaseServer):
         self.poller = Poller()
         self._ended = ConnectionLog(self.config.worker_count, self.poller)
         limits = Limits.of(self.config)
-        self.connections = Connections(self.poller, limits, self.tally, self._hooks())
+        self.connections = Connections(self.poller, limits, self.tally, self._callbacks())
         self.acceptor = Acceptor(
             self.poller, listeners, self.connections, self.welcome, self.tally
         )
         self.acceptor.capacity = self.config.max_connections
         self.prepare(listeners)
         self.draining: Drain | None = None
-        self._situation = Situation(self.config, self.is_leaving, self.report)
-        self._services = {one: service_of(one.name) for one in listeners}
+        self.services = services(self._service_context())
+        self._upper = self.services["upper"]
+        for listener in listeners:
+            # By default, systemd names descriptors after the socket unit.
+            self.services.setdefault(listener.name, self._upper)
         # The services of accepted connections that are not served yet: a hook may postpone
-        # `finish_request`. Those of `upper` are left out.
+        # `finish_request`. Those with `upper` are left out.
         self._service_of: WeakKeyDictionary[socket.socket, Service] = WeakKeyDictionary()
-        self._greeting = Greeting.of(self.config, self.instance)
         self._refusals = RateLimitedLog(log)
-        self._introductions = Introductions(self.config.proxy_from, self.tally)
         self._stop_requested = False
         self._closed = False
         self._serving = threading.RLock()  # held during a run of `serve_forever`
@@ -114,12 +113,24 @@ class UpperServer(socketserver.BaseServer):
         for listener in listeners:
             listener.prepare(self.config.keepalive)
 
-    def _hooks(self) -> Hooks:
+    def _callbacks(self) -> Callbacks:
         """The callbacks for the connections."""
-        hooks = Hooks(self._introduce, self.shutdown_request, self.handle_error)
+        callbacks = Callbacks(self.shutdown_request, self.handle_error)
         if self.config.log_connections and log.isEnabledFor(logging.INFO):
-            hooks = hooks._replace(ended=self._ended.ended)
-        return hooks
+            callbacks = callbacks._replace(ended=self._ended.ended)
+        return callbacks
+
+    def _service_context(self) -> ServiceContext:
+        """What the services may use of this server."""
+        return ServiceContext(
+            self.config,
+            self.instance,
+            self.connections,
+            self.tally,
+            self._is_verified,
+            self.is_leaving,
+            self.report,
+        )
 
     def _listen(self, server_address: Any) -> Listener:
         backlog, reuse = self.request_queue_size, self.allow_reuse_address
@@ -147,16 +158,15 @@ class UpperServer(socketserver.BaseServer):
         `timeout`, call `handle_timeout` if nothing becomes ready within that many seconds."""
         self._served_in = os.getpid()
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
-        timeout = self.poller.at(give_up_at)
-        while not self.run_once():
+        while not self.run_once(give_up_at - monotonic()):
             if self.poller.now >= give_up_at:
                 self.handle_timeout()
-                break
-        timeout.cancel()
+                return
 
-    def run_once(self) -> bool:
-        """Run one loop iteration; return whether any descriptor was ready."""
-        ready = self.poller.wait()
+    def run_once(self, at_most: float = math.inf) -> bool:
+        """Run one loop iteration, which waits `at_most` seconds; return whether any descriptor was
+        ready."""
+        ready = self.poller.wait(at_most)
         for fd in self.connections.serve(ready):
             self.poller.dispatch(fd)
         self.poller.finish()
@@ -259,16 +269,12 @@ class UpperServer(socketserver.BaseServer):
     def welcome(
         self, request: socket.socket, client_address: Any, listener: Listener | None = None
     ) -> None:
-        """Serve a new connection, or close it if `verify_request` refuses it."""
-        service = self._services[listener] if listener else upper
-        if service is not upper:
+        """Serve a new connection, or close it if its service does not admit the client."""
+        service = self.services[listener.name] if listener else self._upper
+        if service is not self._upper:
             self._service_of[request] = service
         try:
-            if service is proxy:  # whose clients are verified once their address is known
-                is_welcome = self._introductions.accepted_from(client_address)
-            else:
-                is_welcome = self._is_verified(request, client_address)
-            if is_welcome:
+            if service.admits(request, client_address):
                 self.process_request(request, client_address)
             else:
                 self._refuse(request)
@@ -285,23 +291,6 @@ class UpperServer(socketserver.BaseServer):
         if not verified:
             self.tally.add(SOURCE_LIMIT)
         return verified
-
-    def _introduce(self, connection: Connection, now: float) -> Next | None:
-        """Serve the client that a PROXY header identifies, or refuse it."""
-        if introduced := self._introductions.of(connection):
-            client_address, received = introduced
-            if self._is_verified(connection.socket, client_address):
-                if self.tally.debug:
-                    log.debug("%s: connected through %s", written(client_address), connection)
-                protocol = upper(self._situation)
-                greeting = self._greeting.line(client_address) if self._greeting else b""
-                return self.connections.begin(
-                    connection, client_address, protocol, greeting, received
-                )
-            connection.client_address = client_address
-            connection.reason = reason(SOURCE_LIMIT)  # already counted
-        connection.socket.shutdown(socket.SHUT_WR)
-        return Next.CLOSE
 
     def _refuse(self, request: socket.socket) -> None:
         """Close a connection before it is served; its client reads end of file, not a reset.
@@ -332,27 +321,26 @@ class UpperServer(socketserver.BaseServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Add a connection to those being served. No handler is created: the connection does what
         `RequestHandlerClass` would do."""
-        service = self._service_of.pop(request, upper)
+        service = self._service_of.pop(request, self._upper)
         connection = self.new_connection(request, client_address, service)
         self.connections.add(connection)
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
-        opening = connection.protocol.opening
-        if self._greeting and service is upper:
-            opening = self._greeting.line(client_address)
-        if opening:
-            self.connections.attempt(lambda one, now: one.open(opening, now), connection)
+        if connection.protocol.opening:
+            self.connections.attempt(Connection.open, connection)
 
     def new_connection(
         self, request: socket.socket, client_address: Any, service: Service
     ) -> Connection:
         """Create a connection, without serving it yet."""
-        limits = self.connections.limits
-        return Connection(request, client_address, service(self._situation), limits, self.tally)
+        protocol, limits = service.protocol(client_address), self.connections.limits
+        return Connection(request, client_address, protocol, limits, self.tally)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection without losing answers in flight; `close_request` is called once it
-        has ended."""
+        """Close a connection without losing answers in flight. As in `socketserver`, this is both
+        what ends a request and what is called when it has ended: the first call for a connection
+        that is being served half-closes it, and the call after its end closes the socket through
+        `close_request`."""
         connection = self.connections.of(request)
         if connection:
             self.connections.attempt(Connection.end, connection)

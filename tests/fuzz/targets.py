@@ -63,17 +63,17 @@ def proxy_header(data: bytes) -> None:
     """A byte that says where to split the rest, a PROXY header: the result does not depend on
     that, and never changes once it is known."""
     at, whole = data[0], data[1:]
-    outcome, half = introduction(whole), introduction(whole[:at])
+    outcome, half = parsed(whole), parsed(whole[:at])
     assert half in (None, outcome)
-    in_pieces = HeaderProtocol()
+    in_pieces = HeaderProtocol(refuse)
     for piece in filter(None, (whole[:at], whole[at:])):
         if not in_pieces.finished:
             assert in_pieces.receive(piece) == b""
     if isinstance(outcome, str):
-        assert str(in_pieces.introduction) == outcome
+        assert str(in_pieces.found) == outcome
         assert outcome.isprintable()
     else:
-        assert in_pieces.introduction == outcome
+        assert in_pieces.found == outcome
     if outcome is None:
         assert in_pieces.held == whole
     elif isinstance(outcome, Header) and isinstance(outcome.source, tuple):
@@ -83,7 +83,11 @@ def proxy_header(data: bytes) -> None:
         assert 0 <= port <= 65535
 
 
-def introduction(data: bytes) -> Header | str | None:
+def refuse(connection: object, found: object) -> None:
+    """No client is served."""
+
+
+def parsed(data: bytes) -> Header | str | None:
     """The header, or the reason why it is invalid."""
     try:
         return parse(data)

@@ -330,7 +330,7 @@ def test_close_does_not_wait_for_a_silent_client() -> None:
         assert len(server.connections) == 1
         waits: list[None] = []
         wait = server.poller.wait
-        server.poller.wait = lambda: waits.append(None) or wait()  # type: ignore
+        server.poller.wait = lambda _: waits.append(None) or wait()  # type: ignore
         server.server_close()
         assert len(waits) <= 2
         assert client.read_to_end() == b""

@@ -22,7 +22,7 @@ from integration.processes import cannot, state, stopped
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_ITERATION
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.turn import RECEIVE_SIZE
+from tcpupperd.serving.turn import RECEIVE_SIZE, python_turn, turn
 from tools import need
 from waiting import until
 
@@ -107,7 +107,7 @@ def test_functions_called_for_many_lines_are_few_more() -> None:
 
 def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than for a line: each hook of socketserver is a call, and so is each module that a
-    connection passes."""
+    connection passes. Without C, the line and the end of file take seven more."""
     monkeypatch.setattr(Sharing, "possible", False)  # another test may have forked this process
     count = 64
     with UpperServer(("127.0.0.1", 0)) as server, contextlib.ExitStack() as clients:
@@ -120,7 +120,7 @@ def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
             while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
-    assert calls.total() <= 68 * count
+    assert calls.total() <= (73 if turn is python_turn else 66) * count
 
 
 def test_a_turn_serves_each_client_once() -> None:

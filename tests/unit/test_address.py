@@ -23,7 +23,8 @@ from tcpupperd.address import (
     written,
 )
 from tcpupperd.events import client_fields
-from tcpupperd.serving import services
+from tcpupperd.host.sockets import Listener
+from tcpupperd.serving.server import UpperServer
 
 GOOD = [
     ("9999", Address("", 9999)),
@@ -70,8 +71,10 @@ BAD_PATHS = ["@", "/", "/" + "x" * PATH_MAX, "@" + "é" * 54, "/nul\0byte", "@nu
 
 
 def test_services_of_addresses_are_those_that_exist() -> None:
-    assert set(SERVICES) == set(services.SERVICES)
-    assert services.service_of("tcpupperd.socket") is services.SERVICES[SERVICES[0]]
+    other = "tcpupperd.socket"
+    with UpperServer(listeners=[Listener(socket.socket(), other)]) as server:
+        assert set(server.services) == {*SERVICES, other}
+        assert server.services[other] is server.services[SERVICES[0]]
 
 
 @pytest.mark.parametrize("text", ["localhost:9999", "9999", "/a=b", "@upper=b", "/run/upper=x"])

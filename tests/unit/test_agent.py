@@ -4,9 +4,7 @@ import re
 
 import pytest
 
-from tcpupperd.config import Config
-from tcpupperd.serving.services import SERVICES, Situation
-from unit.reports import REPORT
+from tcpupperd.serving.agent import AgentProtocol
 
 #: Words of agent-check that change what an administrator of HAProxy has set.
 ADMINISTRATIVE = re.compile("ready|drain|maint")
@@ -14,7 +12,7 @@ ADMINISTRATIVE = re.compile("ready|drain|maint")
 
 @pytest.mark.parametrize(("leaving", "opening"), [(False, b"up 100%\n"), (True, b"up 0%\n")])
 def test_agent_says_weight_and_nothing_else(leaving: bool, opening: bytes) -> None:
-    protocol = SERVICES["agent"](Situation(Config(), lambda: leaving, lambda: REPORT))
+    protocol = AgentProtocol(leaving=leaving)
     assert protocol.opening == opening
     assert not ADMINISTRATIVE.search(protocol.opening.decode())
     assert protocol.finished

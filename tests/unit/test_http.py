@@ -157,7 +157,7 @@ def test_request_continues_in_another_process() -> None:
         first, second = HttpProtocol(PAGES), HttpProtocol(PAGES)
         assert first.receive(GET[:size]) == b""
         assert first.mid_line
-        assert second.resume(first.lines, first.mid_line, first.held) == b""
+        assert second.resume(first.lines, first.mid_line, bytes(first.held)) == b""
         assert second.receive(GET[size:]) == HttpProtocol(PAGES).receive(GET)
 
 

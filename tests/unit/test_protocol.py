@@ -131,7 +131,7 @@ def test_to_resume_is_the_same_as_not_to_have_stopped(
     stopped = LineProtocol(before, limit)
     early = b"".join(map(stopped.receive, chunks[:at]))
     resumed = LineProtocol(after, limit)
-    early += resumed.resume(stopped.lines, stopped.mid_line, stopped.held)
+    early += resumed.resume(stopped.lines, stopped.mid_line, bytes(stopped.held))
     assert len(resumed.held) <= after
     assert (resumed.lines, resumed.finished) == (stopped.lines, stopped.finished)
     assert resumed.mid_line == stopped.mid_line

@@ -266,49 +266,53 @@ def test_encoded_header_is_decoded(
 def test_protocol_answers_nothing_and_keeps_what_follows(header: bytes) -> None:
     for sent in (header, header + b"hello\n", header + header):
         for at in range(1, len(header)):
-            protocol = HeaderProtocol()
+            protocol = HeaderProtocol(refuse)
             assert not protocol.mid_line
             assert protocol.receive(sent[:at]) == b""
             assert (protocol.finished, protocol.mid_line) == (False, True)
             assert protocol.held == sent[:at]
-            heir = HeaderProtocol()
-            assert heir.resume(protocol.lines, protocol.mid_line, protocol.held) == b""
+            heir = HeaderProtocol(refuse)
+            assert heir.resume(protocol.lines, protocol.mid_line, bytes(protocol.held)) == b""
             assert heir.mid_line
             assert heir.receive(sent[at:]) == b""
             assert (heir.finished, heir.mid_line, heir.held, heir.lines) == (True, False, b"", 0)
-            assert heir.introduction == Header(len(header), CLIENT)
+            assert heir.found == Header(len(header), CLIENT)
             assert heir.rest == sent[len(header) :]
 
 
+def refuse(connection: object, found: object) -> None:
+    """No client is served."""
+
+
 def test_protocol_says_why_it_refuses() -> None:
-    protocol = HeaderProtocol()
+    protocol = HeaderProtocol(refuse)
     protocol.receive(b"PRO")
     assert protocol.receive(b"BE\n") == b""
     assert protocol.finished
-    assert isinstance(protocol.introduction, HeaderError)
-    assert str(protocol.introduction) == "not a PROXY header: byte 4 is 0x42"
+    assert isinstance(protocol.found, HeaderError)
+    assert str(protocol.found) == "not a PROXY header: byte 4 is 0x42"
     assert protocol.rest == b""
 
 
 @pytest.mark.parametrize("end", [HeaderProtocol.receive_eof, HeaderProtocol.finish])
 def test_header_that_ends_too_early_is_incomplete(end: Callable[[HeaderProtocol], object]) -> None:
-    protocol = HeaderProtocol()
+    protocol = HeaderProtocol(refuse)
     protocol.receive(b"PROXY")
     assert not end(protocol)
     assert (protocol.finished, protocol.mid_line, protocol.held) == (True, False, b"")
-    assert isinstance(protocol.introduction, HeaderError)
-    assert WORKER.names[protocol.introduction.counter] == "proxy_incomplete"
-    assert str(protocol.introduction) == "the header was incomplete after 5 bytes"
+    assert isinstance(protocol.found, HeaderError)
+    assert WORKER.names[protocol.found.counter] == "proxy_incomplete"
+    assert str(protocol.found) == "the header was incomplete after 5 bytes"
 
 
 @pytest.mark.parametrize("end", [HeaderProtocol.receive_eof, HeaderProtocol.finish])
 def test_client_that_never_sent_anything_is_no_error(
     end: Callable[[HeaderProtocol], object],
 ) -> None:
-    protocol = HeaderProtocol()
+    protocol = HeaderProtocol(refuse)
     end(protocol)
     assert protocol.finished
-    assert protocol.introduction is None
+    assert protocol.found is None
 
 
 #: Bytes out of which headers are made, and those next to them.

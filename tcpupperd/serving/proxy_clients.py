@@ -1,0 +1,86 @@
+"""The service `proxy`: which load balancers may identify clients, and which clients are served.
+
+Rejections are counted and logged with the reason, for the administrator of the load balancer.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterable
+
+from tcpupperd.address import Networks, written
+from tcpupperd.events import Event, client_fields
+from tcpupperd.host.messages import RateLimitedLog
+from tcpupperd.serving.connection import Connection
+from tcpupperd.serving.connections import Connections
+from tcpupperd.serving.counters import PROXY_UNTRUSTED, SOURCE_LIMIT, Tally, reason
+from tcpupperd.serving.protocol import Protocol
+from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol
+
+log = logging.getLogger(__name__)
+
+
+class ProxyClients:
+    """The clients of one server that load balancers identify with PROXY headers."""
+
+    def __init__(
+        self,
+        trusted: Iterable[str],
+        connections: Connections,
+        tally: Tally,
+        verify: Callable[[socket.socket, object], bool],
+        protocol_for: Callable[[object], Protocol],
+    ) -> None:
+        """`verify` decides whether a client is served, with the protocol from `protocol_for`."""
+        self._trusted = Networks(trusted)
+        self._connections = connections
+        self._tally = tally
+        self._verify = verify
+        self._protocol_for = protocol_for
+        self._refusals = RateLimitedLog(log)
+
+    def admits(self, request: socket.socket, balancer: object) -> bool:
+        """Whether the load balancer at this address may identify clients."""
+        if balancer in self._trusted:
+            return True
+        self._refuse(PROXY_UNTRUSTED, balancer, "the address is not in proxy_from")
+        return False
+
+    def protocol(self, balancer: object) -> Protocol:
+        """The protocol for the connection of a load balancer."""
+        return HeaderProtocol(self._successor)
+
+    def _successor(
+        self, connection: Connection, found: Header | HeaderError | None
+    ) -> Protocol | None:
+        if isinstance(found, Header):
+            return self._serve(connection, found)
+        if found and not connection.reason:  # otherwise another reason ended it, such as a stop
+            connection.reason = reason(found.counter)
+            self._refuse(found.counter, connection.client_address, str(found))
+        return None
+
+    def _serve(self, connection: Connection, header: Header) -> Protocol | None:
+        """The protocol for the client that a header identifies, or None if it is refused."""
+        balancer = connection.client_address
+        client = balancer if header.source is None else header.source
+        is_welcome = self._verify(connection.socket, client)
+        connection.client_address = client
+        if not is_welcome or connection not in self._connections:  # a hook has closed it
+            connection.reason = reason(SOURCE_LIMIT)  # already counted
+            return None
+        if self._tally.debug:
+            log.debug("%s: connected through %s", written(client), written(balancer))
+        protocol = self._protocol_for(client)
+        self._connections.count(client)
+        return protocol
+
+    def _refuse(self, counter: int, balancer: object, problem: str) -> None:
+        self._tally.add(counter)
+        self._refusals.warn(
+            "%s: PROXY header rejected: %s",
+            written(balancer),
+            problem,
+            extra=Event.PROXY_REFUSED.fields(**client_fields(balancer)),
+        )
