@@ -93,7 +93,7 @@ def test_dashboard_finds_something_and_an_alert_fires_and_ends(tmp_path: Path) -
 
             daemon.configure("nonsense = 1\n")
             daemon.send_signal(signal.SIGHUP)
-            expected = {"TcpupperdReloadFailed", "TcpupperdConfigurationNotInForce"}
+            expected = {"TcpupperdReloadFailed", "TcpupperdConfigurationNotCurrent"}
             until(lambda: prometheus.firing() == expected)
             daemon.reload()
             until(lambda: prometheus.firing() == set())
