@@ -117,9 +117,9 @@ install: checkout ## build the Debian package and install it (as root)
 clean: ## remove everything that was built
 	rm -rf build dist $(VENV) *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -f tcpupperd/serving/_turn.*.so
+	rm -f tcpupperd/serving/_fast_path.*.so
 
-$(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_turn.c
+$(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_fast_path.c
 	$(PYTHON) tests/environment.py
 
 .PHONY: help run test check record-session coverage system-test soak bench deb checkout dist wheel package-checks install clean

@@ -12,9 +12,9 @@ REQUIRED = bool(os.environ.get("TCPUPPERD_REQUIRE_C"))
 #: The module is written for the stable ABI, which free-threaded Python lacks: it is skipped there.
 STABLE_ABI = "t" not in sys.abiflags
 
-TURN = Extension(
-    "tcpupperd.serving._turn",
-    ["tcpupperd/serving/_turn.c"],
+FAST_PATH = Extension(
+    "tcpupperd.serving._fast_path",
+    ["tcpupperd/serving/_fast_path.c"],
     # Distributions default to -O2, with which older compilers do not vectorise.
     extra_compile_args=["-O3"],
     py_limited_api=True,
@@ -38,7 +38,7 @@ class BuildIfPossible(build_ext):
 
 if STABLE_ABI:
     setup(
-        ext_modules=[TURN],
+        ext_modules=[FAST_PATH],
         cmdclass={"build_ext": BuildIfPossible},
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

@@ -39,7 +39,7 @@ def _compile(source: Path, program: Path) -> None:
 
 def _compile_c_module() -> None:
     """In the tree, which the daemon is measured from. One binary serves Python 3.11 and later."""
-    source = TREE / "tcpupperd/serving/_turn.c"
+    source = TREE / "tcpupperd/serving/_fast_path.c"
     include = sysconfig.get_path("include")
     target = source.with_suffix(".abi3.so")
     _run(

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from benchmarks.build import BUILD, PEERS, PYTHON, TREE, VENV_PYTHON
-from tcpupperd.serving.turn import SWITCH
+from tcpupperd.serving.fast_path import SWITCH
 
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU, LOAD_CPU = CPUS[0], CPUS[-1]

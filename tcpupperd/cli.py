@@ -30,7 +30,7 @@ from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
-from tcpupperd.serving import turn
+from tcpupperd.serving import fast_path
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.settings import Setting
 
@@ -153,7 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--version",
         action="version",
-        version=f"%(prog)s {__version__}, {turn.implementation}",
+        version=f"%(prog)s {__version__}, {fast_path.implementation}",
         help="show the version and whether the C module is in use, then exit",
     )
     # Absolute, because a daemon in the background changes its working directory.

@@ -18,7 +18,9 @@ VENV = TREE / ".venv"
 PYTHON = VENV / "bin/python"
 READY = VENV / "ready"
 #: Changes to these files require a new installation: the dependencies and the C module.
-SOURCES = [TREE / name for name in ("pyproject.toml", "setup.py", "tcpupperd/serving/_turn.c")]
+SOURCES = [
+    TREE / name for name in ("pyproject.toml", "setup.py", "tcpupperd/serving/_fast_path.c")
+]
 #: The modules that the tests import besides Python's own; Debian's packages add "python3-".
 MODULES = ("daemon", "hypothesis", "pytest", "sdnotify")
 

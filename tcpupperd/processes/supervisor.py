@@ -28,7 +28,7 @@ from tcpupperd.processes.signals import Signals
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.status_line import status_line
 from tcpupperd.processes.store import Store
-from tcpupperd.serving import turn
+from tcpupperd.serving import fast_path
 from tcpupperd.serving.counters import LAST_RELOAD_FAILED, LONGEST_LINE, RESTARTS, STOPPING_SOON
 from tcpupperd.settings import WORKERS_MAX
 from tcpupperd.words import counted
@@ -209,7 +209,7 @@ class Supervisor:
             "%s: %s, %s, listening on %s",
             event.name.lower(),
             counted(config.worker_count, "worker"),
-            turn.implementation,
+            fast_path.implementation,
             self._listeners,
             extra=event.fields(),
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import math
+import os
 import select
 import socket
 import sys
 from enum import Enum
 from termios import TIOCOUTQ
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpupperd.address import written
 from tcpupperd.config import Config
@@ -27,8 +28,11 @@ from tcpupperd.serving.counters import (
     Tally,
     reason,
 )
+from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path
 from tcpupperd.serving.protocol import Protocol
-from tcpupperd.serving.turn import ANSWERED, RECEIVE_SIZE, turn
+
+if TYPE_CHECKING:
+    from tcpupperd.serving.fast_path import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -156,23 +160,36 @@ class Connection:
         if self.unsent:
             return self._flush(now)
         protocol, tally = self.protocol, self.tally
-        if tally.debug or not protocol.whole_lines or protocol.mid_line:
+        if tally.debug or not protocol.whole_lines or type(held := protocol.held) is not bytes:
             return self._answer(self.socket.recv(RECEIVE_SIZE), now)
         counts = tally.counts
         before = counts[ANSWERED]
-        try:
-            outcome = turn(self.fd, counts)
-        finally:  # even if the client has disconnected, the lines have been answered
-            protocol.lines += counts[ANSWERED] - before
+        outcome = fast_path(self.fd, counts, held)
+        answered = counts[ANSWERED] - before
         self.last_activity = now
-        if outcome is None:
+        if outcome is None and not self.line_began:
+            protocol.lines += answered
             return None
-        answered, data = outcome
-        if not answered:
-            return self._answer(data, now)
-        tally.received += len(data)
-        self.unsent = memoryview(data)
-        return Next.WATCH
+        return self._after_fast_path(outcome, answered, now)
+
+    def _after_fast_path(self, outcome: Outcome, answered: int, now: float) -> Next | None:
+        """Deal with what `fast_path` has left."""
+        protocol = self.protocol
+        if outcome == b"":
+            return self._answer(b"", now)
+        if isinstance(outcome, int):  # even so, the lines have been answered
+            protocol.lines += answered
+            self.fail(OSError(outcome, os.strerror(outcome)))
+            return Next.CLOSE
+        unsent, rest = outcome if isinstance(outcome, tuple) else (b"", outcome or b"")
+        # What `fast_path` has sent counts as received, but it has also sent what was held.
+        self.tally.received += len(unsent) + len(rest) - len(protocol.held)
+        due = protocol.resume(protocol.lines + answered, bool(rest), rest)
+        self._time_line(answered)
+        if unsent:
+            self.unsent = memoryview(unsent + due)
+            return Next.WATCH
+        return Next.WATCH if due and not self._send(due) else None
 
     def _answer(self, data: bytes, now: float, opening: bytes = b"") -> Next | None:
         """Answer received data according to the protocol, after an opening."""

@@ -213,9 +213,9 @@ class Tally:
     ) -> None:
         self.numbers = alone() if numbers is None else numbers
         self.debug = debug  # whether connections and data are also logged
-        # Lines answered, and bytes sent by `turn`, which has received the same number.
+        # Lines answered, and bytes sent by `fast_path`, which has received the same number.
         self.counts = array("Q", [self.numbers[LINES], 0])
-        self.sent = self.numbers[SENT_BYTES]  # other than by `turn`
+        self.sent = self.numbers[SENT_BYTES]  # other than by `fast_path`
         self.received = self.numbers[RECEIVED_BYTES]
         self._iterations = self.numbers[LOOP_ITERATIONS]
         self._longest = 0.0

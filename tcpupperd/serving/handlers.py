@@ -10,8 +10,8 @@ from __future__ import annotations
 import socketserver
 
 from tcpupperd.config import Config
+from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
-from tcpupperd.serving.turn import RECEIVE_SIZE
 
 
 class UpperHandler(socketserver.StreamRequestHandler):

@@ -12,7 +12,7 @@ import pytest
 from integration.daemon import COMMAND, ROOT, Daemon
 from tcpupperd import __version__
 from tcpupperd.config import SETTINGS
-from tcpupperd.serving import turn
+from tcpupperd.serving import fast_path
 from waiting import DEADLINE, until
 
 
@@ -30,7 +30,7 @@ def run(*options: str) -> tuple[int, str, str]:
 
 
 def test_version() -> None:
-    said = f"tcpupperd {__version__}, {turn.implementation}\n"
+    said = f"tcpupperd {__version__}, {fast_path.implementation}\n"
     assert run("--version") == (0, said, "")
 
 

@@ -17,8 +17,8 @@ from tcpupperd.serving.counters import (
     PROBE,
     RESET,
 )
+from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.turn import RECEIVE_SIZE
 from waiting import until
 
 

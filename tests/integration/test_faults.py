@@ -24,8 +24,8 @@ from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.counters import HANDED_OVER_IN, LONGEST_LINE, RESET, Tally
+from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.turn import RECEIVE_SIZE
 from tools import need
 from waiting import DEADLINE
 

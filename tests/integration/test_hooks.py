@@ -15,10 +15,10 @@ from tcpupperd.serving.counters import (
     BUG,
     SOURCE_LIMIT,
 )
+from tcpupperd.serving.fast_path import ANSWERED
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.serving.services import Service
-from tcpupperd.serving.turn import ANSWERED
 from waiting import DEADLINE
 
 

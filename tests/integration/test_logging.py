@@ -14,7 +14,7 @@ from integration.daemon import Daemon
 from integration.journal import BUG, Journal
 from integration.processes import stopped
 from tcpupperd.events import Event
-from tcpupperd.serving import turn
+from tcpupperd.serving import fast_path
 from waiting import DEADLINE, until
 
 PLAIN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) .+")
@@ -59,7 +59,7 @@ def test_connections_are_not_logged_otherwise() -> None:
         until(lambda: daemon.counters()["open"] == 0)
         daemon.stop()
         messages = [line.split(" ", 3)[3] for line in daemon.log.splitlines()]
-        ready = f"ready: 2 workers, {turn.implementation}, listening on 127.0.0.1:"
+        ready = f"ready: 2 workers, {fast_path.implementation}, listening on 127.0.0.1:"
         assert messages[0].startswith(ready)
         assert all(message.startswith("counters: ") for message in messages[1:-1])
         assert messages[-1] == "stopping: closing 0 connections"

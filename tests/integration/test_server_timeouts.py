@@ -25,8 +25,8 @@ from tcpupperd.serving.counters import (
     WRITE_TIMEOUT,
 )
 from tcpupperd.serving.deadlines import Deadlines
+from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.turn import RECEIVE_SIZE
 from waiting import DEADLINE, until
 
 #: Seconds by which a timeout may come late: a tick of a quarter, and a busy machine.

@@ -25,8 +25,8 @@ from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.counters import (
     ACCEPTED,
 )
+from tcpupperd.serving.fast_path import ANSWERED
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.turn import ANSWERED
 from waiting import DEADLINE
 
 

@@ -12,8 +12,8 @@ from integration.embedding import CountingServer, connected, serving, small_list
 from tcpupperd.serving.counters import (
     RESET,
 )
+from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.turn import RECEIVE_SIZE
 from waiting import until
 
 

@@ -1,4 +1,4 @@
-"""Repeats the tests that depend on the turn with the one in Python, if the C module is built,
+"""Repeats the tests that depend on the fast path with the one in Python, if the C module is built,
 which all other runs use."""
 
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tcpupperd.serving.turn import SWITCH, python_turn, turn
+from tcpupperd.serving.fast_path import SWITCH, fast_path, python_fast_path
 
 HERE = Path(__file__).parent
-#: Those in which the turn decides what a client sees: what it answers, how it ends, how it fails,
-#: what it costs. The rest, such as restarts, only moves its results.
+#: Those in which the fast path decides what a client sees: what it answers, how it ends, how it
+#: fails, what it costs. The rest, such as restarts, only moves its results.
 FILES = ("ends", "faults", "hooks", "limits", "oracle", "serving", "slow_readers", "work")
 
 
-@pytest.mark.skipif(turn is python_turn, reason="the C module is not used anyway")
+@pytest.mark.skipif(fast_path is python_fast_path, reason="the C module is not used anyway")
 @pytest.mark.parametrize("name", FILES)
 def test_without_the_c_module(name: str) -> None:
     done = subprocess.run(

@@ -21,8 +21,8 @@ from integration.embedding import connected
 from integration.processes import cannot, state, stopped
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_ITERATION
+from tcpupperd.serving.fast_path import RECEIVE_SIZE, fast_path, python_fast_path
 from tcpupperd.serving.server import UpperServer
-from tcpupperd.serving.turn import RECEIVE_SIZE, python_turn, turn
 from tools import need
 from waiting import until
 
@@ -105,9 +105,25 @@ def test_functions_called_for_many_lines_are_few_more() -> None:
     assert functions_called(MANY_LINES) <= functions_called(LINE) + 5
 
 
+def test_stream_that_is_cut_anywhere_stays_on_the_fast_path() -> None:
+    stream = b"".join(b"%d " % number * (number % 7) + b"\n" for number in range(500))
+    pieces = [stream[at : at + 71] for at in range(0, len(stream), 71)]
+    with UpperServer() as server, contextlib.ExitStack() as stack:
+        client, request = map(stack.enter_context, socket.socketpair())
+        server.process_request(request, "")
+        with counted_functions() as calls:
+            for piece in pieces:
+                client.sendall(piece)
+                server.handle_request()
+        assert client.recv(len(stream), socket.MSG_DONTWAIT) == stream.upper()
+    print(calls.most_common())
+    assert calls[fast_path.__name__] == len(pieces)
+    assert calls.keys().isdisjoint({"socket.recv", "LineProtocol.receive"})
+
+
 def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than for a line: each hook of socketserver is a call, and so is each module that a
-    connection passes. Without C, the line and the end of file take seven more."""
+    connection passes. Without C, the line and the end of file take nine more."""
     monkeypatch.setattr(Sharing, "possible", False)  # another test may have forked this process
     count = 64
     with UpperServer(("127.0.0.1", 0)) as server, contextlib.ExitStack() as clients:
@@ -120,7 +136,7 @@ def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
             while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
-    assert calls.total() <= (73 if turn is python_turn else 66) * count
+    assert calls.total() <= (76 if fast_path is python_fast_path else 67) * count
 
 
 def test_a_turn_serves_each_client_once() -> None:

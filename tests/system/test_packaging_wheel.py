@@ -10,7 +10,7 @@ from system.test_readme import GET_MAKE, clone, newcomer, registry_access
 
 __all__ = ["clone"]
 
-TURN = "from tcpupperd.serving import turn; print(turn.implementation)"
+FAST_PATH = "from tcpupperd.serving import fast_path; print(fast_path.implementation)"
 
 SCRIPT = f"""
 {GET_MAKE}
@@ -22,8 +22,8 @@ python3 -m venv /tmp/plain
 CC=/nonexistent /tmp/plain/bin/pip install --quiet dist/wheel/*.tar.gz
 cd /tmp
 installed/bin/tcpupperd --check
-installed/bin/python -c {TURN!r}
-plain/bin/python -c {TURN!r}
+installed/bin/python -c {FAST_PATH!r}
+plain/bin/python -c {FAST_PATH!r}
 installed/bin/tcpupper --version
 ls installed/share/man/man8/tcpupperd.8
 mkdir sdist && tar --extract --file /mnt/dist/wheel/*.tar.gz --directory sdist

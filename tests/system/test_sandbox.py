@@ -59,7 +59,8 @@ def test_no_mount_is_writable(machine: Container) -> None:
 def test_c_module_is_in_use(machine: Container) -> None:
     """In the sandbox, where only some places may be mapped to be executed."""
     maps = machine.run("cat", f"/proc/{main_pid(machine)}/maps")
-    mapped = re.findall(r" (r.x)p .* /usr/lib/tcpupperd/.*/_turn\.abi3\.so$", maps, re.MULTILINE)
+    module = r"/usr/lib/tcpupperd/.*/_fast_path\.abi3\.so"
+    mapped = re.findall(rf" (r.x)p .* {module}$", maps, re.MULTILINE)
     assert mapped == ["r-x"]
     assert ", using the C module" in machine.run("journalctl", f"--unit={SERVICE}")
 

@@ -31,8 +31,8 @@ from tcpupperd.serving.counters import (
     WORKER_DIED,
     Tally,
 )
+from tcpupperd.serving.fast_path import ANSWERED
 from tcpupperd.serving.report import STATES, report_of_worker
-from tcpupperd.serving.turn import ANSWERED
 
 
 def test_new_slot_has_a_number_for_each_field_and_only_the_time_is_set() -> None:

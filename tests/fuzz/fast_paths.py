@@ -1,7 +1,7 @@
-"""Turns at random: any bytes, split anywhere, short sends, resets; with the same results in Python
-and in C.
+"""The fast path at random: any bytes, split anywhere, short sends, resets; with the same results
+in Python and in C.
 
-    PYTHONPATH=.:tests python3 -m fuzz.turns C_MODULE CASES [SEED]
+    PYTHONPATH=.:tests python3 -m fuzz.fast_paths C_MODULE CASES [SEED]
 
 A case is all that happens to one connection. The client's side says what an implementation should
 have made of it, and that alone where the kernel may choose; where it may not, in Unix sockets
@@ -9,6 +9,7 @@ until a send is short, the two have to have done the same.
 """
 
 import contextlib
+import errno
 import importlib.util
 import random
 import socket
@@ -18,10 +19,15 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from tcpupperd.serving.turn import RECEIVE_SIZE, python_turn
+from tcpupperd.config import Config
+from tcpupperd.serving.connection import Connection, Limits, Next
+from tcpupperd.serving.counters import Tally
+from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, SENT, python_fast_path
+from tcpupperd.serving.protocol import HELD_MAX, LineProtocol
 
-Turn = Callable[[int, Any], tuple[bool, bytes] | None]
+FastPath = Callable[[int, Any, bytes], bytes | tuple[bytes, bytes] | int | None]
 Step = tuple[str, Any]
 
 #: Not `bytes.upper`, which is tested.
@@ -35,15 +41,15 @@ DEADLINE = 30.0
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
-def c_turn(path: Path) -> Turn:
-    """The turn of a module that was compiled to a file."""
-    spec = importlib.util.spec_from_file_location("_turn", path)
+def c_fast_path(path: Path) -> FastPath:
+    """The fast path of a module that was compiled to a file."""
+    spec = importlib.util.spec_from_file_location("_fast_path", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    turn: Turn = module.turn
-    return turn
+    fast_path: FastPath = module.fast_path
+    return fast_path
 
 
 def data_of(chance: random.Random) -> bytes:
@@ -69,7 +75,7 @@ def steps_of(chance: random.Random) -> list[Step]:
         steps += [("send", data_of(chance)) for _ in range(chance.choice((0, 1, 1, 1, 2)))]
         if chance.random() < 0.1:
             steps.append(chance.choice([("end", None), ("close", None), ("reset", None)]))
-        steps += [("turn", None)] * chance.choice((1, 1, 1, 2, 3))
+        steps += [("call", None)] * chance.choice((1, 1, 1, 2, 3))
         if chance.random() < 0.5:
             steps.append(("read", chance.randrange(1, 100_000)))
     return steps
@@ -78,8 +84,8 @@ def steps_of(chance: random.Random) -> list[Step]:
 class Case:
     """A connection, and what its client knows of it."""
 
-    def __init__(self, turn: Turn, *, tcp: bool, send_buffer: int) -> None:
-        self.turn = turn
+    def __init__(self, fast_path: FastPath, *, tcp: bool, send_buffer: int) -> None:
+        self.fast_path = fast_path
         self.tcp = tcp
         self.client, self.server = tcp_pair() if tcp else socket.socketpair()
         self.client.setblocking(False)
@@ -88,6 +94,7 @@ class Case:
             self.server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.counts = array("Q", [0, 0])
         self.coming = b""  # sent, and not received by the server
+        self.held = b""  # of an incomplete line
         self.answers = b""  # that the client has to get
         self.read = b""
         self.ended = self.gone = self.short = False
@@ -140,45 +147,43 @@ class Case:
         self.client.setblocking(False)
         self.do_read(1)
 
-    def do_turn(self, _: None) -> bool:
-        """Take a turn, and say whether the connection has failed."""
+    def do_call(self, _: None) -> bool:
+        """Call the fast path, and say whether the connection is over."""
         before = self.counts[:]
         try:
-            outcome = self.turn(self.server.fileno(), self.counts)
+            outcome = self.fast_path(self.server.fileno(), self.counts, self.held)
         except BlockingIOError as error:
             self.note(type(error))
             # TCP may not have brought it yet.
             assert self.tcp or not (self.coming or self.ended or self.gone)
             assert self.counts == before
             return False
-        except (BrokenPipeError, ConnectionResetError) as error:
-            self.note(type(error), self.counts[0] - before[0])
-            assert self.gone
-            assert self.counts[1] == before[1]
-            return True
         lines, sent = (after - was for after, was in zip(self.counts, before, strict=True))
-        if outcome is not None and not outcome[0]:
-            self.handed_back(outcome[1], lines, sent)
-            return not outcome[1]
-        self.answered(b"" if outcome is None else outcome[1], lines, sent)
-        self.short = self.short or outcome is not None
         self.note(outcome, lines, sent)
+        if isinstance(outcome, int):
+            assert self.gone
+            assert outcome in (errno.EPIPE, errno.ECONNRESET)
+            assert sent == 0
+            return True
+        if outcome == b"":
+            assert self.ended or self.gone
+            assert not self.coming
+            assert (lines, sent) == (0, 0)
+            return True
+        unsent, rest = outcome if isinstance(outcome, tuple) else (b"", outcome or b"")
+        self.answered(unsent, rest, lines, sent)
+        self.short = self.short or bool(unsent)
         return False
 
-    def handed_back(self, data: bytes, lines: int, sent: int) -> None:
-        self.note(data)
-        assert (lines, sent) == (0, 0)
-        assert self.received(len(data)) == data
-        assert not data.endswith(b"\n")
-        assert data or ((self.ended or self.gone) and not self.coming)
-
-    def answered(self, rest: bytes, lines: int, sent: int) -> None:
-        data = self.received(sent + len(rest))
-        assert data.endswith(b"\n")
+    def answered(self, unsent: bytes, rest: bytes, lines: int, sent: int) -> None:
+        data = self.received(sent + len(unsent) + len(rest) - len(self.held))
+        answer = self.held + data.translate(UPPER)
+        end = answer.rfind(b"\n") + 1
         assert lines == len(data.split(b"\n")) - 1
-        answer = data.translate(UPPER)
-        assert answer[sent:] == rest
+        assert rest == answer[end:]
+        assert unsent == answer[sent:end]
         self.answers += answer[:sent]
+        self.held = rest if len(rest) <= HELD_MAX else b""
 
     def received(self, size: int) -> bytes:
         """This much of the expected data has arrived."""
@@ -200,24 +205,95 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return client, listener.accept()[0]
 
 
-def try_case(seed: int, *turns: Turn) -> None:
+def try_case(seed: int, *fast_paths: FastPath) -> None:
     """One case with each implementation."""
     chance = random.Random(seed)
     steps = steps_of(chance)
     tcp, send_buffer = chance.random() < 0.15, chance.choice(SEND_BUFFERS)
     outcomes = []
-    for turn in turns:
-        case = Case(turn, tcp=tcp, send_buffer=send_buffer)
+    for fast_path in fast_paths:
+        case = Case(fast_path, tcp=tcp, send_buffer=send_buffer)
         case.run(steps)
         outcomes.append(case.outcomes)
     assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
-def fuzz(turn: Turn, cases: int, seed: int) -> None:
+class Served:
+    """A connection that is served, and its client; `fast_path` None is without any."""
+
+    def __init__(self, fast_path: FastPath | None, config: Config, send_buffer: int) -> None:
+        self.client, self.server = socket.socketpair()
+        self.client.setblocking(False)
+        if send_buffer:
+            self.server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        self.tally = Tally(debug=fast_path is None)  # which takes the long way
+        protocol = LineProtocol(config.max_line, config.lines_per_connection)
+        limits = Limits.of(config)
+        self.connection = Connection(self.server, "client", protocol, limits, self.tally)
+        self.fast_path = fast_path
+        self.read = b""
+
+    def step(self, data: bytes, now: float) -> tuple[object, ...]:
+        """Serve this input until nothing is left to do; the state after that."""
+        if data:
+            self.client.sendall(data)
+        else:
+            self.client.shutdown(socket.SHUT_WR)
+        connection, following = self.connection, None
+        with (
+            mock.patch("tcpupperd.serving.connection.fast_path", self.fast_path),
+            contextlib.suppress(BlockingIOError),
+        ):
+            while following is not Next.CLOSE:
+                following = connection.handle(now) or following
+                self.receive()
+        counts, tally, protocol = self.tally.counts, self.tally, connection.protocol
+        return (
+            following is Next.CLOSE,
+            self.read,
+            *(protocol.lines, protocol.mid_line, bytes(protocol.held), protocol.finished),
+            *(connection.line_began, connection.deadline(), connection.reason),
+            *(counts[ANSWERED], counts[SENT] + tally.sent, counts[SENT] + tally.received),
+        )
+
+    def receive(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := self.client.recv(1 << 20):
+                self.read += data
+
+
+def try_connection(seed: int, *fast_paths: FastPath) -> None:
+    """A stream that arrives in pieces, with each implementation and without any: everything that
+    the client or an administrator can see is the same after each piece."""
+    chance = random.Random(seed)
+    config = Config(
+        max_line=chance.choice((1, 16, 300, HELD_MAX, HELD_MAX + 1, 65_536)),
+        lines_per_connection=chance.choice((0, 0, 0, 1, 50)),
+        line_timeout=chance.choice((0.0, 5.0)),
+        idle_timeout=chance.choice((0.0, 10.0)),
+    )
+    pieces = [data_of(chance) for _ in range(chance.randrange(1, 12))] + [b""]
+    send_buffer = chance.choice(SEND_BUFFERS)
+    served = [Served(fast_path, config, send_buffer) for fast_path in (None, *fast_paths)]
+    try:
+        for now, data in enumerate(pieces, 1):
+            states = [one.step(data, float(now)) for one in served]
+            assert all(state == states[0] for state in states), states
+            if states[0][0]:
+                break
+    finally:
+        for one in served:
+            one.client.close()
+            one.server.close()
+
+
+def fuzz(fast_path: FastPath, cases: int, seed: int) -> None:
     """Try this many cases with an implementation and the reference."""
     for number in range(seed, seed + cases):
         try:
-            try_case(number, turn, python_turn)
+            try_case(number, fast_path, python_fast_path)
+            if number % 10 == 0:
+                try_connection(number, fast_path, python_fast_path)
         except AssertionError:
             print(f"case {number}", file=sys.stderr)
             raise
@@ -226,4 +302,4 @@ def fuzz(turn: Turn, cases: int, seed: int) -> None:
 if __name__ == "__main__":
     first = int(sys.argv[3]) if sys.argv[3:] else random.randrange(2**32)
     print(f"from case {first}")
-    fuzz(c_turn(Path(sys.argv[1])), int(sys.argv[2]), first)
+    fuzz(c_fast_path(Path(sys.argv[1])), int(sys.argv[2]), first)
