@@ -99,8 +99,8 @@ def lines_without_effect(machine: Container, last: str) -> set[str]:
 
 def shown(machine: Container, unit: str) -> set[str]:
     """How systemd understands a unit, but for what differs between any two."""
-    lines = machine.run("systemctl", "show", unit).splitlines()
-    fields = [line.partition("=") for line in lines if not OF_EACH_UNIT.match(line)]
+    text = machine.run("systemctl", "show", unit).replace(unit.removesuffix(".service"), "NAME")
+    fields = [line.partition("=") for line in text.splitlines() if not OF_EACH_UNIT.match(line)]
     # Lists are in no order.
     return {f"{name}={sorted(value.split())}" for name, _, value in fields}
 
@@ -112,7 +112,9 @@ def test_store_is_announced(machine: Container) -> None:
     until(lambda: is_active(machine))
     environment = machine.run("cat", f"/proc/{main_pid(machine)}/environ").split("\0")
     version = int(re.findall(r"\d+", machine.run("systemctl", "--version"))[0])
-    assert ("FDSTORE=8" in environment) == (version >= 254)
+    announced = f"FDSTORE={machine.show(SERVICE, 'FileDescriptorStoreMax')}"
+    assert (announced in environment) == (version >= 254)
+    assert announced in machine.run("cat", f"/usr/lib/systemd/system/{SERVICE}")
 
 
 def test_no_system_call_is_missing(machine: Container) -> None:
