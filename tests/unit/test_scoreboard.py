@@ -1,6 +1,7 @@
 """Counters that processes share."""
 
 import ctypes
+import faulthandler
 import mmap
 import os
 import resource
@@ -194,6 +195,7 @@ def test_worker_can_read_but_not_write_the_counts_of_the_supervisor() -> None:
         board.daemon[RESTARTS] = 2**64 - 1
 
     def write_where_the_supervisor_does() -> None:
+        faulthandler.disable()
         ctypes.memset(ctypes.addressof(address), 0xFF, page)
 
     assert in_a_child(board, lambda: os._exit(board.daemon[RESTARTS])) == 7
