@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: No unsent answer. One is always a view, never bytes: each send shortens it, and shortening bytes
+#: copies what remains.
+NOTHING = memoryview(b"")
+
 #: Seconds that a client has to close its side after the server has closed its own.
 LINGER_TIME = 2.0
 
@@ -146,7 +150,7 @@ class Connection:
         self.protocol = protocol
         self.limits = limits
         self.tally = tally
-        self.unsent: memoryview | bytes = b""
+        self.unsent = NOTHING
         self.eof = False  # the client has closed its side
         self.last_activity = 0.0  # when data was last received or sent; at first, when added
         self.line_began = 0.0  # when the first byte of an incomplete line arrived, or 0
@@ -322,7 +326,7 @@ class Connection:
         answer = protocol.resume(state.lines, state.mid_line, state.held)
         if state.finished:
             protocol.finish()
-        self.unsent = state.unsent + answer
+        self.unsent = memoryview(state.unsent + answer)
         self.eof = state.eof
         self.began = now - state.open_for
         self.last_activity = now - state.idle_for
@@ -373,7 +377,7 @@ class Connection:
         self.unsent = self.unsent[sent:]
         if self.unsent:
             return None
-        self.unsent = b""  # frees the answer
+        self.unsent = NOTHING  # frees the answer
         if self.line_began:
             self.line_began = now  # the rest of the line could not be received in the meantime
         ending = self._end_our_side(now) if self.protocol.finished else None

@@ -66,7 +66,7 @@ def test_message_says_how_the_connection_ended(log: Log, caplog: pytest.LogCaptu
 
 def test_unsent_answers_at_a_stop_are_the_reason(log: Log) -> None:
     log.connection.reason = ""
-    log.connection.unsent = b"HELLO"
+    log.connection.unsent = memoryview(b"HELLO")
     log.connection.abandon(NOW)
     log.end(1, NOW)
     (message,) = log.messages()
