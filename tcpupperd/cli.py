@@ -22,6 +22,7 @@ from tcpupperd.host import background, library, messages
 from tcpupperd.host.activation import keeps_descriptors, passed_in
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
+from tcpupperd.host.remedies import remedy
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.output import write_output
 from tcpupperd.processes import spares
@@ -35,6 +36,9 @@ from tcpupperd.serving.server import UpperServer
 from tcpupperd.settings import Setting
 
 log = logging.getLogger(__name__)
+
+#: The exit status for an error of the operating system that is not a bug: sysexits.h.
+EX_OSERR = 71
 
 #: The width of --help, in columns.
 HELP_WIDTH = 79
@@ -55,9 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             log.critical("%s", line)
         return error.status
-    except Exception:
-        log.critical("internal error; please report this bug", exc_info=True)
-        return 1
+    except Exception as error:
+        if not remedy(error):
+            log.critical("internal error; please report this bug", exc_info=True)
+            return 1
+        log.critical("cannot continue: %s%s", error, remedy(error))
+        return EX_OSERR
     return 0
 
 

@@ -6,7 +6,8 @@ process may be the next run of the same service (docs/handover.md).
 
 A message carries up to 252 sockets as SCM_RIGHTS (unix(7) allows 253 descriptors), and a memfd
 with the service's state for them. This keeps the message itself tiny, and the channel's buffer
-holds many connections, however long their state is.
+holds many connections, however long their state is. Where no memfd can be written (RLIMIT_FSIZE),
+a socket carries the state, up to the size of its buffer.
 
 A message names its format. A program that cannot read the state can still close the connections
 cleanly, because the sockets arrive in any case. Messages are not trusted: a malformed one costs
@@ -24,6 +25,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -124,10 +126,14 @@ def is_shut_down(channel: Channel) -> bool:
 
 
 def _new_channel(notifier: Notifier, *, store: bool) -> Channel:
-    channel = Channel(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), store)
-    if store:
-        notifier.store(GIVE_END, channel.give.fileno())
-        notifier.store(TAKE_END, channel.take.fileno())
+    """A new channel. If it cannot be sent to the service manager, it does not outlive us."""
+    give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stored = (
+        store
+        and notifier.store(GIVE_END, give.fileno())
+        and notifier.store(TAKE_END, take.fileno())
+    )
+    channel = Channel(give, take, stored)
     _prepare(channel)
     return channel
 
@@ -188,11 +194,16 @@ def _polled(end: socket.socket, event: int) -> bool:
 def is_end(fd: int) -> bool:
     """Whether a descriptor can be an end of a channel."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as one:
-            one.getpeername()
-            return one.type == socket.SOCK_SEQPACKET and one.family == socket.AF_UNIX
+        one = socket.socket(fileno=fd)
     except OSError:
         return False
+    try:
+        one.getpeername()
+        return one.type == socket.SOCK_SEQPACKET and one.family == socket.AF_UNIX
+    except OSError:
+        return False
+    finally:
+        one.detach()
 
 
 def give(
@@ -201,21 +212,50 @@ def give(
     sockets: Sequence[socket.socket],
     write: Callable[[BinaryIO], object],
 ) -> None:
-    """Put up to `BATCH` connections into a channel; `write` writes their state to a file.
+    """Put up to `BATCH` connections into a channel; `write` writes their state to a file. It is
+    called again if the first file cannot be written.
 
     The sockets stay open here: close them, but do not shut them down. Raises BlockingIOError if
     the channel is full, and OSError if too many descriptors are in flight (ETOOMANYREFS: the limit
-    is the sender's RLIMIT_NOFILE).
+    is the sender's RLIMIT_NOFILE), or if the state cannot be stored anywhere.
     """
-    state = os.memfd_create(f"{form.program.decode()}-connections", os.MFD_CLOEXEC)
     try:
-        with open(state, "wb", closefd=False) as file:
-            write(file)
+        state = _in_file(f"{form.program.decode()}-connections", write)
+    except OSError as error:
+        state = _in_socket(write, error)
+    try:
         files = [state, *(one.fileno() for one in sockets)]
         greeting = GREETING.pack(form.program, form.version, len(sockets))
         _send(end, greeting, files)
     finally:
         os.close(state)
+
+
+def _in_file(name: str, write: Callable[[BinaryIO], object]) -> int:
+    """A memfd with what is written."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            write(file)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _in_socket(write: Callable[[BinaryIO], object], error: OSError) -> int:
+    """A socket from which what is written can be received, as one message. If it is too long for
+    that, raises the `error` because of which it is not in a file."""
+    content = BytesIO()
+    write(content)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            ours.send(content.getbuffer(), socket.MSG_DONTWAIT)
+            return theirs.detach()
+    except OSError:
+        raise error from None
 
 
 def peek(end: socket.socket) -> int:
@@ -262,8 +302,8 @@ class Message:
         If `parse` raises ValueError, or the state cannot be read, HandoverError has the sockets.
         """
         try:
-            size = _size(self._state)
-            with open(self._state, "rb", closefd=False) as file:
+            with _content(self._state) as file:
+                size = file.seek(0, os.SEEK_END)
                 file.seek(0)
                 result = parse(file, size, len(self._connections))
         except (ValueError, struct.error, OSError, MemoryError) as error:
@@ -366,7 +406,12 @@ def _check_greeting(data: bytes, files: int, flags: int, form: Format) -> int:
     known = version in (form.version, *form.earlier)
     if name.rstrip(b"\0") != form.program or not known:
         raise ValueError(f"the format is {name!r} version {version}, not version {form.version}")
-    if flags & socket.MSG_CTRUNC or files != count + 1:
+    if flags & socket.MSG_CTRUNC:
+        raise ValueError(
+            f"only {files} of {count + 1} descriptors could be received (raise RLIMIT_NOFILE:"
+            " LimitNOFILE= in the unit)"
+        )
+    if files != count + 1:
         raise ValueError(f"{count} connections came with {files - 1} sockets")
     return int(version)
 
@@ -400,12 +445,24 @@ def _option(one: socket.socket, option: int) -> int:
     return one.getsockopt(socket.SOL_SOCKET, option)
 
 
-def _size(state: int) -> int:
-    """The size of a state's file. Raises ValueError if it is not a regular file, or contains less
-    data than that: a sparse file can have any size, and uses memory only once it is read."""
+def _content(state: int) -> BinaryIO:
+    """The file with a state, or a copy of the message in a socket. Raises ValueError if it is
+    neither, or contains less data than its size: a sparse file can have any size, and uses memory
+    only once it is read."""
     found = os.fstat(state)
+    if stat.S_ISSOCK(found.st_mode):
+        return BytesIO(_received(state))
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("the state is not a file")
     if found.st_size and os.lseek(state, 0, os.SEEK_HOLE) < found.st_size:
         raise ValueError(f"the state has holes: {found.st_size} bytes, some of them missing")
-    return found.st_size
+    return open(state, "rb", closefd=False)
+
+
+def _received(state: int) -> bytes:
+    """The message in a socket, which stays open. The kernel doubles the size of a buffer."""
+    one = socket.socket(fileno=state)
+    try:
+        return one.recv(2 * BUFFER, socket.MSG_DONTWAIT)
+    finally:
+        one.detach()

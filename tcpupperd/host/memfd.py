@@ -15,11 +15,15 @@ F_SEAL_FUTURE_WRITE = 0x10
 
 
 def sealed(content: bytes) -> int:
-    """Return a memfd that can be read but not changed."""
+    """Return a memfd that can be read but not changed. Raises OSError."""
     fd = os.memfd_create("tcpupperd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

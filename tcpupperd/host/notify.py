@@ -17,6 +17,8 @@ import struct
 from collections.abc import Mapping
 from time import monotonic
 
+from tcpupperd.host.remedies import remedy
+
 log = logging.getLogger(__name__)
 
 #: Seconds to wait for a service manager that does not read, before the message is dropped.
@@ -26,7 +28,8 @@ SEND_TIMEOUT = 0.2
 class Notifier:
     """Reports the state of the service to the service manager at NOTIFY_SOCKET, if there is one.
 
-    Notifying never fails: if messages cannot be sent, this is logged once until it works again.
+    Notifying never fails: if messages, or descriptors, cannot be sent, this is logged once until
+    it works again.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -34,7 +37,7 @@ class Notifier:
         if self._address:  # otherwise it is not needed
             with contextlib.suppress(ImportError):  # reported when something is to be sent
                 import sdnotify  # noqa: F401  now, because of upgrades: see `library`
-        self._failed = False
+        self._failing: set[str] = set()
         self._status = ""
         self.watchdog_interval = watchdog_interval(environ) if self._address else 0.0
 
@@ -72,7 +75,8 @@ class Notifier:
 
     def store(self, name: str, fd: int) -> bool:
         """Have the service manager keep a descriptor and pass it to the next run. With FDPOLL=0,
-        it is kept even if its other end hangs up."""
+        it is kept even if its other end hangs up. Returns whether it could be sent: this may fail
+        while other descriptors are in flight (ETOOMANYREFS in unix(7))."""
         return self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
     def forget(self, name: str) -> None:
@@ -90,9 +94,9 @@ class Notifier:
             with _Socket(self._address) as notifier.socket:
                 notifier.notify(state.encode().decode("latin-1"))
         except (OSError, ImportError) as error:
-            self._complain(state, error)
+            self._complain("messages", state, error)
         else:
-            self._failed = False
+            self._failing.discard("messages")
 
     def _send_file(self, state: str, fd: int) -> bool:
         if not self._address:
@@ -101,16 +105,16 @@ class Notifier:
             with _Socket(self._address) as one:
                 one.send_file(state.encode(), fd)
         except OSError as error:
-            self._complain(state, error)
+            self._complain("descriptors", state, error)
             return False
+        self._failing.discard("descriptors")
         return True
 
-    def _complain(self, state: str, error: Exception) -> None:
-        if not self._failed:
-            self._failed = True
-            log.warning(
-                "cannot send %s to the service manager: %s", state.split(maxsplit=1)[0], error
-            )
+    def _complain(self, what: str, state: str, error: Exception) -> None:
+        if what not in self._failing:
+            self._failing.add(what)
+            name = state.split(maxsplit=1)[0]
+            log.warning("cannot send %s to the service manager: %s%s", name, error, remedy(error))
 
 
 class _Socket(socket.socket):

@@ -16,7 +16,8 @@ class Capacity(NamedTuple):
     """The connections that the settings and a limit on descriptors allow."""
 
     accepted: int  # by one worker: at this number, it stops accepting
-    descriptors: int  # in one worker: below this number, it has room for another message
+    descriptors: int  # in one worker: below this number, it has room for another full message
+    room: int  # in one worker: as many as it may have after taking over a message
     together: int  # in all workers: as many as can be handed over to the next process
     batch: int  # in one message
     messages: int  # that may be in flight at a time
@@ -45,10 +46,11 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     workers = config.worker_count
     batch = min(BATCH, max(1, limit // 4))
     descriptors = max(1, limit - batch - min(RESERVE, limit // 4))
+    room = max(1, limit - min(RESERVE, max(16, limit // 8)))
     messages = limit // 16
     together = max(workers, limit - messages - workers) if kept else workers * descriptors
     accepted = min(config.max_connections, descriptors, together // workers)
     # During a reload, there are twice as many workers. If the limit is more than that far away, it
     # need not be checked in every loop iteration.
     scarce = together < 4 * workers * accepted
-    return Capacity(accepted, descriptors, together, batch, messages, limit, kept, scarce)
+    return Capacity(accepted, descriptors, room, together, batch, messages, limit, kept, scarce)

@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from tcpupperd.events import Event, Extra, fields
 from tcpupperd.host.channel import Channel
+from tcpupperd.host.remedies import remedy
 from tcpupperd.processes import signals
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
@@ -127,7 +128,8 @@ class Fleet:
                 raise
         except OSError as error:
             extra = Event.WORKER_DIED.fields(ERRNO=error.errno)
-            return self._failed(f"cannot start a worker: {error.strerror}", extra)
+            why = f"{error.strerror}{remedy(error)}"
+            return self._failed(f"cannot start a worker: {why}", extra)
         self._workers[pid] = WorkerProcess(pid, slot, control, generation)
         return None
 
@@ -157,8 +159,11 @@ class Fleet:
             self.close()
             self._work(generation, slot, orders)
             status = 0
-        except BaseException:
-            log.exception("bug: worker %d cannot continue", os.getpid())
+        except BaseException as error:
+            if how_to := remedy(error):
+                log.error("worker %d cannot continue: %s%s", os.getpid(), error, how_to)
+            else:
+                log.exception("bug: worker %d cannot continue", os.getpid())
         finally:
             with contextlib.suppress(Exception):
                 logging.shutdown()  # os._exit does not call it

@@ -13,11 +13,13 @@ them. The row of the daemon is in other memory, which workers can only read.
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 from time import time
 from typing import NamedTuple
 
 from tcpupperd.host import memfd
+from tcpupperd.host.remedies import remedy
 from tcpupperd.serving.counters import (
     ACCEPTED,
     BEGAN,
@@ -45,6 +47,8 @@ from tcpupperd.serving.counters import (
     WORKERS_STARTED,
     microseconds,
 )
+
+log = logging.getLogger(__name__)
 
 _ROW_SIZE = 512  # bytes: whole cache lines, so that workers do not slow each other
 _ROW = _ROW_SIZE // 8  # numbers
@@ -161,7 +165,9 @@ def _published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
     (RLIMIT_FSIZE), both are one mapping, which workers can also write to."""
     try:
         return memfd.published(size)
-    except OSError:
+    except OSError as error:
+        text = "the counters of the supervisor are not protected from its workers: %s%s"
+        log.warning(text, error, remedy(error))
         shared = mmap.mmap(-1, size)
         return shared, shared
 

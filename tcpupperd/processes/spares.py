@@ -70,6 +70,11 @@ class Spares:
         if self.remedy:
             log.warning("%s", self.remedy, extra=Event.SOCKET_CHANGED.fields())
 
+    @property
+    def missing(self) -> bool:
+        """Whether some could not be stored yet."""
+        return bool(self._to_store)
+
     def store_rest(self) -> None:
         """Store what could not be stored before, because too many descriptors were in flight."""
         self._to_store = [

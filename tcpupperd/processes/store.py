@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import select
 import socket
@@ -20,7 +21,9 @@ from typing import Self
 from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.host import channel
 from tcpupperd.host.memfd import SEALS, sealed
+from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.notify import Notifier
+from tcpupperd.host.remedies import remedy
 from tcpupperd.processes import spares
 from tcpupperd.processes.spares import Spares
 
@@ -31,6 +34,12 @@ CONFIGURATION, CANARY, RESTARTS = "last-good-configuration", "canary", "restarts
 #: The names of the daemon's descriptors in the store.
 NAMES = channel.NAMES | {CONFIGURATION, CANARY, RESTARTS}
 
+#: Problems for the status line.
+LOST = "a restart will close all connections: the descriptor store does not work"
+NOT_STORED = "the last good configuration is not stored; see the log"
+
+#: Seconds before what could not be sent to the service manager is sent again.
+RETRY = 1.0
 
 #: The largest stored number that is accepted.
 RESTARTS_MAX = 2**32
@@ -55,7 +64,8 @@ class Store:
         self._notifier = notifier
         self.configuration: str | None = None  # the stored text; "" means all defaults
         self.restarts = 0  # that the channel has survived
-        self._failure = ""
+        self._failure = ""  # for the status line
+        self._warnings = RateLimitedLog(log)
         ends: dict[str, socket.socket] = {}
         listeners = []
         for name, fd in stored:
@@ -70,16 +80,29 @@ class Store:
             else:
                 self._drop(name, fd)
         self.spares = Spares(listeners, notifier, socket_unit if offered else "")
+        self._survived = ends.keys() == channel.NAMES
         self.channel = channel.open_channel(ends, notifier, store=offered)
         self._mend_at = 0.0
-        self._keep_restarts(survived=ends.keys() == channel.NAMES)
-        self._canary = Canary(notifier) if self.channel.outlives_us else None
+        self.restarts = self.restarts + 1 if self._survived else 0
+        self._canary: Canary | None = None  # once it could be sent
+        self._missing: dict[str, str] = {}  # what is to be sent: names and texts
+        if self.channel.outlives_us:
+            self._missing = {RESTARTS: str(self.restarts), CANARY: ""}
+            self._send_missing()
+        elif offered:
+            self._failure = LOST
 
     @property
     def keeps(self) -> bool:
-        """Whether the content of the channel survives a restart, because the store really
-        exists."""
-        return self._canary is not None and self._canary.is_alive
+        """Whether the content of the channel survives a restart, because the store really exists.
+        As long as no canary could be sent, it does if it has just survived one."""
+        proven = self._canary.is_alive if self._canary else self._survived
+        return self.channel.outlives_us and proven
+
+    @property
+    def check_at(self) -> float:
+        """When `check` must be called even if nothing happens: it has to send something again."""
+        return monotonic() + RETRY if self._missing or self.spares.missing else math.inf
 
     @property
     def problem(self) -> str:
@@ -97,12 +120,15 @@ class Store:
         return True
 
     def check(self) -> None:
-        """Store what could not be stored before. Log once if the service manager does not keep
+        """Send what could not be sent before. Log once if the service manager does not keep
         descriptors although it claims to."""
         self.spares.store_rest()
-        if self._failure or self._canary is None or self._canary.is_alive:
+        if self._missing:
+            self._send_missing()
+            self.watch()
+        if self._failure == LOST or self._canary is None or self._canary.is_alive:
             return
-        self._failure = "a restart will close all connections: the descriptor store does not work"
+        self._failure = LOST
         log.warning(
             "the service manager does not keep file descriptors, so a restart will close all"
             " connections; set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its"
@@ -128,7 +154,8 @@ class Store:
         """Store the last good configuration, replacing the previous one."""
         if text == self.configuration or not self.channel.outlives_us:
             return
-        self._replace(CONFIGURATION, text)
+        self._missing[CONFIGURATION] = text
+        self._send_missing()
         self.configuration = text
 
     def _read_configuration(self, fd: int) -> None:
@@ -144,17 +171,42 @@ class Store:
             self.restarts = max(0, min(int(read_sealed(fd)), RESTARTS_MAX))
         os.close(fd)
 
-    def _keep_restarts(self, *, survived: bool) -> None:
-        """Count this start, if it is a restart, and store the number for the next start."""
-        self.restarts = self.restarts + 1 if survived else 0
-        if self.channel.outlives_us:
-            self._replace(RESTARTS, str(self.restarts))
+    def _send_missing(self) -> None:
+        """Send what is missing. Too many descriptors may be in flight: with a small limit, those
+        that wait in the channel. Then, try again later."""
+        for name, text in list(self._missing.items()):
+            if not (self._send_canary() if name == CANARY else self._send_text(name, text)):
+                return
+            del self._missing[name]
 
-    def _replace(self, name: str, text: str) -> None:
-        file = sealed(text.encode())
+    def _send_canary(self) -> bool:
+        try:
+            canary = Canary(self._notifier)
+        except OSError as error:
+            self._warnings.warn("cannot tell whether a store exists: %s%s", error, remedy(error))
+            return False
+        if canary.was_sent:
+            self._canary = canary
+        else:
+            canary.close()
+        return canary.was_sent
+
+    def _send_text(self, name: str, text: str) -> bool:
+        """Replace a text in the store. If no memfd can be written, give up: the previous text
+        remains there."""
+        try:
+            file = sealed(text.encode())
+        except OSError as error:
+            log.warning("cannot store %s: %s%s", name, error, remedy(error))
+            if name == CONFIGURATION:
+                self._failure = self._failure or NOT_STORED
+            return True
         self._notifier.forget(name)
-        self._notifier.store(name, file)
+        sent = self._notifier.store(name, file)
         os.close(file)
+        if name == CONFIGURATION and self._failure == NOT_STORED:
+            self._failure = ""
+        return sent
 
     def _drop(self, name: str, fd: int) -> None:
         os.close(fd)
@@ -174,7 +226,7 @@ class Canary:
     def __init__(self, notifier: Notifier) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         notifier.forget(CANARY)  # the canary of the previous process
-        notifier.store(CANARY, theirs.fileno())
+        self.was_sent = notifier.store(CANARY, theirs.fileno())
         theirs.close()
         self._poll = select.poll()
         self._poll.register(self._ours, 0)  # POLLHUP is always reported

@@ -162,7 +162,7 @@ class Supervisor:
     def _signal(self) -> Iterator[Input]:
         """Wait for a signal, or until something is due. A deferred signal stays pending."""
         deferred = {signal.SIGHUP} if self._step(Input.RELOAD) is Supervisor.defer else set()
-        until = min(self._fleet.next_wake, self._due_at)
+        until = min(self._fleet.next_wake, self._due_at, self._store.check_at)
         match self._signals.fetch(until - monotonic(), but=deferred):
             case signal.SIGTERM | signal.SIGINT:
                 yield Input.STOP

@@ -23,6 +23,7 @@ from tcpupperd.address import SERVICES
 from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.host.messages import RateLimitedLog
+from tcpupperd.host.remedies import remedy
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard
@@ -46,6 +47,12 @@ PER_SHARE = 32
 #: An upper bound on the bytes that a message occupies in the channel's buffer: 768 on kernels 6.1
 #: to 6.18.
 MESSAGE_SIZE = 1024
+
+#: The errors if the channel is full, or if the user has too many descriptors in flight.
+NO_ROOM = {errno.EAGAIN, errno.ETOOMANYREFS}
+
+#: Seconds without taking over connections after an error for lack of memory or the like.
+SHORTAGE_PAUSE = 0.1
 
 #: Seconds before a worker that has held back, or could not hand over, tries again.
 STEP_BACK = 0.001
@@ -75,6 +82,7 @@ class Giver:
         self._size = 0  # connections per message
         self._given = 0
         self._wait = False
+        self._failure: Exception | None = None  # why some connections could not be handed over
 
     def use(self, end: socket.socket) -> None:
         """Put them into another channel; to be called before `begin`."""
@@ -103,17 +111,37 @@ class Giver:
 
     def _give(self) -> None:
         connections = list(self._server.connections)
-        for start in range(0, len(connections), self._size):
-            batch = connections[start : start + self._size]
-            try:
-                handover.give(self._end, [self._packed(one) for one in batch])
-            except OSError as error:
-                self._cannot_give(error)
+        try:
+            for start in range(0, len(connections), self._size):
+                self._give_batch(connections[start : start + self._size])
+        except OSError as error:
+            if self._wait and error.errno in NO_ROOM:
+                self._await_room(error)
                 return
-            self._let_go(batch)
+            self._failure = error
         if self._given:
             given = counted(self._given, "connection")
             log.info("handed over %s", given, extra=Event.HANDOVER_GIVEN.fields())
+        if self._failure:
+            self._close_rest(self._failure)
+
+    def _give_batch(self, batch: list[Connection]) -> None:
+        """Put connections into the channel as one message; if that fails because of their state,
+        as several, and leave out those for which even that fails. Raises OSError if the channel
+        has no room at the moment."""
+        try:
+            handover.give(self._end, [self._packed(one) for one in batch])
+        except (OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EPIPE):
+                raise
+            if len(batch) == 1:
+                self._failure = error
+                return
+            middle = len(batch) // 2
+            self._give_batch(batch[:middle])
+            self._give_batch(batch[middle:])
+        else:
+            self._let_go(batch)
 
     def _packed(self, connection: Connection) -> handover.Connection:
         state = connection.state(self._server.poller.now)
@@ -130,32 +158,33 @@ class Giver:
         self._server.tally.add(HANDED_OVER_OUT, len(batch))
         self._given += len(batch)
 
-    def _cannot_give(self, error: OSError) -> None:
-        if self._wait and isinstance(error, BlockingIOError):
+    def _await_room(self, error: OSError) -> None:
+        if isinstance(error, BlockingIOError):
             self._server.poller.add(self._end, self._writable, select.EPOLLOUT)
-        elif self._wait and error.errno == errno.ETOOMANYREFS:
+        else:
             # No event signals that another worker has taken a message.
             self._server.poller.at(self._server.poller.now + STEP_BACK, self._give)
-        else:
-            log.warning(
-                "closing %s that cannot be handed over: %s (%s)",
-                counted(len(self._server.connections), "connection"),
-                error,
-                _advice(error),
-            )
-            self._server.drain(take_queues=False)
+
+    def _close_rest(self, error: Exception) -> None:
+        log.warning(
+            "closing %s that cannot be handed over: %s%s",
+            counted(len(self._server.connections), "connection"),
+            error,
+            _advice(error),
+        )
+        self._server.drain(take_queues=False)
 
     def _writable(self) -> None:
         self._server.poller.remove(self._end)
         self._give()
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: Exception) -> str:
     if isinstance(error, BlockingIOError):
-        return "the channel is full"
+        return " (the channel is full)"
     if isinstance(error, BrokenPipeError):
-        return "a process shut the channel down"
-    return "see LimitNOFILE="
+        return " (a process shut the channel down)"
+    return remedy(error)
 
 
 class Taker:
@@ -173,12 +202,13 @@ class Taker:
         self._give_end, self._end = channel
         self._scoreboard = scoreboard
         self._turn = Turn(scoreboard, server.config.worker_count)
-        self._room = capacity.descriptors
+        self._capacity = capacity
         self._polled = False
         self._stopped = False
         # A compromised worker may send anything.
         self._complaints = RateLimitedLog(log, logging.ERROR)
         self._hung_up = False  # the channel, which the supervisor will replace
+        self._warnings = RateLimitedLog(log)
         self._away = server.poller.at(math.inf)  # while pending, the channel is left to others
         self._taken = 0  # connections, since this was last logged
         self._summary = server.poller.at(math.inf, self._log_summary)
@@ -191,8 +221,7 @@ class Taker:
         A message wakes all workers. With EPOLLEXCLUSIVE, it would wake only one, and if that
         worker held back, no other would learn about the message.
         """
-        stays_away = self._stopped or self._hung_up or self._away.pending
-        wanted = self.has_room and not stays_away
+        wanted = not (self._stopped or self._hung_up or self._away.pending)
         if wanted != self._polled:
             self._polled = wanted
             if wanted:
@@ -215,22 +244,25 @@ class Taker:
         self._away.cancel()
         self.update_interest()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a whole message can be taken: the kernel would discard excess descriptors."""
-        return len(self._server.connections) < self._room
+    def _has_room(self, size: int) -> bool:
+        """Whether a message with `size` connections can be taken: the kernel would discard excess
+        descriptors. A worker without connections tries: no other could have more room."""
+        have = len(self._server.connections)
+        return not have or have + size <= self._capacity.room
 
     def take_all(self) -> None:
         """Take everything that is in the channel."""
         with contextlib.suppress(BlockingIOError):
-            while self.has_room and not self._hung_up:
+            while not self._hung_up and self._has_room(peek(self._end)):
                 self._take()
         self._log_summary()
 
     def _readable(self) -> None:
         server, size = self._server, peek(self._end)
         messages = filled(self._give_end) // MESSAGE_SIZE
-        if self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
+        if not self._has_room(size):
+            self._away.set(server.poller.now + SHORTAGE_PAUSE)
+        elif self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
             self._take(size)
         else:
             self._away.set(server.poller.now + STEP_BACK)
@@ -249,6 +281,12 @@ class Taker:
             text = "closing %s whose state cannot be restored: %s"
             self._complaints.warn(text, ended, error, extra=extra)
             connections = [handover.Connection(one, "", UNREADABLE) for one in error.sockets]
+        except BlockingIOError:
+            raise
+        except (OSError, MemoryError) as error:
+            self._warnings.warn("not taking over connections: %s%s", error, remedy(error))
+            self._away.set(self._server.poller.now + SHORTAGE_PAUSE)
+            raise BlockingIOError from None  # the message is still there
         except EOFError:
             self._report_hang_up()
             return
@@ -276,8 +314,21 @@ class Taker:
         if self._taken:
             taken = counted(self._taken, "connection")
             log.info("took over %s", taken, extra=Event.HANDOVER_TAKEN.fields())
+            self._warn_of_excess()
         self._taken = 0
         self._summary.cancel()
+
+    def _warn_of_excess(self) -> None:
+        """Warn if the limit was lowered, and a restart could not hand over all connections."""
+        found, limit = self._scoreboard.open(), self._capacity.limit
+        if self._capacity.kept and found > self._capacity.together:
+            self._warnings.warn(
+                "%s are open, but with a limit of %d descriptors (RLIMIT_NOFILE; LimitNOFILE= in"
+                " the unit), a restart can hand over only about %d; raise it before a restart",
+                counted(found, "connection"),
+                limit,
+                self._capacity.together,
+            )
 
     def _without_strange(
         self, connections: list[handover.Connection]

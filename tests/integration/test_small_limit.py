@@ -7,6 +7,9 @@ of its own here, whom file permissions do not concern.
 import os
 import shutil
 import signal
+import socket
+
+import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
@@ -21,9 +24,9 @@ WORKERS = 4
 TOGETHER = (LIMIT - LIMIT // 16 - WORKERS) // WORKERS * WORKERS
 
 
-def limited() -> list[str]:
+def limited(limit: int = LIMIT) -> list[str]:
     """A command that runs another with the limit."""
-    wrapper = ["prlimit", f"--nofile={LIMIT}:{LIMIT}"]
+    wrapper = ["prlimit", f"--nofile={limit}:{limit}"]
     if os.geteuid() == 0:
         user = 100_000 + os.getpid() % 100_000
         wrapper += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
@@ -130,3 +133,31 @@ def test_killed_supervisor_loses_no_connection_either(service: Service) -> None:
         until(lambda: not any(map(is_running, workers)))
     with small(service):
         assert all(client.ask(b"y") == b"Y" for client in served)
+
+
+@pytest.mark.parametrize(("before", "after", "count"), [(300, 120, 187), (4096, 1024, 1500)])
+def test_limit_that_was_lowered_costs_no_more_than_it_must(
+    service: Service, before: int, after: int, count: int
+) -> None:
+    """While more connections are in the channel than the new limit allows to be in flight, nothing
+    can be stored. That must not be taken for a store that keeps nothing."""
+    with service.daemon(wrapper=limited(before)) as daemon:
+        clients = [service.connect() for _ in range(count)]
+        for client in clients:
+            assert client.ask(b"x") == b"X"
+        restart_loses_nobody(daemon)
+    with service.daemon(wrapper=limited(after)) as daemon:
+        assert all(client.ask(b"y") == b"Y" for client in clients)
+        until(lambda: "canary" in service.manager.stored)
+        until(lambda: "a restart can hand over only about" in daemon.log)
+        assert "cannot send FDSTORE=1" in daemon.log
+        assert "LimitNOFILE= in the unit" in daemon.log
+        assert "does not keep" not in daemon.log
+        daemon.send_signal(signal.SIGUSR2)
+        until(lambda: "that cannot be handed over" in daemon.log)
+        for client in clients:
+            client.socket.shutdown(socket.SHUT_WR)
+        assert daemon.wait() == 0
+    with service.daemon(wrapper=limited(before)) as daemon:
+        until(lambda: daemon.counters()["handed_over_in"] >= 0.8 * after)
+        assert all(client.read_to_end() == b"" for client in clients)

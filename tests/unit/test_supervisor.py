@@ -164,6 +164,8 @@ class World:
     def watch(self) -> None:
         pass
 
+    check_at = math.inf
+
     def check(self) -> None:
         pass
 
