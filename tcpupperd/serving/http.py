@@ -59,7 +59,7 @@ class HttpProtocol(Protocol):
             return b""
         # Empty lines before a request are ignored (RFC 9112, section 2.2).
         self.held = held = bytes(self.held + data).lstrip(b"\r\n")
-        self.mid_line = bool(held)
+        self.mid_line = True  # so that line_timeout also limits the empty lines
         line, newline, _ = held.partition(b"\n")
         end = _HEAD_END.search(held)
         if max(len(held) if not end else end.start(), len(line)) > HEAD_MAX:
@@ -76,7 +76,9 @@ class HttpProtocol(Protocol):
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
         """Continue where another process stopped; return the response if it is due."""
-        return self.receive(held)
+        answer = self.receive(held) if held else b""
+        self.mid_line = mid_line and not self.finished
+        return answer
 
     def _answer(self, answer: bytes) -> bytes:
         self.finish()

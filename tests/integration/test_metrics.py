@@ -2,9 +2,11 @@
 are treated."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from tcpupperd.host.tcp_info import queue_of, time_in_queue
 from tcpupperd.serving.acceptor import SPARE
 from tcpupperd.serving.report import report_of
 from tools import need
-from waiting import until
+from waiting import DEADLINE, until
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -156,6 +158,17 @@ def test_half_a_request_ends_as_an_unfinished_line_does() -> None:
         slow = daemon.connect(daemon.address_of("metrics"))
         slow.send(REQUEST[:-1])
         assert slow.read_to_end() == b""
+        assert daemon.counters()["line_timeout"] == 1
+
+
+def test_empty_lines_do_not_keep_a_connection_open() -> None:
+    """They may precede a request, but line_timeout begins with the first of them."""
+    with Daemon(listen=LISTEN, line_timeout=0.4, idle_timeout=60) as daemon:
+        scraper = daemon.connect(daemon.address_of("metrics"))
+        ends = time.monotonic() + DEADLINE
+        while time.monotonic() < ends and not select.select([scraper.socket], [], [], 0.1)[0]:
+            scraper.send(b"\r\n")
+        assert scraper.read_to_end() == b""
         assert daemon.counters()["line_timeout"] == 1
 
 

@@ -28,6 +28,7 @@ from proxy_headers import (
 from tcpupperd.events import Event
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import Listener
+from tcpupperd.serving.proxy import HEADER_MAX
 from tcpupperd.serving.server import UpperServer
 from waiting import until
 
@@ -90,7 +91,7 @@ def test_client_is_answered_and_logged_by_its_own_address(header: bytes, pieces:
         (line(("::ffff:192.0.2.9", 80), SERVER_6), "192.0.2.9:80"),
         (binary(addresses(CLIENT_6, SERVER_6), TCP6), "[2001:db8::7]:56324"),
         (binary(bytes(216), UNIX_STREAM), "local client"),
-        (binary(tlvs=[tlv(NOOP, bytes(65535 - 15))]), "192.0.2.7:56324"),
+        (binary(tlvs=[tlv(NOOP, bytes(HEADER_MAX - 16 - 15))]), "192.0.2.7:56324"),
     ],
     ids=["IPv6", "IPv4-mapped", "IPv6 of version 2", "Unix", "the longest header"],
 )

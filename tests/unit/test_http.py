@@ -130,8 +130,11 @@ def test_empty_lines_ahead_of_a_request_are_not_kept() -> None:
     protocol = HttpProtocol(PAGES)
     for _ in range(HEAD_MAX):
         assert protocol.receive(b"\r\n" * 10) == b""
-        assert (protocol.held, protocol.mid_line) == (b"", False)
-    assert protocol.receive(GET).startswith(b"HTTP/1.1 200 ")
+        assert (protocol.held, protocol.mid_line) == (b"", True)  # line_timeout applies
+    heir = HttpProtocol(PAGES)
+    assert heir.resume(protocol.lines, protocol.mid_line, bytes(protocol.held)) == b""
+    assert heir.mid_line
+    assert heir.receive(GET).startswith(b"HTTP/1.1 200 ")
 
 
 def test_blanks_in_a_field_are_matched_in_one_way_only() -> None:

@@ -37,7 +37,7 @@ from proxy_headers import (
     tlv,
 )
 from tcpupperd.serving.counters import WORKER
-from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol, crc32c, parse
+from tcpupperd.serving.proxy import HEADER_MAX, Header, HeaderError, HeaderProtocol, crc32c, parse
 
 V6 = addresses(CLIENT_6, SERVER_6)
 LONGEST = ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65535)
@@ -63,7 +63,7 @@ GOOD = [
     (binary(V6, TCP6, tlvs=[tlv(ALPN, b"h2"), tlv(NETNS, b"ns"), tlv(0xFF)]), CLIENT_6),
     (binary(tlvs=[tlv(SSL, b"\1\0\0\0\0" + tlv(0x21, b"TLSv1.3"))], checksum=True), CLIENT),
     (binary(tlvs=[tlv(UNIQUE_ID, bytes(128)), tlv(NOOP, bytes(33))], checksum=True), CLIENT),
-    (binary(tlvs=[tlv(0xE0, bytes(65535 - 12 - 3))]), CLIENT),
+    (binary(tlvs=[tlv(0xE0, bytes(HEADER_MAX - 16 - 12 - 3))]), CLIENT),
     (binary(bytes(216), UNIX_STREAM), ""),
     (binary(b"/run/socket".ljust(108, b"\0") * 2, UNIX_STREAM, checksum=True), ""),
     (binary(b"", UNSPEC), None),
@@ -76,7 +76,7 @@ GOOD = [
     (binary(b"", UNSPEC, LOCAL, checksum=True), None),
     (binary(b"", TCP4, LOCAL), None),
     (binary(addresses(), TCP4, LOCAL), None),
-    (binary(bytes(65535), 0xFF, LOCAL), None),
+    (binary(bytes(HEADER_MAX - 16), 0xFF, LOCAL), None),
 ]
 
 #: Data that cannot be the beginning of a header, and why.
@@ -145,6 +145,13 @@ BAD = [
     (binary(bytes(11)), "proxy_invalid", "the length is 11, but the addresses take 12 bytes"),
     (binary(kind=TCP6), "proxy_invalid", "the length is 12, but the addresses take 36 bytes"),
     (binary(bytes(215), UNIX_STREAM), "proxy_invalid", "the length is 215, but the addresses"),
+    (
+        # As soon as its length is known: nothing has to be received or checked to the end.
+        binary(tlvs=[tlv(NOOP, bytes(60_000))], checksum=True)[:16],
+        "proxy_invalid",
+        "the header takes 60038 bytes, but at most 4096 are allowed",
+    ),
+    (binary(bytes(HEADER_MAX - 15), 0xFF, LOCAL), "proxy_invalid", "the header takes 4097 bytes"),
     (binary(tlvs=[b"\2\0"]), "proxy_invalid", "inside the TLV that starts at byte 29"),
     (binary(tlvs=[tlv(NOOP), b"\2"]), "proxy_invalid", "inside the TLV that starts at byte 32"),
     (
