@@ -7,16 +7,15 @@ import math
 import select
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tcpupperd.address import source_of
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.connection import Connection, Limits, Next
 from tcpupperd.serving.counters import BUG, Tally, reason
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.poller import Poller
+from tcpupperd.serving.sources import Sources
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
@@ -58,11 +57,10 @@ class Connections:
         self._tally = tally
         self._callbacks = callbacks
         self._by_fd: dict[int, Connection] = {}
-        self._sources: Counter[str] = Counter()
         self._deadlines = Deadlines()
         self._expiry = poller.at(math.inf, self.expire)
         self.limits = limits
-        self._counts_sources = limits.per_source < math.inf
+        self.sources = Sources(limits.per_source)
 
     def __len__(self) -> int:
         return len(self._by_fd)
@@ -77,12 +75,6 @@ class Connections:
     def of(self, sock: socket.socket) -> Connection | None:
         """The connection with this socket."""
         return self._by_fd.get(sock.fileno())
-
-    def has_room_for(self, client_address: object) -> bool:
-        """Whether the source of a client is below the limit per source."""
-        if not self._counts_sources:
-            return True
-        return self._sources[source_of(client_address)] < self.limits.per_source
 
     # A loop iteration
 
@@ -135,15 +127,10 @@ class Connections:
         connection.began = connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
-        if self._counts_sources and not connection.protocol.identifies_client:
-            self._count_source(connection.client_address, 1)
+        if self.sources.limited and not connection.protocol.identifies_client:
+            self.sources.count(connection.client_address)
         if self.limits.shortest < math.inf:
             self._hold(connection, self._poller.now + self.limits.shortest)
-
-    def count(self, client_address: object) -> None:
-        """Count a client from its source, which a protocol has just identified."""
-        if self._counts_sources:
-            self._count_source(client_address, 1)
 
     def remove(self, connection: Connection) -> None:
         """Stop serving a connection; its socket stays open."""
@@ -200,15 +187,8 @@ class Connections:
         del self._by_fd[connection.fd]
         if connection.bucket is not None:
             connection.bucket.discard(connection.fd)
-        if self._counts_sources and not connection.protocol.identifies_client:
-            self._count_source(connection.client_address, -1)
-
-    def _count_source(self, client_address: object, change: int) -> None:
-        source = source_of(client_address)
-        if source:
-            self._sources[source] += change
-            if not self._sources[source]:
-                del self._sources[source]
+        if self.sources.limited and not connection.protocol.identifies_client:
+            self.sources.count(connection.client_address, -1)
 
     def _schedule(self, connection: Connection) -> None:
         """Check the deadline of a connection at the earliest time at which it can have passed.

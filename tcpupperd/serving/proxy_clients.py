@@ -26,21 +26,21 @@ class ProxyClients:
 
     def __init__(
         self,
-        trusted: Iterable[str],
         connections: Connections,
         tally: Tally,
-        verify: Callable[[socket.socket, object], bool],
-        protocol_for: Callable[[object], Protocol],
+        admit: Callable[[socket.socket, object], bool],
+        protocol: Callable[[object], Protocol],
+        trusted: Iterable[str],
     ) -> None:
-        """`verify` decides whether a client is served, with the protocol from `protocol_for`."""
+        """`admit` and `protocol` are those of the service that the clients use."""
         self._trusted = Networks(trusted)
         self._connections = connections
         self._tally = tally
-        self._verify = verify
-        self._protocol_for = protocol_for
+        self._admit_client = admit
+        self._client_protocol = protocol
         self._refusals = RateLimitedLog(log)
 
-    def admits(self, request: socket.socket, balancer: object) -> bool:
+    def admit(self, request: socket.socket, balancer: object) -> bool:
         """Whether the load balancer at this address may identify clients."""
         if balancer in self._trusted:
             return True
@@ -65,15 +65,15 @@ class ProxyClients:
         """The protocol for the client that a header identifies, or None if it is refused."""
         balancer = connection.client_address
         client = balancer if header.source is None else header.source
-        is_welcome = self._verify(connection.socket, client)
+        is_welcome = self._admit_client(connection.socket, client)
         connection.client_address = client
         if not is_welcome or connection not in self._connections:  # a hook has closed it
             connection.reason = reason(SOURCE_LIMIT)  # already counted
             return None
         if self._tally.debug:
             log.debug("%s: connected through %s", written(client), written(balancer))
-        protocol = self._protocol_for(client)
-        self._connections.count(client)
+        protocol = self._client_protocol(client)
+        self._connections.sources.count(client)
         return protocol
 
     def _refuse(self, counter: int, balancer: object, problem: str) -> None:

@@ -23,11 +23,9 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tcpupperd.address import connectable, host_of, written
+from tcpupperd.address import connectable, written
 from tcpupperd.config import Config
-from tcpupperd.events import Event, client_fields
 from tcpupperd.host.descriptors import Sharing
-from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits
@@ -38,7 +36,7 @@ from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.report import Report, report_of_one
-from tcpupperd.serving.services import Service, ServiceContext, services
+from tcpupperd.serving.services import Service, services
 
 log = logging.getLogger(__name__)
 
@@ -77,32 +75,32 @@ class UpperServer(socketserver.BaseServer):
             self.config = self.config.replace(framing=framing_of(RequestHandlerClass))
         self._bound_here = not listeners
         if server_address is not None:
-            listeners = [*listeners, self._listen(server_address)]
+            backlog, reuse = self.request_queue_size, self.allow_reuse_address
+            bound = Listener(listen_on(server_address, backlog=backlog, reuse=reuse))
+            listeners = [*listeners, bound]
         self.socket = listeners[0].socket if listeners else None
         address = connectable(self.socket.getsockname()) if self.socket else ""
         super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
-        self._ended = ConnectionLog(self.config.worker_count, self.poller)
+        self._connection_log = ConnectionLog(self.config.worker_count, self.poller)
+        is_logged = self.config.log_connections and log.isEnabledFor(logging.INFO)
+        on_end = self._connection_log.ended if is_logged else None
+        callbacks = Callbacks(self.shutdown_request, self.handle_error, on_end)
         limits = Limits.of(self.config)
-        self.connections = Connections(self.poller, limits, self.tally, self._callbacks())
+        self.connections = Connections(self.poller, limits, self.tally, callbacks)
+        self.prepare(listeners)
         self.acceptor = Acceptor(
             self.poller, listeners, self.connections, self.welcome, self.tally
         )
         self.acceptor.capacity = self.config.max_connections
-        self.prepare(listeners)
         self.draining: Drain | None = None
-        self.services = services(self._service_context())
+        self.services = services(self, listeners)
         self._upper = self.services["upper"]
-        for listener in listeners:
-            # By default, systemd names descriptors after the socket unit.
-            self.services.setdefault(listener.name, self._upper)
         # The services of accepted connections that are not served yet: a hook may postpone
         # `finish_request`. Those with `upper` are left out.
         self._service_of: WeakKeyDictionary[socket.socket, Service] = WeakKeyDictionary()
-        self._refusals = RateLimitedLog(log)
-        self._stop_requested = False
-        self._closed = False
+        self._stop_requested = self._closed = False
         self._serving = threading.RLock()  # held during a run of `serve_forever`
         self._forks_before = Sharing.forks
         self._served_in = 0  # the process that serves
@@ -112,29 +110,6 @@ class UpperServer(socketserver.BaseServer):
         """Set the options of the listeners, which their connections inherit."""
         for listener in listeners:
             listener.prepare(self.config.keepalive)
-
-    def _callbacks(self) -> Callbacks:
-        """The callbacks for the connections."""
-        callbacks = Callbacks(self.shutdown_request, self.handle_error)
-        if self.config.log_connections and log.isEnabledFor(logging.INFO):
-            callbacks = callbacks._replace(ended=self._ended.ended)
-        return callbacks
-
-    def _service_context(self) -> ServiceContext:
-        """What the services may use of this server."""
-        return ServiceContext(
-            self.config,
-            self.instance,
-            self.connections,
-            self.tally,
-            self._is_verified,
-            self.is_leaving,
-            self.report,
-        )
-
-    def _listen(self, server_address: Any) -> Listener:
-        backlog, reuse = self.request_queue_size, self.allow_reuse_address
-        return Listener(listen_on(server_address, backlog=backlog, reuse=reuse))
 
     # Serving
 
@@ -150,7 +125,7 @@ class UpperServer(socketserver.BaseServer):
                 while not self._stop_requested and self.more_can_come():
                     self.run_once()
             finally:
-                self._ended.log_summary()
+                self._connection_log.log_summary()
                 self._stop_requested = False
 
     def handle_request(self) -> None:
@@ -200,12 +175,9 @@ class UpperServer(socketserver.BaseServer):
             self.draining.cancel()
         if not take_queues:
             self.acceptor.stop()
+        timeout = self.config.drain_timeout
         self.draining = Drain(
-            self.poller,
-            self.acceptor,
-            self.connections,
-            timeout=self.config.drain_timeout,
-            gentle=gentle,
+            self.poller, self.acceptor, self.connections, timeout=timeout, gentle=gentle
         )
         return self.draining
 
@@ -274,7 +246,7 @@ class UpperServer(socketserver.BaseServer):
         if service is not self._upper:
             self._service_of[request] = service
         try:
-            if service.admits(request, client_address):
+            if service.admit(request, client_address):
                 self.process_request(request, client_address)
             else:
                 self._refuse(request)
@@ -286,33 +258,23 @@ class UpperServer(socketserver.BaseServer):
             self.handle_error(request, client_address)
             self.shutdown_request(request)
 
-    def _is_verified(self, request: socket.socket, client_address: Any) -> bool:
+    def admit(self, request: socket.socket, client_address: Any) -> bool:
+        """Whether `verify_request` accepts a client; a refusal is counted."""
         verified = self.verify_request(request, client_address)
         if not verified:
             self.tally.add(SOURCE_LIMIT)
         return verified
 
     def _refuse(self, request: socket.socket) -> None:
-        """Close a connection before it is served; its client reads end of file, not a reset.
-
-        Do not wait for the client to close its side: in the meantime, the connection would take up
-        the place of another one.
-        """
+        """Close a connection before it is served; its client reads end of file, not a reset. It
+        does not linger until the client closes its side: that would take another one's place."""
         with contextlib.suppress(OSError):  # the client has already disconnected
             request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the source of a connection is below its limit."""
-        if self.connections.has_room_for(client_address):
-            return True
-        host = host_of(client_address)
-        self._refusals.warn(
-            "%s already has max_connections_per_source connections open; closed another",
-            host,
-            extra=Event.SOURCE_LIMIT.fields(**client_fields(client_address)),
-        )
-        return False
+        return self.connections.sources.admit(client_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start serving an accepted connection; `shutdown_request` is called when it ends."""

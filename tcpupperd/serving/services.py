@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import NamedTuple
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from tcpupperd.config import Config
+from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.agent import AgentProtocol
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import Tally
@@ -19,16 +21,22 @@ from tcpupperd.serving.report import Report
 from tcpupperd.serving.status import page as status_page
 
 
-class ServiceContext(NamedTuple):
+class ServiceContext(typing.Protocol):
     """What a service may use of its server."""
 
     config: Config
     instance: str  # the name of the configuration
     connections: Connections
     tally: Tally
-    verify: Callable[[socket.socket, object], bool]  # whether a client may be served
-    is_leaving: Callable[[], bool]  # whether new clients should go elsewhere
-    report: Callable[[], Report]
+
+    def admit(self, request: socket.socket, client_address: Any) -> bool:
+        """Whether to serve a client."""
+
+    def is_leaving(self) -> bool:
+        """Whether new clients should go elsewhere."""
+
+    def report(self) -> Report:
+        """The state of the daemon."""
 
 
 class Service(NamedTuple):
@@ -38,14 +46,16 @@ class Service(NamedTuple):
     """Creates the protocol for a new connection, with what it sends first; called with the
     address of the client."""
 
-    admits: Callable[[socket.socket, object], bool]
+    admit: Callable[[socket.socket, object], bool]
     """Whether to serve a new connection; called with the socket and the address of the client."""
 
 
-def services(context: ServiceContext) -> dict[str, Service]:
-    """The services by the name of the listener: FileDescriptorName= in systemd.socket(5)."""
-    config, report, verify = context.config, context.report, context.verify
-    greeting = Greeting.of(config, context.instance)
+def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str, Service]:
+    """The services by the name of the listener: FileDescriptorName= in systemd.socket(5). It is
+    `upper` for any unknown name, because systemd names descriptors after the socket unit by
+    default."""
+    config, report = server.config, server.report
+    greeting = Greeting.of(config, server.instance)
     pages = {b"/": lambda: status_page(report()), b"/metrics": lambda: metrics_page(report())}
 
     def upper(client_address: object) -> Protocol:
@@ -57,18 +67,19 @@ def services(context: ServiceContext) -> dict[str, Service]:
 
     def agent(client_address: object) -> Protocol:
         """Tells load balancers whether to send new clients."""
-        return AgentProtocol(leaving=context.is_leaving())
+        return AgentProtocol(leaving=server.is_leaving())
 
     def metrics(client_address: object) -> Protocol:
         """Tells Prometheus and people what the daemon is doing."""
         return HttpProtocol(pages)
 
-    proxy = ProxyClients(config.proxy_from, context.connections, context.tally, verify, upper)
-    return {
-        "upper": Service(upper, verify),
-        "proxy": Service(proxy.protocol, proxy.admits),
-        "agent": Service(agent, verify),
-        "metrics": Service(metrics, verify),
+    proxy = ProxyClients(server.connections, server.tally, server.admit, upper, config.proxy_from)
+    default = Service(upper, server.admit)
+    return dict.fromkeys((listener.name for listener in listeners), default) | {
+        "upper": default,
+        "proxy": Service(proxy.protocol, proxy.admit),
+        "agent": Service(agent, server.admit),
+        "metrics": Service(metrics, server.admit),
     }
 
 

@@ -79,8 +79,8 @@ def test_source_without_connections_uses_no_memory() -> None:
     with serving(CountingServer(ANY_PORT, config=config)) as server:
         with connected(server) as client:
             assert client.ask(b"in") == b"IN"
-            assert len(server.connections._sources) == 1
-        until(lambda: len(server.connections._sources) == 0)
+            assert len(server.connections.sources) == 1
+        until(lambda: len(server.connections.sources) == 0)
 
 
 def test_one_ipv4_source_is_the_same_on_a_socket_for_both() -> None:
