@@ -148,8 +148,11 @@ class Waker:
 class Eventfd:
     """An eventfd(2), which is closed when nothing refers to it any more."""
 
+    fd = -1  # if it cannot be created
+
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
