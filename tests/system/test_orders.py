@@ -79,3 +79,17 @@ def test_store_that_keeps_nothing_from_now_on(machine: Container) -> None:
     journal = machine.journal(f"--unit={SERVICE}")
     assert "closing 1 connection" in journal
     assert "Failed with" not in journal
+
+
+def test_limit_of_file_sizes_costs_no_connection(machine: Container) -> None:
+    """No memfd can be written."""
+    drop_in(machine, SERVICE, "[Service]\nLimitFSIZE=0\n")
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        for command in ("restart", "reload", "restart"):
+            machine.run("systemctl", command, SERVICE)
+            assert conversation.ask(command) == command.upper()
+    journal = machine.journal(f"--unit={SERVICE}")
+    assert "LimitFSIZE= in the unit" in journal
+    assert "bug" not in journal
+    assert "Failed with" not in journal
