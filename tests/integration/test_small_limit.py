@@ -47,10 +47,16 @@ def fill(service: Service, daemon: Daemon) -> list[Client]:
     clients = [service.connect() for _ in range(2 * LIMIT)]
     for client in clients:
         client.send(b"x\n")
-    until(lambda: daemon.counters()["open"] == TOGETHER)
+    until(lambda: is_full(daemon, TOGETHER))
     served = [client for client in clients if is_answered(client)]
     assert len(served) == TOGETHER
     return served
+
+
+def is_full(daemon: Daemon, count: int) -> bool:
+    """Whether it has so many connections, and has answered one line of each."""
+    counters = daemon.counters()
+    return counters["open"] == counters["lines"] == count
 
 
 def is_answered(client: Client) -> bool:
@@ -103,7 +109,7 @@ def test_a_reload_without_a_store_loses_no_connection() -> None:
         for client in clients:
             client.send(b"x\n")
         room = WORKERS * (LIMIT - LIMIT // 4 - LIMIT // 4)
-        until(lambda: daemon.counters()["open"] == room)
+        until(lambda: is_full(daemon, room))
         served = [client for client in clients if is_answered(client)]
         for _ in range(2):
             daemon.reload()
