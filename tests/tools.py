@@ -9,6 +9,7 @@ PACKAGES = {
     "cc": "gcc libc6-dev",
     "clang": "clang",
     "gcc": "gcc libc6-dev",
+    "git": "git",
     "haproxy": "haproxy",
     "ip": "iproute2",
     "journalctl": "systemd",

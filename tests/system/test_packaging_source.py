@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from release import debian_form
 from system.build import run_offline
 from system.roots import RELEASES, TESTING, TREE
 from system.test_package import LINTIAN, UNWANTED_CHECKS
@@ -51,7 +52,7 @@ def source(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = folder / "tcpupperd"
     subprocess.run(["git", "clone", "--quiet", TREE, clone], check=True)
     subprocess.run(["make", "--silent", "dist"], cwd=clone, check=True)
-    tarball = f"tcpupperd_{__version__}.orig.tar.gz"
+    tarball = f"tcpupperd_{debian_form(__version__)}.orig.tar.gz"
     (clone / f"dist/tcpupperd-{__version__}.tar.gz").rename(folder / tarball)
     shutil.rmtree(clone / "dist")
     run_offline(release, folder, BUILD_SOURCE)

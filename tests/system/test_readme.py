@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from release import debian_form
 from system.container import SHELL, nspawn
 from system.roots import RELEASES, TESTING, TREE, Root
 from tcpupperd import __version__
@@ -132,7 +133,9 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
     """
     output = newcomer(release, clone, script, *registry_access())
     assert "Status: install ok installed" in output
-    assert re.search(rf"^dist/tcpupperd_{re.escape(__version__)}-1_\w+\.deb$", output, re.M)
+    assert re.search(
+        rf"^dist/tcpupperd_{re.escape(debian_form(__version__))}-1_\w+\.deb$", output, re.M
+    )
     [added] = re.findall(r"^added: (.*)$", output, re.M)
     assert set(added.split()) >= {"make", "tcpupperd"}
     assert set(added.split()) <= {"make", "tcpupperd", *NEEDED}

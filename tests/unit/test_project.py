@@ -1,17 +1,25 @@
 """Facts stated in several files agree."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+import release
 from tcpupperd import __version__
+from tools import need
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEPENDENCIES = PROJECT["dependencies"]
 ADDRESS = PROJECT["urls"]["Homepage"]
 #: Other organisations whose addresses may appear in the documentation.
 OTHERS = {"salsa.debian.org", "toml.io", "www.debian.org"}
@@ -60,11 +68,105 @@ def test_debian_says_the_licence_of_the_project() -> None:
     assert " ".join(theirs.replace("\n .\n", "\n").split()) == ours
 
 
-def test_newest_changelog_entry_is_of_the_version() -> None:
-    newest = re.match(r"tcpupperd \(([^)]*)-\d+\)", in_debian("changelog"))
-    assert newest
-    assert newest[1] == __version__
+def test_debian_needs_what_python_needs() -> None:
+    """Stated by hand, without an upper bound: a release upgrade of Debian keeps the package."""
+    package = in_debian("control").partition("\nPackage: tcpupperd\n")[2]
+    relations = re.findall(r"^ (python3\S* \(.*\)),$", package, re.MULTILINE)
+    needed = [f"python3 ({PROJECT['requires-python'][:2]} {PROJECT['requires-python'][2:]})"]
+    for name, version in re.findall(r"(?:python-)?([\w-]+)>=([\d.]+)", str(DEPENDENCIES)):
+        needed.append(f"python3-{name} (>= {version})")
+    assert sorted(relations) == sorted(needed)
 
 
-def test_news_tell_of_the_version() -> None:
-    assert f"\n## {__version__}\n" in (ROOT / "NEWS.md").read_text()
+def test_every_place_has_the_version() -> None:
+    in_debian("changelog")
+    check_versions(ROOT)
+
+
+def test_no_release_is_called_like_another_one() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "NEWS.md").read_text(), re.MULTILINE)
+    assert len(headings) == len(set(headings)) > 1
+
+
+def test_examples_name_no_version() -> None:
+    """They would name one that does not exist, or an old one."""
+    for path in (ROOT / "examples").rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            assert not re.search(r"tcpupperd[:_-]\d+\.\d+\.\d+", path.read_text()), path
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A Git repository with the files that have the version."""
+    in_debian("changelog")
+    git = need("git")
+    for name in ("release.py", release.SOURCE, "NEWS.md", *release.ENTRIES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for words in (
+        ("init", "--quiet"),
+        ("config", "user.name", "A maintainer"),
+        ("config", "user.email", "maintainer@example.org"),
+        ("add", "--all"),
+        ("commit", "--quiet", "--message=first"),
+    ):
+        subprocess.run([git, *words], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_release_changes_every_place_and_development_goes_on(clone: Path) -> None:
+    if not __version__.endswith(release.UNDER_DEVELOPMENT):
+        release.develop(clone, "99.0.0", datetime.now(UTC))
+        subprocess.run(
+            ["git", "commit", "--quiet", "--all", "--message=next"], cwd=clone, check=True
+        )
+    version = release.version_of(clone).removesuffix(release.UNDER_DEVELOPMENT)
+    subprocess.run([sys.executable, "release.py", "99.1.0"], cwd=clone, check=True)
+    assert release.version_of(clone) == "99.1.0.dev0"
+    check_versions(clone)
+    subprocess.run(["git", "checkout", "--quiet", f"v{version}"], cwd=clone, check=True)
+    assert release.version_of(clone) == version
+    check_versions(clone)
+
+
+@pytest.mark.parametrize("following", ["", "1.0", "1.0.0.dev0"])
+def test_release_needs_a_version_to_go_on_with(clone: Path, following: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "release.py", following], cwd=clone, check=False, capture_output=True
+    )
+    assert b"such as 1.2.3" in done.stderr
+    check_versions(clone)
+
+
+def test_release_needs_a_clean_clone(clone: Path) -> None:
+    (clone / "new").touch()
+    done = subprocess.run(
+        [sys.executable, "release.py", "99.0.0"], cwd=clone, check=False, capture_output=True
+    )
+    assert b"uncommitted changes" in done.stderr
+    check_versions(clone)
+
+
+def check_versions(root: Path) -> None:
+    """All places of a tree have the same version: a release's, with a date, or, in Debian's form
+    and Python's, that of the development before it."""
+    version = release.version_of(root)
+    base = version.removesuffix(release.UNDER_DEVELOPMENT)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", base)
+    in_news, *earlier = re.findall(r"^## (.*)$", (root / "NEWS.md").read_text(), re.MULTILINE)
+    entries = re.findall(
+        r"^tcpupperd \((\S+)-1\) (\w+);.*?^ -- [^\n]*>  ([^\n]*)$",
+        (root / "debian/changelog").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    day = f"{parsedate_to_datetime(entries[0][2]):%Y-%m-%d}"
+    released = version == base
+    assert in_news == (f"{version} ({day})" if released else f"{base} (unreleased)")
+    assert entries[0][0] == release.debian_form(version)
+    assert [entry[1] for entry in entries] == [
+        "unstable" if released else "UNRELEASED",
+        *["unstable"] * len(earlier),
+    ]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", one) for one in earlier)
+    told = re.findall(r"^tcpupperd \((\S+)-1\)", (root / "debian/NEWS").read_text(), re.MULTILINE)
+    assert set(told) <= {entry[0] for entry in entries}
