@@ -41,9 +41,10 @@ def release(root: Path, version: str, now: datetime) -> None:
         root / "NEWS.md", f"\n## {version} (unreleased)\n", f"\n## {version} ({now:%Y-%m-%d})\n"
     )
     for name in ENTRIES:
-        head = f"tcpupperd ({debian_form(under_development)}-1) UNRELEASED;"
-        if (root / name).read_text().startswith(head):
-            replace(root / name, head, f"tcpupperd ({version}-1) unstable;")
+        begin = f"tcpupperd ({debian_form(under_development)}-1)"
+        if (root / name).read_text().startswith(begin):
+            head = rf"{re.escape(begin)} \w+;"
+            replace(root / name, head, f"tcpupperd ({version}-1) unstable;", is_pattern=True)
             replace(root / name, r">  .+\n", f">  {format_datetime(now)}\n", is_pattern=True)
 
 

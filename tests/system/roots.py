@@ -20,6 +20,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tcpu
 RELEASES = ("bookworm", "trixie")
 # What becomes the next one: the package is checked there, too.
 TESTING = "forky"
+#: To which release each is upgraded.
+NEXT = {"bookworm": "trixie", "trixie": TESTING}
 
 # What the package depends on. With these in its cache, apt installs it without a network.
 DEPENDENCIES = ("procps", "python3", "python3-daemon", "python3-sdnotify")
@@ -63,6 +65,7 @@ class Root:
             # What a mirror has of testing may be past its date.
             *(['--aptopt=Acquire::Check-Valid-Until "false"'] * (self.release == TESTING)),
             *PURPOSES[self.purpose],
+            *(upgrade_to(NEXT[self.release], self.release) if self.purpose == "upgrade" else ()),
             '--customize-hook=echo 127.0.0.1 localhost >"$1"/etc/hosts',
             '--customize-hook=echo ::1 localhost >>"$1"/etc/hosts',
             # systemd makes a new identity at each boot of a root that has none.
@@ -86,6 +89,9 @@ PURPOSES = {
         '--customize-hook=chroot "$1" apt-get install --yes --download-only --install-recommends '
         + " ".join(DEPENDENCIES),
     ],
+    # A machine with systemd and what the package depends on, which apt is about to upgrade to the
+    # next release.
+    "upgrade": [f"--include={BOOTED},{','.join(DEPENDENCIES)}"],
     # A machine with the package's build dependencies.
     "build": [
         "--include=build-essential,devscripts,faketime,lintian,python3-debian",
@@ -98,6 +104,17 @@ PURPOSES = {
         *BUILD_DEPENDENCIES,
     ],
 }
+
+
+def upgrade_to(following: str, release: str) -> list[str]:
+    """The options with which apt in a root upgrades it to the next release without a network."""
+    return [
+        # What a mirror has of testing may be past its date.
+        '--aptopt=Acquire::Check-Valid-Until "false"',
+        f'--customize-hook=sed -i s/{release}/{following}/g "$1"/etc/apt/sources.list',
+        '--customize-hook=chroot "$1" apt-get update',
+        '--customize-hook=chroot "$1" apt-get full-upgrade --yes --download-only',
+    ]
 
 
 @contextmanager
