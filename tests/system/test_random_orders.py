@@ -31,8 +31,11 @@ BRIEF = CONNECTIONS - LASTING
 class World:
     """The machine, and what clients may notice of what was done to it."""
 
-    def __init__(self, machine: Container, package: str, order: random.Random) -> None:
+    def __init__(
+        self, machine: Container, clients: Clients, package: str, order: random.Random
+    ) -> None:
         self.machine = machine
+        self.clients = clients
         self.package = package
         self.random = order
         self.may_be: Counter[str] = Counter()  # faults
@@ -69,8 +72,11 @@ class World:
         store, so that there is no last good configuration to start with."""
         self.machine.write(CONFIGURATION, "")
         self.may_be["ended"] += CONNECTIONS + BRIEF
+        self.clients.mark()
         self.systemctl("stop", SERVICE)
         self.systemctl("start", SERVICE)
+        # One that reads slowly has answers to read before it sees the end.
+        until(lambda: self.clients.report().remaining == 0)
 
     def kill_main_process(self) -> None:
         if pid := main_pid(self.machine):
@@ -133,9 +139,9 @@ class World:
 
 def test_random_orders(machine: Container, program: str, package: Path) -> None:
     order = random.Random(SEED)
-    world = World(machine, f"/mnt/{package.name}", order)
     done: list[str] = []
     with at_work(machine, program) as clients:
+        world = World(machine, clients, f"/mnt/{package.name}", order)
         before = clients.report()
         for _ in range(ORDERS):
             what = order.choice(world.everything())
