@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from tcpupperd.config import Config
 from tcpupperd.host.channel import BATCH
+from tcpupperd.serving.acceptor import SPARE
 from tcpupperd.words import counted
 
 #: Descriptors that a worker needs in addition to those of its connections.
@@ -23,7 +24,7 @@ class Capacity(NamedTuple):
     messages: int  # that may be in flight at a time
     limit: int  # RLIMIT_NOFILE, from which these numbers are derived
     kept: bool  # whether a restart keeps connections
-    scarce: bool  # whether workers must keep checking how many they have `together`
+    scarce: bool  # whether two generations may not accept at the same time
 
     def complaint(self, config: Config) -> str:
         """A message if a limit lower than max_connections applies; "" otherwise."""
@@ -41,16 +42,17 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     """The connections allowed if RLIMIT_NOFILE is `limit`; `kept` if a restart keeps connections.
 
     A user may have as many descriptors in flight as one process may have open (ETOOMANYREFS in
-    unix(7)). During a restart, these are the connections of all workers and a memfd per message.
+    unix(7)). During a restart, these are the connections of all workers, including those accepted
+    beyond their capacity, and a memfd per message.
     """
     workers = config.worker_count
     batch = min(BATCH, max(1, limit // 4))
     descriptors = max(1, limit - batch - min(RESERVE, limit // 4))
     room = max(1, limit - min(RESERVE, max(16, limit // 8)))
     messages = limit // 16
-    together = max(workers, limit - messages - workers) if kept else workers * descriptors
+    in_flight = max(workers, limit - messages - workers * (1 + SPARE))
+    together = in_flight if kept else workers * descriptors
     accepted = min(config.max_connections, descriptors, together // workers)
-    # During a reload, there are twice as many workers. If the limit is more than that far away, it
-    # need not be checked in every loop iteration.
+    # During a reload, there are twice as many workers, and perhaps others of an earlier one.
     scarce = together < 4 * workers * accepted
     return Capacity(accepted, descriptors, room, together, batch, messages, limit, kept, scarce)

@@ -120,7 +120,7 @@ class Fleet:
     def start(self, generation: Generation) -> Failure | None:
         """Start one worker."""
         try:
-            slot = self._scoreboard.claim()
+            slot = self._scoreboard.claim(id(generation))
             try:
                 pid, control = self._fork(generation, slot)
             except OSError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import mmap
 from time import time
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from tcpupperd.serving.counters import (
     EXITING,
     FILE_NUMBER,
     FILE_TIME,
+    GENERATION,
     HANDED_OVER_IN,
     HEARTBEAT,
     LAST_RELOAD,
@@ -72,7 +74,7 @@ class Scoreboard:
 
     # For the supervisor only
 
-    def claim(self) -> Slot:
+    def claim(self, generation: int = 0) -> Slot:
         """Return a slot for a worker that is about to be forked. Raises OSError if all are in
         use."""
         if not self._free:
@@ -83,6 +85,7 @@ class Scoreboard:
         start = row * _ROW_SIZE
         numbers = self._memory[start : start + len(WORKER.rows) * 8].cast("Q")
         numbers[STARTED] = numbers[HEARTBEAT] = microseconds()
+        numbers[GENERATION] = generation
         numbers[EARLIER_LINES] = numbers[LINES]
         self.raise_to(SLOTS, row + 1)
         self.count(WORKERS_STARTED)
@@ -151,6 +154,18 @@ class Scoreboard:
         columns = (self._column(field, used) for field in (HEARTBEAT, STATE, OPEN))
         rows = zip(*columns, strict=True)
         return [count for beat, state, count in rows if beat and state != EXITING]
+
+    def excess(self, generation: int, share: int) -> float:
+        """The number of connections that workers have beyond a `share` each. It is infinite while
+        one of them is exiting or belongs to another generation, because connections then move."""
+        used = self.daemon[SLOTS]
+        columns = (self._column(field, used) for field in (HEARTBEAT, GENERATION, STATE, OPEN))
+        excess = 0.0
+        for beat, other, state, count in zip(*columns, strict=True):
+            if beat and (other != generation or state == EXITING):
+                return math.inf
+            excess += max(0, count - share)
+        return excess
 
     def open(self) -> int:
         """The total number of connections of all workers."""

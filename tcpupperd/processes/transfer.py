@@ -270,8 +270,7 @@ class Taker:
     def _take(self, size: int = 0) -> None:
         """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
         if there is no message."""
-        # Count them before they leave the channel; otherwise, another worker might accept new
-        # connections in their place.
+        # Count them before they leave the channel: they must not be missed in `excess`.
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
             connections = handover.take(self._end, self._longest_line())
@@ -401,11 +400,6 @@ def room_for_messages(end: socket.socket) -> int:
     """The number of additional messages that are certain to fit in a channel's buffer."""
     room = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     return max(0, room - filled(end)) // MESSAGE_SIZE
-
-
-def messages_in(end: socket.socket) -> int:
-    """An upper bound on the number of messages in a channel."""
-    return -(-filled(end) // (MESSAGE_SIZE // 2))
 
 
 def filled(end: socket.socket) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,13 +18,28 @@ from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.survey import survey
-from tcpupperd.processes.transfer import Giver, Taker, messages_in
-from tcpupperd.serving.acceptor import ACCEPTS_PER_ITERATION
-from tcpupperd.serving.counters import ACCEPTING, EXITING, HEARTBEAT, STATE, STOPPING_SOON
+from tcpupperd.processes.transfer import Giver, Taker, filled
+from tcpupperd.serving.counters import (
+    ACCEPTING,
+    EXITING,
+    GENERATION,
+    HEARTBEAT,
+    STARTING,
+    STATE,
+    STOPPING_SOON,
+)
 from tcpupperd.serving.report import Report
 from tcpupperd.serving.server import UpperServer
 
 log = logging.getLogger(__name__)
+
+#: Seconds after which a worker that accepts fewer connections than its share checks whether it may
+#: accept more.
+SETTLE_INTERVAL = 0.02
+
+#: Seconds after which a worker reports that it is accepting although the channel is not empty yet:
+#: another worker may be hung, and there may be no room.
+ANNOUNCE_TIME = 5.0
 
 #: The maximum number of descriptors that Python's epoll returns from one wait.
 EVENTS = 1000
@@ -61,19 +77,24 @@ class Worker(UpperServer):
         self._capacity = capacity(context.config, limit, kept=kept)
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
-        self.acceptor.capacity = self._capacity.accepted
-        self._credit = 0.0  # connections that may be accepted without counting again
-        if self._capacity.scarce:
-            self.acceptor.allowance = self._allowance
+        self.acceptor.capacity = -math.inf if self._capacity.scarce else self._capacity.accepted
+        self._announce_by = self.poller.now + ANNOUNCE_TIME
         self.poller.add(context.control, self._obey)
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
         """Nothing: the supervisor has set the options of the sockets that all workers share. A
         worker of a failed reload, slow to start, would set them after the supervisor went back."""
 
-    def announce(self) -> None:
-        """Tell the supervisor, which waits only for signals, that this worker is accepting."""
+    def begin(self) -> None:
+        """Start accepting."""
         self._beat()
+        self._settle()
+        self.acceptor.update_interest()
+
+    def _announce(self) -> None:
+        """Tell the supervisor, which waits only for signals, that this worker is accepting, after
+        accepting a few: a restart that follows immediately must not keep new clients waiting."""
+        self.acceptor.accept_from_each()
         self._context.numbers[STATE] = ACCEPTING
         # PermissionError: the supervisor has exited, and the parent is now process 1.
         with contextlib.suppress(PermissionError):
@@ -99,21 +120,25 @@ class Worker(UpperServer):
         listeners, path = self.acceptor.listeners, self._context.path
         return survey(self._context.scoreboard, listeners, limit=limit, path=path)
 
-    def _allowance(self) -> float:
-        """The number of connections that this worker may accept without exceeding what a restart
-        can hand over for all workers: during a reload or a start, other workers hold connections
-        that will be handed to this one.
+    def _settle(self) -> None:
+        """Accept up to this worker's share of the connections that a restart can hand over.
 
-        Counting is as expensive as accepting. While there is plenty of room, it is repeated only
-        when all workers (twice as many during a reload) could have used half of it.
+        As shares are fixed, no worker has to know how many the others are just accepting. A new
+        worker begins once the earlier ones have exited and what they handed over has been taken
+        over. If others then have more than their share, it leaves that to them.
         """
-        if self._credit <= 0:
-            waiting = messages_in(self._channel[0]) * self._capacity.batch
-            free = self._capacity.together - self._context.scoreboard.open() - waiting
-            self._credit = free // (4 * self.config.worker_count) - ACCEPTS_PER_ITERATION
-            return free
-        self._credit -= ACCEPTS_PER_ITERATION
-        return ACCEPTS_PER_ITERATION
+        share, numbers = self._capacity.accepted, self._context.numbers
+        channel_is_empty = not filled(self._channel[0])
+        if channel_is_empty:  # asked first: what has left the channel is counted
+            allowed = share - self._context.scoreboard.excess(numbers[GENERATION], share)
+            self.acceptor.capacity = max(self.acceptor.capacity, allowed)
+        is_settled = self.acceptor.capacity == share
+        if numbers[STATE] == STARTING and (
+            is_settled or channel_is_empty or self.poller.now >= self._announce_by
+        ):
+            self._announce()
+        if not is_settled:
+            self.poller.at(self.poller.now + SETTLE_INTERVAL, self._settle)
 
     def _obey(self) -> None:
         message, files, *_ = socket.recv_fds(self._context.control, 1, 2)
@@ -174,5 +199,5 @@ class Worker(UpperServer):
 def run(context: WorkerContext) -> None:
     """Run a worker until there is nothing left to do."""
     worker = Worker(context)
-    worker.announce()
+    worker.begin()
     worker.serve_forever()

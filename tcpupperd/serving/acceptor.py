@@ -69,8 +69,8 @@ class Acceptor:
         tally: Tally,
     ) -> None:
         self.listeners = list(listeners)
-        self.capacity = math.inf  # number of connections at which accepting stops
-        self.allowance = no_limit  # how many more may be accepted now, whatever the capacity
+        # The number of connections at which accepting stops; minus infinity before it begins.
+        self.capacity = math.inf
         self._poller = poller
         self._connections = connections
         self._welcome = welcome
@@ -92,7 +92,7 @@ class Acceptor:
         if self._pause.pending and connections < self._open_at_pause:
             self._pause.cancel()  # a closed connection has freed its descriptor
         room = self.capacity - connections
-        if self.listeners and room <= 0:
+        if self.listeners and -math.inf < room <= 0:
             self._complain("the limit set by max_connections or RLIMIT_NOFILE is reached")
         may_come = (False, False) if self._pause.pending else (room > 0, room > -SPARE)
         if may_come != self._may_come:
@@ -135,11 +135,8 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Accept a few connections from a listener's queue."""
-        allowed = self.allowance()
-        if allowed <= 0:
-            self._begin_pause()
         capacity = self.capacity + SPARE * (listener.name in PRIVILEGED)
-        room = min(ACCEPTS_PER_ITERATION, allowed, capacity - len(self._connections))
+        room = min(ACCEPTS_PER_ITERATION, capacity - len(self._connections))
         while room > 0 and self._accept_one(listener):
             room -= 1
 
@@ -202,8 +199,3 @@ class Acceptor:
         if self._complained:
             self._complained = False
             log.warning("accepting connections again", extra=Event.ACCEPTING_RESUMED.fields())
-
-
-def no_limit() -> float:
-    """The allowance of a server without other workers."""
-    return math.inf

@@ -84,6 +84,7 @@ WORKER = Table()
 STATE = WORKER.number("state")
 HEARTBEAT = WORKER.number("heartbeat")  # when the last loop iteration began
 PID = WORKER.number("pid")
+GENERATION = WORKER.number("generation")  # the same for the workers of one generation
 STARTED = WORKER.number("started")
 EARLIER_LINES = WORKER.number("earlier_lines")  # answered by earlier workers in this slot
 LONGEST_ITERATION = WORKER.number("longest_iteration")  # of the event loop

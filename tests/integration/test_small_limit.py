@@ -5,6 +5,7 @@ of its own here, whom file permissions do not concern.
 """
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -13,15 +14,18 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
-from integration.processes import cannot, is_running
+from integration.processes import cannot, is_running, stopped
 from integration.service import Service
+from tcpupperd.processes.worker import SETTLE_INTERVAL
+from tcpupperd.serving.acceptor import SPARE
 from waiting import DEADLINE, until
 
 LIMIT = 256
 WORKERS = 4
 
-#: What all workers may have: less a sixteenth for messages, and one for the last of each worker.
-TOGETHER = (LIMIT - LIMIT // 16 - WORKERS) // WORKERS * WORKERS
+#: What all workers may have: less a sixteenth for messages, and for each worker one for its last
+#: message and those accepted beyond its capacity.
+TOGETHER = (LIMIT - LIMIT // 16 - WORKERS * (1 + SPARE)) // WORKERS * WORKERS
 
 
 def limited(limit: int = LIMIT) -> list[str]:
@@ -99,6 +103,43 @@ def test_a_reload_does_not_let_in_more(service: Service) -> None:
             assert daemon.counters()["open"] <= TOGETHER
         restart_loses_nobody(daemon)
     with small(service) as daemon:
+        assert all(client.ask(b"y") == b"Y" for client in served)
+
+
+def test_new_workers_accept_nobody_before_the_old_ones_have_left(service: Service) -> None:
+    """Otherwise each would have to know what the others are accepting at the same moment."""
+    with small(service) as daemon:
+        served = service.connect()
+        assert served.ask(b"x") == b"X"
+        (late,) = [pid for pid in daemon.workers() if pid == daemon.worker_of(served)]
+        with stopped(late):
+            daemon.send_signal(signal.SIGHUP)
+            until(lambda: "reloaded: " in daemon.log)
+            until(lambda: len(daemon.workers()) == WORKERS + 1)
+            new = service.connect()
+            new.send(b"y\n")
+            # Long enough for each of them to look several times: see SETTLE_INTERVAL.
+            assert not select.select([new.socket], [], [], 10 * SETTLE_INTERVAL)[0]
+        assert new.read_line() == b"Y\n"
+        assert served.ask(b"z") == b"Z"
+        restart_loses_nobody(daemon)
+
+
+def test_restarts_in_a_row_keep_no_new_client_waiting(service: Service) -> None:
+    """A process says that it is ready once it has taken over all connections and accepted some of
+    the clients that wait, so each restart serves them, even if the next one follows
+    immediately."""
+    with small(service) as daemon:
+        served = [service.connect() for _ in range(TOGETHER - 40)]
+        assert {client.ask(b"x") for client in served} == {b"X"}
+    for _ in range(5):
+        new = service.connect()
+        new.send(b"x\n")
+        with small(service) as daemon:
+            restart_loses_nobody(daemon)
+        assert new.read_line() == b"X\n"  # while no process runs
+        served.append(new)
+    with small(service):
         assert all(client.ask(b"y") == b"Y" for client in served)
 
 

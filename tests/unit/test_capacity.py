@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tcpupperd.config import Config
 from tcpupperd.host.channel import BATCH
 from tcpupperd.processes.capacity import capacity
+from tcpupperd.serving.acceptor import SPARE
 
 
 def test_usual_limit_does_not_bind() -> None:
@@ -20,7 +21,7 @@ def test_limit_that_binds_is_named() -> None:
     config = Config(workers=2)
     complaint = capacity(config, 1024, kept=True).complaint(config)
     assert "max_connections is 10000" in complaint
-    assert "each worker will accept at most 479 connections: with 2 workers" in complaint
+    assert "each worker will accept at most 471 connections: with 2 workers" in complaint
     assert "1024 descriptors (RLIMIT_NOFILE; LimitNOFILE= in the unit)" in complaint
 
 
@@ -37,5 +38,7 @@ def test_all_can_be_in_flight(workers: int, limit: int, most: int) -> None:
     assert 1 <= allowed.accepted <= most
     # Each worker's last message may have room left.
     assert workers * allowed.accepted + allowed.messages + workers <= limit
+    if allowed.together > workers:
+        assert workers * (allowed.accepted + SPARE) + allowed.messages + workers <= limit
     assert allowed.accepted <= allowed.descriptors
     assert allowed.descriptors + allowed.batch < limit

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import math
 import mmap
 import os
 import resource
@@ -10,13 +11,16 @@ from collections.abc import Callable
 from time import monotonic
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tcpupperd.processes.scoreboard import BELIEVED, Scoreboard
+from tcpupperd.processes.scoreboard import BELIEVED, Scoreboard, Slot
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ACCEPTING,
     BEGAN,
     EARLIER_LINES,
+    EXITING,
     HEARTBEAT,
     LINES,
     LONGEST_ITERATION,
@@ -149,6 +153,50 @@ def test_parent_reads_the_counts_of_a_child() -> None:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert board.totals()["lines"] == 2**63 + 1
+
+
+def board_of(loads: list[int]) -> tuple[Scoreboard, list[Slot]]:
+    """A scoreboard of workers of one generation that have so many connections."""
+    board = Scoreboard(len(loads) + 1)
+    slots = [board.claim(7) for _ in loads]
+    for slot, load in zip(slots, loads, strict=True):
+        slot.numbers[OPEN] = load
+    return board, slots
+
+
+def test_excess_is_unknown_while_connections_change_hands() -> None:
+    board, slots = board_of([3, 12, 15])
+    assert board.excess(7, 10) == 2 + 5
+    assert board.excess(8, 10) == math.inf
+    other = board.claim(6)
+    assert board.excess(7, 10) == math.inf
+    board.release(other)
+    slots[0].numbers[STATE] = EXITING
+    assert board.excess(7, 10) == math.inf
+    board.release(slots[0])
+    assert board.excess(7, 10) == 2 + 5
+
+
+@given(st.data(), st.integers(1, 8), st.integers(1, 50))
+def test_workers_that_leave_the_excess_to_others_never_have_more_than_all_shares(
+    data: st.DataObject, workers: int, share: int
+) -> None:
+    """However uneven what they took over is, and in whatever order they accept, close and look:
+    each accepts up to what it was last allowed, and knows nothing else of the others."""
+    loads, left = [], workers * share
+    for _ in range(workers):
+        loads.append(data.draw(st.integers(0, left)))
+        left -= loads[-1]
+    board, slots = board_of(loads)
+    allowed = [-math.inf] * workers
+    for one in data.draw(st.lists(st.integers(0, workers - 1), max_size=40)):
+        numbers = slots[one].numbers
+        if data.draw(st.booleans()):
+            allowed[one] = max(allowed[one], share - board.excess(7, share))
+        if data.draw(st.booleans()):
+            numbers[OPEN] = data.draw(st.integers(0, numbers[OPEN]))
+        numbers[OPEN] = int(max(numbers[OPEN], allowed[one]))
+        assert board.open() <= workers * share
 
 
 class Busy(Scoreboard):
