@@ -62,8 +62,12 @@ CLIENT = (
         "--count", "with --ping: stop after this many lines on each connection", "count", ("10",)
     ),
     Option("--interval", "with --ping: time between lines", "seconds", ("1",)),
-    Option("--deadline", "with --ping: stop after this long", "seconds", ("60",)),
+    Option("--deadline", "with --ping: send no more lines after this long", "seconds", ("60",)),
     Option("--quiet", "with --ping: print only the summary"),
+    Option("--problems", "with --ping: do not print the lines that were answered"),
+    Option("--json", "with --ping: print only the summary, as JSON"),
+    Option("--timestamps", "with --ping: begin each line with the time"),
+    Option("--allow-disconnects", "with --ping: fail only if a line was lost"),
     Option("--connections", "with --ping: number of simultaneous connections", "count", ("1",)),
     Option("--check", "act as a monitoring plugin"),
     Option("--warning", "with --check: report WARNING above this time", "seconds", ("1",)),

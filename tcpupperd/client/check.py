@@ -61,12 +61,14 @@ def judge(options: argparse.Namespace) -> Verdict:
 
 def ask(options: argparse.Namespace) -> str:
     """Ask the server and verify its answer; raises ExpectedError if it is not correct. Returns the
-    addresses of the connection."""
+    addresses of the connection if they are to be shown."""
     name = options.endpoint.name
     try:
-        with options.endpoint.connect(timeout=None) as server:  # `in_time` bounds it
+        with options.endpoint.connect_within(options.timeout) as server:  # as does `in_time`
+            # Afterwards, the server may have reset the connection, which then has no addresses.
+            connection = ends(server) if options.verbose else ""
             converse(server, Greeting(options.greeting))
-            return ends(server)
+            return connection
     except WrongAnswerError as error:
         raise ExpectedError(f"wrong answer from {name}: {error}") from error
     except OSError as error:

@@ -63,13 +63,28 @@ class Endpoint:
             raise ExpectedError(f"cannot connect to {self.name}: {reason(error)}") from error
         return [(family, address) for family, _, _, _, address in found]
 
-    def connect(self, timeout: float | None) -> socket.socket:
+    def connect(self, timeout: float) -> socket.socket:
         """Connect to the first reachable address, trying each for up to ``timeout`` seconds."""
+        addresses = self.addresses()
+        return self._connect(addresses, [timeout for _ in addresses])
+
+    def connect_within(self, timeout: float) -> socket.socket:
+        """Connect to the first reachable address, trying each for an equal share of ``timeout``
+        seconds. The caller limits the time for the last one, and for all that follows."""
+        addresses = self.addresses()
+        shares = [timeout / len(addresses)] * (len(addresses) - 1)
+        server = self._connect(addresses, [*shares, None])
+        server.settimeout(None)
+        return server
+
+    def _connect(
+        self, addresses: list[tuple[int, SocketAddress]], limits: list[float | None]
+    ) -> socket.socket:
         last: OSError | None = None
-        for family, address in self.addresses():
+        for (family, address), limit in zip(addresses, limits, strict=True):
             server = socket.socket(family)
             try:
-                server.settimeout(timeout)
+                server.settimeout(limit)
                 self._bind(server)
                 server.connect(address)
                 return server

@@ -237,10 +237,17 @@ def add_ping_options(parser: Parser) -> None:
         help="time between the lines of a connection (default: 1)",
     )
     parser.add_argument(
-        "-w", "--deadline", type=seconds, metavar="SECONDS", help="stop after this long"
+        "-w",
+        "--deadline",
+        type=seconds,
+        metavar="SECONDS",
+        help="send no more lines after this long, and wait for outstanding answers",
     )
+    add_output_options(parser)
     parser.add_argument(
-        "-q", "--quiet", action="store_true", help="print only the first line and the summary"
+        "--allow-disconnects",
+        action="store_true",
+        help="do not fail because a connection ended, but only if a line was lost",
     )
     parser.add_argument(
         "--connections",
@@ -250,6 +257,21 @@ def add_ping_options(parser: Parser) -> None:
         help="use this many connections simultaneously (default: 1)",
     )
     add_server_options(parser, "count a line as lost if it is not answered within this time")
+
+
+def add_output_options(parser: Parser) -> None:
+    """What a ping prints."""
+    parser.add_argument(
+        "-D", "--timestamps", action="store_true", help="begin each line with the time (Unix time)"
+    )
+    parser.set_defaults(show="all")
+    shown = parser.add_mutually_exclusive_group()
+    for options, show, text in (
+        (["-q", "--quiet"], "summary", "print only the first line and the summary"),
+        (["--problems"], "problems", "do not print the lines that were answered"),
+        (["--json"], "json", "print only the summary, as a JSON object"),
+    ):
+        shown.add_argument(*options, dest="show", action="store_const", const=show, help=text)
 
 
 def add_check_options(parser: Parser) -> None:

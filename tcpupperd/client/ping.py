@@ -7,16 +7,16 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
 
 from tcpupperd.client.poller import Poller
 from tcpupperd.client.probe import Probe
+from tcpupperd.client.report import Report
 from tcpupperd.client.signals import ENDS, Signals
 from tcpupperd.client.tally import Tally
 from tcpupperd.errors import ExpectedError
 from tcpupperd.output import write_output
 
-GRACE = 1.0  # seconds for the lines in flight when a signal or the deadline stops the run
+GRACE = 1.0  # seconds for the lines in flight when a signal stops the run
 BATCH = 100  # turns between checks for answers
 SPARE = 32  # descriptors other than connections
 
@@ -46,19 +46,15 @@ class Ping:
 
     def make_probe(self, run: str, number: int) -> Probe:
         name = f"connection={number + 1}"
-        report = self.reporter(f"{name} " if self.options.connections > 1 else "")
+        prefix = f"{name} " if self.options.connections > 1 else ""
+        report = Report(self.output, prefix, self.options)
         return Probe(f"tcpupper {run} {name}", self.options, self.poller, self.tally, report)
-
-    def reporter(self, prefix: str) -> Callable[[str], None]:
-        """The function with which a connection reports."""
-        if self.options.quiet:
-            return lambda text: None
-        return lambda text: self.output.append(f"{prefix}{text}\n")
 
     def run(self) -> bool:
         """Run until all lines are sent and answered, or until stopped; return whether nothing was
         lost."""
-        self.output.append(self.header())
+        if self.options.show != "json":
+            self.output.append(self.header())
         while not self.has_ended():
             self.write()
             # Only a check that began after a deadline proves that an answer is late. An earlier
@@ -69,10 +65,15 @@ class Ping:
             self.act(now)
         for probe in self.probes:
             probe.end()
-        name = self.options.endpoint.name
-        self.output.append(f"--- {name} ping statistics ---\n{self.tally.summary()}")
+        if self.options.show != "json":
+            self.output.append(f"--- {self.options.endpoint.name} ping statistics ---\n")
+        self.output.append(self.summary())
         self.write()
-        return self.tally.is_perfect
+        tally = self.tally
+        return tally.is_complete if self.options.allow_disconnects else tally.is_perfect
+
+    def summary(self) -> str:
+        return self.tally.as_json() if self.options.show == "json" else self.tally.summary()
 
     def header(self) -> str:
         count = self.options.connections
@@ -94,7 +95,7 @@ class Ping:
     def act(self, now: float) -> None:
         """Do some of what is due."""
         if now >= self.deadline:
-            self.stop()
+            self.stop(math.inf)  # every line has its own time limit
         for _ in range(BATCH):
             if not self.agenda or self.agenda[0][0] > now:
                 return
@@ -103,19 +104,19 @@ class Ping:
             if due is not None:
                 heapq.heappush(self.agenda, (due, number))
 
-    def stop(self) -> None:
-        """Send no more lines, and wait briefly for outstanding answers."""
+    def stop(self, grace: float) -> None:
+        """Send no more lines, and wait this many seconds for outstanding answers."""
         self.deadline = math.inf
-        self.end = time.monotonic() + GRACE
+        self.end = time.monotonic() + grace
         for probe in self.probes:
             probe.stop()
 
     def obey_signals(self) -> None:
         received = self.signals.received()
         if received & set(ENDS):
-            self.stop()
+            self.stop(GRACE)
         if signal.SIGQUIT in received:
-            self.output.append(self.tally.summary())
+            self.output.append(self.summary())
 
     def write(self) -> None:
         write_output("".join(self.output).encode())

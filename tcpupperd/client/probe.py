@@ -5,12 +5,12 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
 
 from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.greeting import Greeting
 from tcpupperd.client.lines import Lines, WrongAnswerError
 from tcpupperd.client.poller import Poller
+from tcpupperd.client.report import Report
 from tcpupperd.client.tally import Tally, milliseconds
 
 CHUNK = 65536  # bytes
@@ -29,7 +29,7 @@ class Probe:
         options: argparse.Namespace,
         poller: Poller,
         tally: Tally,
-        report: Callable[[str], None],
+        report: Report,
     ) -> None:
         self.lines = Lines(name)
         self.turn = 0.0  # when the next line is due
@@ -45,6 +45,7 @@ class Probe:
         self.attempts = 0
         self.failures = 0  # attempts since the last connection
         self.earliest_attempt = 0.0
+        self.attempt_deadline = 0.0  # while it connects
         self.unsent = b""
         self.waiting_since: float | None = None  # the turn of the first line since an answer
 
@@ -71,6 +72,8 @@ class Probe:
         """Do what is due; return when something may be due again, or None if nothing will be."""
         if self.lines.pending and self.deadline <= now:
             self.give_up()
+        if self.is_connecting and self.attempt_deadline <= now:
+            self.fail("timed out")
         if self.has_turn and self.turn <= now:
             self.ask()
         if self.lines.pending and not self.socket and self.earliest_attempt <= now:
@@ -80,6 +83,8 @@ class Probe:
             times.append(self.deadline)
             if not self.socket:
                 times.append(self.earliest_attempt)
+            elif self.is_connecting:
+                times.append(self.attempt_deadline)
         return min(times, default=None)
 
     @property
@@ -87,11 +92,16 @@ class Probe:
         """The latest time at which the oldest pending line may be answered."""
         return float(self.lines.pending[0][1] + self.options.timeout)
 
+    @property
+    def is_connecting(self) -> bool:
+        return self.socket is not None and not self.is_connected
+
     def give_up(self) -> None:
         if self.is_connected:
             self.lose(f"no answer for {self.options.timeout:g} s")
         else:
             self.attempts += 1
+            self.failures = 0
             self.lose("cannot connect: timed out")
         self.close()
 
@@ -111,6 +121,7 @@ class Probe:
 
     def connect(self) -> None:
         addresses = self.options.addresses
+        self.attempt_deadline = time.monotonic() + self.options.timeout / len(addresses)
         try:
             self.socket = self.options.endpoint.begin(*addresses[self.attempts % len(addresses)])
         except OSError as error:
@@ -145,9 +156,9 @@ class Probe:
         how = f"connected {ends(self.socket)}" if self.options.verbose else "connected"
         if self.was_connected:
             self.tally.reconnected += 1
-            self.report(f"re{how}")
+            self.report.problem(f"re{how}")
         elif self.options.verbose:
-            self.report(how)
+            self.report.normal(how)
         self.was_connected = True
 
     # Conversing
@@ -170,7 +181,9 @@ class Probe:
             self.tally.wrong += 1
             self.disconnect(f"wrong answer {error}")
         except OSError as error:
-            self.disconnect(reason(error))
+            self.close_if_done()  # a server may close the connection after the last answer
+            if self.socket:
+                self.disconnect(reason(error))
 
     def flush(self) -> None:
         """Send what the kernel accepts now. If the connection is lost, receiving shows this, after
@@ -189,7 +202,7 @@ class Probe:
             now = time.monotonic()
             for seq, turn in self.lines.receive(self.strip(data)):
                 self.tally.add_answer(now - turn)
-                self.report(f"seq={seq} time={milliseconds(now - turn)} ms")
+                self.report.normal(f"seq={seq} time={milliseconds(now - turn)} ms")
                 self.end_gap(now)
         raise ConnectionError("the server closed the connection")
 
@@ -198,7 +211,7 @@ class Probe:
         was_due = self.greeting.is_due
         rest = self.greeting.strip(data)
         if was_due and not self.greeting.is_due:
-            self.report(f"greeting: {self.greeting.text}")
+            self.report.normal(f"greeting: {self.greeting.text}")
         return rest
 
     def end_gap(self, now: float) -> None:
@@ -210,16 +223,18 @@ class Probe:
     # Losing
 
     def disconnect(self, why: str) -> None:
+        """The connection ended."""
         self.close()
+        self.tally.disconnected += 1
         if not self.lines.pending:
-            self.report(f"disconnected: {why}")
+            self.report.problem(f"disconnected: {why}")
         self.lose(why)
 
     def lose(self, why: str) -> None:
         """Count and report the pending lines as lost."""
         for seq in self.lines.give_up():
             self.tally.lost += 1
-            self.report(f"seq={seq} lost: {why}")
+            self.report.problem(f"seq={seq} lost: {why}")
 
     def close(self) -> None:
         if self.socket:

@@ -1,6 +1,10 @@
 """The counts and times of a ping, and its summary."""
 
+from __future__ import annotations
+
 import math
+
+TIMES = ("min", "avg", "max", "p99")
 
 WIDTH = 0.01  # width of a bucket of `Times`, as a fraction of the time
 
@@ -46,6 +50,7 @@ class Tally:
         self.answered = 0
         self.lost = 0  # lines without a correct answer
         self.wrong = 0  # answers
+        self.disconnected = 0  # connections that ended before the ping did
         self.reconnected = 0
         self.longest_gap = 0.0
         self.times = Times()
@@ -57,6 +62,11 @@ class Tally:
 
     @property
     def is_perfect(self) -> bool:
+        """Whether every line was answered, nothing else was sent, and every connection lasted."""
+        return self.is_complete and not self.disconnected
+
+    @property
+    def is_complete(self) -> bool:
         """Whether every line was answered, and nothing else was sent."""
         return not self.lost and not self.wrong and self.answered == self.sent > 0
 
@@ -68,17 +78,39 @@ class Tally:
         """Record a time for which a connection waited for an answer."""
         self.longest_gap = max(self.longest_gap, seconds)
 
+    @property
+    def loss(self) -> float:
+        """The percentage of the lines that were lost."""
+        return 100 * self.lost / max(1, self.sent)
+
     def summary(self) -> str:
-        """One line of counts and, if there was an answer, one of times."""
+        """One line of counts and, if there was an answer, the longest gap and a line of times."""
         counts = (
-            f"{self.sent} sent, {self.answered} answered, {self.lost} lost, {self.wrong} wrong,"
-            f" {self.reconnected} reconnected, longest gap {duration(self.longest_gap)}\n"
+            f"{self.sent} sent, {self.answered} answered, {self.lost} lost ({self.loss:.3g} %),"
+            f" {self.wrong} wrong, {self.disconnected} disconnected,"
+            f" {self.reconnected} reconnected"
         )
         if not self.answered:
-            return counts
+            return counts + "\n"
+        times = "/".join(map(milliseconds, self._times().values()))
+        gap = duration(self.longest_gap)
+        return f"{counts}, longest gap {gap}\ntime min/avg/max/p99 = {times} ms\n"
+
+    def as_json(self) -> str:
+        """The same as a line of JSON; times are in seconds, and null without an answer."""
+        import json  # needed only here
+
+        names = ("sent", "answered", "lost", "wrong", "disconnected", "reconnected")
+        times = {"longest_gap": self.longest_gap, **self._times()} if self.answered else {}
+        counts = {name: getattr(self, name) for name in names}
+        shown = {name: times.get(name) for name in ("longest_gap", *TIMES)}
+        return json.dumps(counts | {"loss_percent": self.loss} | shown) + "\n"
+
+    def _times(self) -> dict[str, float]:
+        """By the names in `TIMES`, in seconds."""
         times = self.times
         four = (times.least, times.mean, times.most, times.percentile(0.99))
-        return f"{counts}time min/avg/max/p99 = {'/'.join(map(milliseconds, four))} ms\n"
+        return dict(zip(TIMES, four, strict=True))
 
 
 def milliseconds(seconds: float) -> str:

@@ -52,14 +52,41 @@ def serving(*behaviours: Behaviour, listener: socket.socket | None = None) -> It
 @contextlib.contextmanager
 def full_queue() -> Iterator[list[str]]:
     """A server that takes no connection; yield the client's options for it."""
-    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+    with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(2):  # a queue of 0 holds one; the kernel ignores attempts beyond it
-            attempt = waiting.enter_context(socket.socket())
+        with filled(listener):
+            yield options_for(listener)
+
+
+@contextlib.contextmanager
+def filled(listener: socket.socket) -> Iterator[None]:
+    """Listen, with a full queue: the kernel ignores further attempts to connect."""
+    listener.listen(0)
+    with contextlib.ExitStack() as waiting:
+        for _ in range(2):  # a queue of 0 holds one
+            attempt = waiting.enter_context(socket.socket(listener.family))
             attempt.setblocking(False)
             attempt.connect_ex(listener.getsockname())
-        yield options_for(listener)
+        yield
+
+
+#: The client, for which every name has the addresses 127.0.0.1 and 127.0.0.2.
+TWO_ADDRESSES = """
+import socket, sys
+from tcpupperd.client.command import main
+look_up = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *more: look_up("127.0.0.1", *more) + look_up("127.0.0.2", *more)
+sys.exit(main())
+"""
+
+
+def run_behind_full_queue(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run the client for a name whose first address takes no connection."""
+    with full_queue() as first:
+        second = socket.create_server(("127.0.0.2", int(first[3])))
+        with serving(upper_all, listener=second):
+            command = [sys.executable, "-c", TWO_ADDRESSES, *arguments, "--port", first[3]]
+            return subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
 
 
 def options_for(listener: socket.socket) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from integration.tcpupper import (
     Behaviour,
     options_for,
     run,
+    run_behind_full_queue,
     serving,
     started,
 )
@@ -91,6 +93,22 @@ def test_server_that_does_not_answer_right(behaviour: Behaviour, complaint: str)
     pattern = f"TCPUPPER CRITICAL: {complaint.format(name)}\n"
     assert re.fullmatch(pattern, done.stdout.decode()), done.stdout
     assert done.returncode == CRITICAL
+
+
+def test_right_answer_before_a_reset_is_ok() -> None:
+    def answer_and_reset(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(connection.recv(1000).upper())
+
+    for _ in range(10):  # the reset may be too late to be noticed
+        with serving(answer_and_reset) as server:
+            done = run("--check", *server, "-v")
+        assert done.returncode == OK, done.stdout
+
+
+def test_address_that_drops_packets_has_a_share_of_the_time() -> None:
+    done = run_behind_full_queue("--check", "-t", "4")
+    assert done.returncode == OK, done.stdout
 
 
 def test_refused_connection() -> None:

@@ -30,7 +30,7 @@ def test_ping_shows_the_greeting_of_each_connection(server: list[str]) -> None:
     done = run("--ping", *server, "--greeting", "--connections", "2", "-c", "2", "-i", "0.02")
     for number in (1, 2):
         assert f"connection={number} {GREETING}\n" in done.stdout.decode()
-    assert "4 sent, 4 answered, 0 lost, 0 wrong," in done.stdout.decode()
+    assert "4 sent, 4 answered, 0 lost (0 %), 0 wrong," in done.stdout.decode()
     assert done.returncode == 0
 
 

@@ -2,6 +2,7 @@
 not answer, or wrongly."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from integration.tcpupper import (
     full_queue,
     options_for,
     run,
+    run_behind_full_queue,
     serving,
     started,
     upper_all,
@@ -32,8 +35,8 @@ from integration.tcpupper import (
 from waiting import DEADLINE, until
 
 COUNTS = re.compile(
-    r"([0-9]+) sent, ([0-9]+) answered, ([0-9]+) lost, ([0-9]+) wrong, ([0-9]+) reconnected,"
-    r" longest gap ([0-9.]+ m?s)"
+    r"([0-9]+) sent, ([0-9]+) answered, ([0-9]+) lost \([0-9.]+ %\), ([0-9]+) wrong,"
+    r" [0-9]+ disconnected, ([0-9]+) reconnected(?:, longest gap ([0-9.]+ m?s))?"
 )
 
 
@@ -215,17 +218,59 @@ def test_killed_worker_costs_a_line_and_a_connection(tmp_path: Path) -> None:
     assert ping.text.count(" lost: ") == lost > 0
 
 
-def test_connection_that_ends_between_two_lines_loses_none() -> None:
-    def answer_once(connection: socket.socket) -> None:
-        connection.sendall(connection.recv(1000).upper())
+def answer_once(connection: socket.socket) -> None:
+    connection.sendall(connection.recv(1000).upper())
 
+
+@pytest.mark.parametrize(("options", "status"), [([], 1), (["--allow-disconnects"], 0)])
+def test_connection_that_ends_between_two_lines_is_a_failure(
+    options: list[str], status: int
+) -> None:
     with serving(answer_once, answer_once) as server:
-        done = run("--ping", *server, "-c", "2", "-i", "1")
-    assert done.returncode == 0
+        done = run("--ping", *server, "-c", "2", "-i", "1", *options)
+    assert done.returncode == status
+    assert "2 answered, 0 lost (0 %), 0 wrong, 1 disconnected, 1 re" in done.stdout.decode()
     told = re.sub(r"time=\S+", "time=T", done.stdout.decode()).splitlines()[1:5]
     assert told[:2] == ["seq=1 time=T ms", "disconnected: the server closed the connection"]
     assert told[2:] == ["reconnected", "seq=2 time=T ms"]
     assert counts(done.stdout.decode()) == [2, 2, 0, 0, 1]
+
+
+def test_connection_may_end_after_the_last_answer() -> None:
+    with serving(answer_once) as server:
+        done = run("--ping", *server, "-c", "1")
+    assert done.returncode == 0
+    assert " 0 disconnected" in done.stdout.decode()
+
+
+def test_problems_are_shown_without_the_answers_and_with_the_time() -> None:
+    before = time.time()
+    with serving(answer_once, answer_once) as server:
+        done = run("--ping", *server, "-c", "2", "-i", "1", "--problems", "-D")
+    _, *shown = done.stdout.decode().splitlines()[:-3]
+    parts = [re.fullmatch(r"\[([0-9]+\.[0-9]{6})\] (.*)", line) for line in shown]
+    texts = [part[2] for part in parts if part]
+    assert texts == ["disconnected: the server closed the connection", "reconnected"]
+    assert all(part and before <= float(part[1]) <= time.time() for part in parts)
+
+
+def test_summary_in_json() -> None:
+    with serving(answer_once, answer_once) as server:
+        done = run("--ping", *server, "-c", "2", "-i", "1", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert [found[name] for name in ("sent", "answered", "lost", "loss_percent")] == [2, 2, 0, 0]
+    assert [found[name] for name in ("disconnected", "reconnected", "wrong")] == [1, 1, 0]
+    assert 0 < found["min"] <= found["avg"] <= found["max"] <= found["longest_gap"]
+
+
+def test_no_gap_is_told_if_there_was_no_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        server = options_for(unused)
+    done = run("--ping", *server, "-c", "1")
+    assert done.stdout.endswith(
+        b"\n1 sent, 0 answered, 1 lost (100 %), 0 wrong, 0 disconnected, 0 reconnected\n"
+    )
 
 
 def test_reset_connection() -> None:
@@ -295,6 +340,12 @@ def test_unanswered_attempt_to_connect_is_given_up() -> None:
         done = run("--ping", *server, "--timeout", "0.2", "-c", "1")
     assert done.returncode == 1
     assert "\nseq=1 lost: cannot connect: timed out\n" in done.stdout.decode()
+
+
+def test_address_that_drops_packets_has_a_share_of_the_time() -> None:
+    """The next address is tried within the time for the same line."""
+    done = run_behind_full_queue("--ping", "-c", "1", "--timeout", "4")
+    assert counts(done.stdout.decode()) == [1, 1, 0, 0, 0]
 
 
 def test_every_address_of_a_name_is_tried() -> None:
@@ -387,6 +438,24 @@ def test_deadline_ends_with_a_summary() -> None:
     assert done.returncode == 0
     assert sent == answered > 0
     assert rest == [0, 0, 0]
+
+
+def test_deadline_waits_for_the_lines_that_are_due(tmp_path: Path) -> None:
+    """Their own time limit is the timeout."""
+    proceed = threading.Event()
+
+    def answer_when_told(connection: socket.socket) -> None:
+        assert proceed.wait(DEADLINE)
+        upper_all(connection)
+
+    with (
+        serving(answer_when_told) as server,
+        pinging(tmp_path / "output", *server, "--timeout", "60", "-w", "0.1", "-i", "9") as ping,
+    ):
+        assert_still_running(ping.process, 1.5)
+        proceed.set()
+        assert ping.process.wait(DEADLINE) == 0
+    assert counts(ping.text) == [1, 1, 0, 0, 0]
 
 
 def test_closed_output_ends_quietly() -> None:

@@ -120,7 +120,9 @@ def test_ping_loses_nothing_by_a_restart(machine: Container) -> None:
         machine.run("pkill", "--full", " --ping ")
         output, _ = ping.communicate(timeout=DEADLINE)
         assert ping.returncode == 0
-    assert re.search(r"^([0-9]+) sent, \1 answered, 0 lost, 0 wrong, 0 reconnected,", output, re.M)
+    assert re.search(
+        r"^([0-9]+) sent, \1 answered, 0 lost \(0 %\), 0 wrong, 0 disconnected,", output, re.M
+    )
 
 
 def read_on(ping: subprocess.Popen[str]) -> None:

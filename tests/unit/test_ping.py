@@ -90,7 +90,8 @@ def test_summary_of_a_perfect_run() -> None:
     tally.add_gap(0.0004)
     assert tally.is_perfect
     assert tally.summary() == (
-        "2 sent, 2 answered, 0 lost, 0 wrong, 0 reconnected, longest gap 0.400 ms\n"
+        "2 sent, 2 answered, 0 lost (0 %), 0 wrong, 0 disconnected, 0 reconnected, longest gap"
+        " 0.400 ms\n"
         "time min/avg/max/p99 = 0.200/0.300/0.400/0.400 ms\n"
     )
 
@@ -100,8 +101,15 @@ def test_summary_without_an_answer_has_no_times() -> None:
     tally.sent = tally.lost = 3
     tally.add_gap(2.5)
     assert not tally.is_perfect
-    expected = "3 sent, 0 answered, 3 lost, 0 wrong, 0 reconnected, longest gap 2.50 s\n"
+    expected = "3 sent, 0 answered, 3 lost (100 %), 0 wrong, 0 disconnected, 0 reconnected\n"
     assert tally.summary() == expected
+
+
+def test_lost_connection_is_not_perfect_even_if_nothing_is_lost() -> None:
+    tally = Tally()
+    tally.sent = tally.answered = tally.disconnected = 1
+    assert tally.is_complete
+    assert not tally.is_perfect
 
 
 def test_nothing_sent_is_not_perfect() -> None:
@@ -134,14 +142,14 @@ def test_defaults() -> None:
     options = parse_arguments(["--ping"])
     assert (options.mode, options.endpoint.name) == ("ping", "localhost:9999")
     assert (options.interval, options.count, options.deadline) == (1.0, None, None)
-    assert (options.connections, options.timeout, options.quiet) == (1, 10.0, False)
+    assert (options.connections, options.timeout, options.show) == (1, 10.0, "all")
 
 
 def test_options_of_ping_are_those_of_ping() -> None:
     words = ["-c3", "-i", "0.2", "-w", "5", "-q", "--connections", "7", "--ping", "--port", "7"]
     options = parse_arguments(words)
     assert (options.count, options.interval, options.deadline) == (3, 0.2, 5.0)
-    assert (options.quiet, options.connections, options.endpoint.port) == (True, 7, 7)
+    assert (options.show, options.connections, options.endpoint.port) == ("summary", 7, 7)
 
 
 def test_ping_after_two_dashes_is_text() -> None:
