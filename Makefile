@@ -53,9 +53,10 @@ soak: $(VENV)/ready ## run the long versions of the tests (takes hours)
 	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py
 
 # Uses Debian's own Python. Without root, missing peers are reported and skipped.
-bench: ## benchmark against other servers (takes ten minutes)
+bench: ## benchmark against other servers (takes 15 minutes)
 	command -v gcc && command -v /usr/bin/python3-config || $(APT_INSTALL) gcc libc6-dev python3-dev
 	/usr/bin/python3 -c 'import ensurepip' || $(APT_INSTALL) python3-venv
+	/usr/bin/python3 -c 'import sdnotify' || $(APT_INSTALL) python3-sdnotify
 	command -v go || $(APT_INSTALL) golang-go || true
 	command -v socat || $(APT_INSTALL) socat || true
 	/usr/bin/python3 -m benchmarks

@@ -1,18 +1,31 @@
-"""Build, measure, and write the tables, the figure and the figures for programs."""
+"""Measure, and write everything that follows: tables, figure, numbers in the documentation."""
 
 import argparse
+import platform
 import resource
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-from benchmarks import figure, measures, report
-from benchmarks.build import BUILD, HERE, build_all
+from benchmarks import build, figure, measures, report
+from benchmarks.build import BUILD, build_all
 from benchmarks.load import LATENCIES, RATES
-from benchmarks.rounds import Rounds
-from benchmarks.servers import CPUS, DAEMON, LIMIT, SERVERS, STANDARD, Server
+from benchmarks.results import FILE, Results
+from benchmarks.rounds import run_rounds
+from benchmarks.servers import (
+    CPUS,
+    DAEMON,
+    LIMIT,
+    LOAD_CPU,
+    SERVER_CPU,
+    SERVERS,
+    STANDARD,
+    Server,
+    measured_program,
+)
 
 IDLE_CONNECTIONS = 10_000
 """The default limit per worker of the daemon."""
@@ -27,35 +40,32 @@ def main() -> int:
     allow_many_files()
     build_all()
     servers = choose(options.only)
-    rounds, seconds = (2, 0.3) if options.short else (15, 0.3)
-    results = Rounds()
-    results.run(servers, (*RATES, *LATENCIES), rounds, seconds)
-    parts = [report.conditions(rounds, seconds), report.disturbance(results)]
-    parts += [report.summary(results, servers)]
-    parts += [report.details(results, servers, work) for work in RATES]
-    parts += [report.latencies(results, servers), *once(servers, options.short)]
-    files = {
-        "results.md": "# Measured\n\n" + "\n".join(parts),
-        "results.svg": figure.draw(ratios(results, servers)),
-        "results.json": results.as_json(),
-    }
-    write(BUILD if options.short else HERE / "results", files)
-    print("\n" + "\n".join(parts), *results.failures, sep="\n")
+    rounds, seconds = (2, 0.2) if options.short else (15, 0.25)
+    results = run_rounds(servers, (*RATES, *LATENCIES), rounds, seconds)
+    results.conditions = conditions(rounds, seconds)
+    measure_once(results, servers, 3 if options.short else 15)
+    write(results, short=options.short)
+    print("\n" + report.tables(results), *results.failures, sep="\n")
     return 1 if results.failures else 0
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--short", action="store_true", help="finish within two minutes, less accurately"
+        "--short",
+        action="store_true",
+        help="finish within three minutes, less accurately, and change no document",
     )
     parser.add_argument(
         "--only",
         action="append",
         metavar="SERVER",
-        help="measure this server in addition to the C server and socketserver; may be repeated",
+        help="measure this server in addition to the C server and socketserver; may be repeated;"
+        " implies --short",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.short = options.short or bool(options.only)
+    return options
 
 
 def allow_many_files() -> None:
@@ -72,48 +82,66 @@ def choose(only: Sequence[str] | None) -> list[Server]:
     return [server for server in SERVERS if server.name in wanted and not server.missing]
 
 
-def once(servers: Sequence[Server], short: bool) -> list[str]:
-    """The tables that need no rounds."""
-    holding = [server for server in servers if not server.one_shot]
-    memory = {}
-    for server in holding:
-        print(f"memory: {server.name}", flush=True)
-        memory[server] = measures.memory_of_a_connection(server, IDLE_CONNECTIONS)
-    tables = [report.memory(memory, IDLE_CONNECTIONS)]
+def conditions(rounds: int, seconds: float) -> dict[str, str]:
+    cpu = next(
+        line.partition(": ")[2]
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    python = subprocess.check_output([build.PYTHON, "--version"], text=True).strip()
+    return {
+        "program": measured_program(),
+        "cpu": cpu,
+        "kernel": platform.release(),
+        "python": python,
+        "packages": ", ".join(build.versions()),
+        "server_cpu": str(SERVER_CPU),
+        "load_cpu": str(LOAD_CPU),
+        "rounds": str(rounds),
+        "seconds": f"{seconds:g}",
+    }
+
+
+def measure_once(results: Results, servers: Sequence[Server], rounds: int) -> None:
+    """What needs no rounds."""
+    for server in servers:
+        if not server.one_shot:
+            print(f"memory: {server.name}", flush=True)
+            size = measures.memory_of_a_connection(server, IDLE_CONNECTIONS)
+            results.memory[server.name] = size
     if DAEMON in servers:
-        tables.append(report.measures(daemon_rows(3 if short else 15)))
-    return tables
+        measure_daemon(results, rounds)
 
 
-def daemon_rows(rounds: int) -> list[measures.Row]:
-    print("starting, workers, replacing", flush=True)
-    return [
-        *measures.base_memory(),
-        *measures.starting(rounds),
-        *measures.two_workers(seconds=0.5, rounds=rounds),
-        measures.spreading(workers=2, connections=4000),
-        measures.spreading(workers=4, connections=4000),
-        measures.replacing(rounds),
-    ]
+def measure_daemon(results: Results, rounds: int) -> None:
+    """A measurement that fails costs no other."""
+    for measurement in (
+        measures.base_memory,
+        partial(measures.starting, rounds),
+        partial(measures.two_workers, seconds=0.3, rounds=rounds),
+        partial(measures.spreading, workers=2, connections=4000),
+        partial(measures.spreading, workers=4, connections=4000),
+        partial(measures.replacing, rounds),
+    ):
+        print(f"measuring: {measurement}", flush=True)
+        try:
+            results.measures += measurement()
+        except (OSError, RuntimeError) as error:
+            results.failures.append(f"{measurement}: {error}")
 
 
-def ratios(results: Rounds, servers: Sequence[Server]) -> figure.Panels:
-    """The ratios for the figure, of each server that could do a work to the limit."""
-    panels: dict[str, dict[str, figure.Ratios]] = {}
-    for work in RATES:
-        measured = {server.name: results.ratios(server, LIMIT, work) for server in servers}
-        panels[work.title] = {
-            name: figure.Ratios(median(found), min(found), max(found))
-            for name, found in measured.items()
-            if found
+def write(results: Results, *, short: bool) -> None:
+    """Everything, or after a short run only its own tables, below build/."""
+    if not short:
+        report.write(report.files(results))
+        return
+    report.write(
+        {
+            BUILD / FILE.name: results.as_json(),
+            BUILD / "results.md": report.tables(results),
+            BUILD / "results.svg": figure.draw(report.panels(results)),
         }
-    return panels
-
-
-def write(directory: Path, files: Mapping[str, str]) -> None:
-    directory.mkdir(exist_ok=True)
-    for name, text in files.items():
-        (directory / name).write_text(text)
+    )
 
 
 sys.exit(main())

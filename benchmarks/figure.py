@@ -1,16 +1,12 @@
-"""The rates as a picture: a panel for each work, and in it a bar for each server.
+"""The rates as a picture: a panel for each workload, and in it a bar for each server."""
 
-``python3 -m benchmarks.figure`` draws it again from the table in ``results/results.md``.
-"""
-
-import re
 from collections.abc import Iterable, Mapping
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 DAEMON, LIMIT = "tcpupperd", "C epoll"
-OURS = (DAEMON, f"{DAEMON} without its C module")
+WITHOUT_C = f"{DAEMON} without its C module"
+OURS = (DAEMON, WITHOUT_C)
 
 NAME_WIDTH, FIGURE_WIDTH = 250, 820
 RATIO_WIDTH = 260  # of 1.00: one length in all panels
@@ -30,9 +26,8 @@ text { font: 12px system-ui, sans-serif; fill: #6e7781 }
 """
 
 LEGEND = (
-    f"Rate relative to {LIMIT}, which is 1.00. Bar and number: median of all rounds.",
-    "Whiskers: lowest and highest round. Equal within noise: the whiskers overlap those of"
-    f" {DAEMON}.",
+    f"Rate relative to {LIMIT}, which is 1.00.",
+    "Bar and number: median of all rounds. Whiskers: lowest and highest round.",
 )
 
 
@@ -42,10 +37,6 @@ class Ratios(NamedTuple):
     median: float
     low: float
     high: float
-
-    def overlaps(self, other: "Ratios") -> bool:
-        """Whether the difference may be noise."""
-        return self.low <= other.high and other.low <= self.high
 
     def __str__(self) -> str:
         return f"{self.median:.{digits(self)}f}"
@@ -89,9 +80,7 @@ def _panel(title: str, ratios: Mapping[str, Ratios], ticks: int, top: int) -> st
     ]
     names = sorted(ratios, key=lambda name: ratios[name].median, reverse=True)
     for row, name in enumerate(names):
-        is_equal = name != DAEMON and DAEMON in ratios and ratios[name].overlaps(ratios[DAEMON])
-        note = "equal within noise" if is_equal else ""
-        parts.append(_bar(name, ratios[name], note, ticks, first + row * STEP + 3))
+        parts.append(_bar(name, ratios[name], ticks, first + row * STEP + 3))
     return "".join(parts)
 
 
@@ -106,18 +95,17 @@ def _axis(ticks: int, top: int, bottom: int) -> str:
     return "".join(parts)
 
 
-def _bar(name: str, ratios: Ratios, note: str, ticks: int, y: int) -> str:
+def _bar(name: str, ratios: Ratios, ticks: int, y: int) -> str:
     kind = "ours" if name in OURS else "peer"
     baseline = y + BAR_HEIGHT - 3
     width = max(ratios.median * RATIO_WIDTH, 1)
-    label = f"{ratios}, {note}" if note else f"{ratios}"
     return (
         f'<text class="{kind}" x="{NAME_WIDTH - 8}" y="{baseline}" text-anchor="end">'
         f"{escape(name)}</text>\n"
         f'<rect class="{kind}" x="{NAME_WIDTH}" y="{y}" width="{width:.1f}" '
         f'height="{BAR_HEIGHT}" rx="2"/>\n'
         f"{_whiskers(ratios, y)}"
-        f'<text x="{_x(ticks * TICK) + 14}" y="{baseline}">{label}</text>\n'
+        f'<text x="{_x(ticks * TICK) + 14}" y="{baseline}">{ratios}</text>\n'
     )
 
 
@@ -131,24 +119,3 @@ def _whiskers(ratios: Ratios, y: int) -> str:
 
 def _x(ratio: float) -> float:
     return round(NAME_WIDTH + ratio * RATIO_WIDTH, 1)
-
-
-def read(tables: str) -> Panels:
-    """The ratios in the first of the tables that `report` writes."""
-    table = tables[tables.index("|") :].partition("\n\n")[0]
-    head, _, *rows = table.splitlines()
-    panels: dict[str, dict[str, Ratios]] = {title: {} for title in _cells(head)[1:]}
-    for name, *shares in map(_cells, rows):
-        for title, share in zip(panels, shares, strict=True):
-            if numbers := re.findall(r"\d+\.\d+", share):
-                panels[title][name] = Ratios(*map(float, numbers))
-    return panels
-
-
-def _cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip("| ").split("|")]
-
-
-if __name__ == "__main__":
-    results = Path(__file__).parent / "results"
-    (results / "results.svg").write_text(draw(read((results / "results.md").read_text())))

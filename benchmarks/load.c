@@ -3,7 +3,14 @@
  * One thread and one epoll, so that it stays cheaper than any server it loads. Each connection
  * sends a batch of lines, waits for the whole answer, and sends the next batch. Connection i sends
  * from line i of the text on: an answer that went to the wrong connection is a wrong answer.
- * It prints one JSON object. It exits with 1 on the first wrong byte, on an error and on silence.
+ *
+ * With --stream, it sends the batch again and again without waiting, in pieces of any size, so that
+ * what the server receives ends anywhere in a line. With --churn, each batch has a connection of
+ * its own, which the client ends; with --reset, it ends it by a reset.
+ *
+ * It prints a line when it is ready, waits for one, and prints one JSON object; when its input has
+ * ended, it closes the idle connections. It exits with 1 on the first wrong byte, on an error and
+ * on silence.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,13 +31,16 @@
 enum {
     CHUNK = 64 * 1024,     /* at most this much is sent or received between two looks at the probe */
     EVENTS_PER_TURN = 64,
+    WINDOW = 256 * 1024,   /* bytes of a stream whose answers are due: a slow server has to end, too */
+    SOURCE_SHARE = 4096,   /* connections in a row from one source address, unless --sources says it */
     GRACE_SECONDS = 20,    /* for answers that are still due when the time is over */
     PROBE_LINE = 64,
 };
 
 struct connection {
     int fd;
-    size_t lines, size;             /* of one batch; size in bytes */
+    size_t lines, size;             /* of one batch; size in bytes, SIZE_MAX while it streams */
+    size_t text;                    /* bytes of the text of a batch */
     const char *request, *expected; /* the batch and its answer */
     size_t sent, received;          /* bytes of the batch under way */
     uint64_t began;                 /* when the batch did, nanoseconds; 0: no answer is due */
@@ -38,7 +48,7 @@ struct connection {
 
 static struct {
     const char *host;
-    int port, connections, churn, probe;
+    int port, connections, churn, reset, stream, probe, sources, idle;
     size_t line, depth;
     double seconds;
 } option = {.host = "127.0.0.1", .connections = 1, .line = 64, .depth = 1, .seconds = 1};
@@ -100,9 +110,11 @@ static int unchanged(int character) { return character; }
 static void choose_source(int fd)
 {
     static uint32_t count;
+    uint32_t number = option.sources ? count % option.sources : count / SOURCE_SHARE % 4096;
     int on = 1;
     struct sockaddr_in source = {.sin_family = AF_INET};
-    source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 256 + count++ / 4096 % 4096);
+    count++;
+    source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 256 + number);
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     if (bind(fd, (struct sockaddr *)&source, sizeof source) < 0)
         err(1, "bind");
@@ -116,7 +128,7 @@ static void open_connection(struct connection *c)
     inet_pton(AF_INET, option.host, &server.sin_addr);
     if ((c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0)) < 0)
         err(1, "socket");
-    if (option.churn)
+    if (option.churn || option.sources)
         choose_source(c->fd);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (connect(c->fd, (struct sockaddr *)&server, sizeof server) < 0 && errno != EINPROGRESS)
@@ -125,13 +137,40 @@ static void open_connection(struct connection *c)
         err(1, "epoll_ctl");
 }
 
+/* Without TIME_WAIT: the client's end is gone at once. */
+static void close_by_reset(int fd)
+{
+    struct linger now = {.l_onoff = 1};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    close(fd);
+}
+
+/* Bytes of the next piece of a stream: the same sequence for every server. */
+static size_t piece(void)
+{
+    static uint32_t state = 1;
+    state ^= state << 13;
+    state ^= state >> 17;
+    state ^= state << 5;
+    return 1 + state % CHUNK;
+}
+
 static void receive_answer(struct connection *c);
 
 static void send_batch(struct connection *c)
 {
     while (c->sent < c->size) {
-        size_t rest = c->size - c->sent;
-        ssize_t count = send(c->fd, c->request + c->sent, rest < CHUNK ? rest : CHUNK, MSG_NOSIGNAL);
+        size_t at = c->sent % c->text, rest = c->text - at, most = CHUNK;
+        if (c->size == SIZE_MAX) {
+            if (c->sent - c->received >= WINDOW)
+                return; /* until an answer has come */
+            most = piece();
+            if (now() >= deadline) /* complete the line */
+                c->size = c->sent + option.line - at % option.line;
+        }
+        if (rest > c->size - c->sent)
+            rest = c->size - c->sent;
+        ssize_t count = send(c->fd, c->request + at, rest < most ? rest : most, MSG_NOSIGNAL);
         if (count < 0 && errno == EAGAIN)
             return;
         if (count < 0)
@@ -140,7 +179,7 @@ static void send_batch(struct connection *c)
         if (probe && c != probe)
             receive_answer(probe);
     }
-    if (option.churn)
+    if (option.churn && !option.reset)
         shutdown(c->fd, SHUT_WR);
 }
 
@@ -158,14 +197,30 @@ static void end_batch(struct connection *c)
 {
     uint64_t time = now();
     busy--;
-    lines += c->lines;
-    if (!probe || c == probe)
+    lines += option.stream && c != probe ? c->size / option.line : c->lines;
+    if (c == probe || !(probe || option.stream))
         count_latency(time - c->began);
     c->began = 0;
-    if (option.churn)
+    if (option.reset)
+        close_by_reset(c->fd);
+    else if (option.churn)
         close(c->fd);
     if (time < deadline)
         begin_batch(c, time);
+}
+
+/* Whether this is the answer to a part of what has been sent, which may be sent again and again. */
+static int is_right(const struct connection *c, const char *answer, size_t count)
+{
+    if (count > c->sent - c->received)
+        return 0;
+    for (size_t done = 0, part; done < count; done += part) {
+        size_t at = (c->received + done) % c->text, rest = c->text - at;
+        part = count - done < rest ? count - done : rest;
+        if (memcmp(answer + done, c->expected + at, part))
+            return 0;
+    }
+    return 1;
 }
 
 /* A batch ends with its last byte; with --churn, with the end of file after it. */
@@ -174,7 +229,7 @@ static void receive_answer(struct connection *c)
     static char answer[CHUNK];
     if (!c->began)
         return;
-    while (c->received < c->size || option.churn) {
+    while (c->received < c->size || (option.churn && !option.reset)) {
         ssize_t count = recv(c->fd, answer, sizeof answer, 0);
         if (count < 0 && errno == EAGAIN)
             return;
@@ -184,8 +239,7 @@ static void receive_answer(struct connection *c)
             errx(1, "connection closed after %zu of %zu bytes", c->received, c->size);
         if (count == 0)
             break;
-        if (count > (ssize_t)(c->sent - c->received)
-            || memcmp(answer, c->expected + c->received, count))
+        if (!is_right(c, answer, count))
             errx(1, "wrong answer within %zd bytes from byte %zu on", count, c->received);
         c->received += count;
         if (probe && c != probe)
@@ -201,6 +255,7 @@ static void parse_options(int argc, char **argv)
     static const struct option names[] = {
         {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"line", 1, 0, 'l'},
         {"depth", 1, 0, 'd'}, {"seconds", 1, 0, 's'}, {"churn", 0, 0, 'r'}, {"probe", 0, 0, 'o'},
+        {"reset", 0, 0, 'R'}, {"stream", 0, 0, 'S'}, {"sources", 1, 0, 'a'}, {"idle", 1, 0, 'i'},
         {0, 0, 0, 0}};
     for (int name; (name = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         if (name == 'h') option.host = optarg;
@@ -211,11 +266,16 @@ static void parse_options(int argc, char **argv)
         else if (name == 's') option.seconds = atof(optarg);
         else if (name == 'r') option.churn = 1;
         else if (name == 'o') option.probe = 1;
+        else if (name == 'R') option.churn = option.reset = 1;
+        else if (name == 'S') option.stream = 1;
+        else if (name == 'a') option.sources = atoi(optarg);
+        else if (name == 'i') option.idle = atoi(optarg);
         else exit(2);
     }
     if (option.port <= 0 || option.connections < 1 || option.line < 2 || option.depth < 1)
         errx(2, "usage: %s --port PORT [--host ADDRESS] [--connections N] [--line BYTES] "
-                "[--depth LINES] [--seconds S] [--churn] [--probe]", argv[0]);
+                "[--depth LINES] [--seconds S] [--churn | --reset | --stream] [--probe] "
+                "[--sources N] [--idle N]", argv[0]);
 }
 
 /* The last connection is the probe: one line at a time beside the load of the others. Only its
@@ -227,16 +287,36 @@ static struct connection *make_connections(void)
     char *request = make_text(option.line, count, unchanged);
     char *expected = make_text(option.line, count, toupper);
     for (int i = 0; i < option.connections; i++)
-        all[i] = (struct connection){.lines = option.depth, .size = option.depth * option.line,
+        all[i] = (struct connection){.lines = option.depth,
+                                     .size = option.stream ? SIZE_MAX : option.depth * option.line,
+                                     .text = option.depth * option.line,
                                      .request = request + i * option.line,
                                      .expected = expected + i * option.line};
     if (option.probe) {
         probe = &all[option.connections++];
-        *probe = (struct connection){.lines = 1, .size = PROBE_LINE,
+        *probe = (struct connection){.lines = 1, .size = PROBE_LINE, .text = PROBE_LINE,
                                      .request = make_text(PROBE_LINE, 1, unchanged),
                                      .expected = make_text(PROBE_LINE, 1, toupper)};
     }
     return all;
+}
+
+/* Connections that have each had one line answered, and stay open. */
+static int *open_idle(void)
+{
+    struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(option.port)};
+    int *idle_ones = calloc(option.idle + 1, sizeof *idle_ones);
+    char answer[2];
+    inet_pton(AF_INET, option.host, &server.sin_addr);
+    for (int i = 0; i < option.idle; i++) {
+        int fd = idle_ones[i] = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd < 0 || connect(fd, (struct sockaddr *)&server, sizeof server) < 0)
+            err(1, "idle connection %d", i);
+        if (send(fd, "a\n", 2, MSG_NOSIGNAL) != 2 || recv(fd, answer, 2, MSG_WAITALL) != 2
+            || memcmp(answer, "A\n", 2))
+            errx(1, "no answer on idle connection %d", i);
+    }
+    return idle_ones;
 }
 
 /* Looks again instead of sleeping: to wake a sleeper would cost the server time, and the less the
@@ -254,6 +334,12 @@ static int wait_for_events(struct epoll_event *events)
     return count;
 }
 
+static void say(const char *text)
+{
+    fputs(text, stdout);
+    fflush(stdout);
+}
+
 static void serve_events(void)
 {
     struct epoll_event events[EVENTS_PER_TURN];
@@ -264,6 +350,8 @@ static void serve_events(void)
             send_batch(c);
         if (events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP))
             receive_answer(c);
+        if (option.stream && c->began && c->sent < c->size)
+            send_batch(c);
     }
 }
 
@@ -278,7 +366,10 @@ static void print_result(uint64_t began)
 int main(int argc, char **argv)
 {
     parse_options(argc, argv);
-    alarm(option.seconds + 2 * GRACE_SECONDS);
+    alarm(option.seconds + 3 * GRACE_SECONDS);
+    int *idle_ones = open_idle();
+    say("ready\n");
+    getchar();
     epoll = epoll_create1(0);
     struct connection *all = make_connections();
     for (int i = 0; i < option.connections && !option.churn; i++)
@@ -290,4 +381,8 @@ int main(int argc, char **argv)
     while (busy)
         serve_events();
     print_result(began);
+    say("");
+    getchar();
+    for (int i = 0; i < option.idle; i++)
+        close_by_reset(idle_ones[i]);
 }

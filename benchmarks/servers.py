@@ -35,6 +35,14 @@ class Server:
     """With ``{port}`` for the port to listen on, on 127.0.0.1."""
     one_shot: bool = False
     """Answers only at end of input (``tr``), so only the connection rate can be measured."""
+    slow: bool = False
+    """So far from the others that a few rounds are enough, and without 10,000 idle connections."""
+
+    def can_do(self, options: tuple[str, ...]) -> bool:
+        """Whether it can do a workload with these options of the load generator."""
+        if self.one_shot:
+            return "--churn" in options and "--sources=4096" not in options
+        return not (self.slow and "--idle=10000" in options)
 
     @property
     def missing(self) -> bool:
@@ -51,21 +59,35 @@ class Running:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
 
+#: The package is measured if it is installed, otherwise this checkout.
+INSTALLED = Path("/usr/sbin/tcpupperd")
+PROGRAM = (str(INSTALLED),) if INSTALLED.exists() else (str(PYTHON), "-m", "tcpupperd")
+
+
 def tcpupperd(*options: str) -> tuple[str, ...]:
-    return (str(PYTHON), "-m", "tcpupperd", "--listen", "127.0.0.1:{port}", *options)
+    return (*PROGRAM, "--listen", "127.0.0.1:{port}", *options)
+
+
+def measured_program() -> str:
+    """What is measured, in words: its version, whether it uses C, and where it comes from."""
+    version = subprocess.check_output((*PROGRAM, "--version"), cwd=TREE, env=ENVIRONMENT)
+    origin = "as installed from its package" if INSTALLED.exists() else "from a checkout"
+    return f"{version.decode().strip()}, {origin}"
 
 
 def _python_peer(script: str, *arguments: str, python: Path = PYTHON) -> tuple[str, ...]:
     return (str(python), "-I", str(PEERS / script), "{port}", *arguments)
 
 
-DAEMON = Server("tcpupperd", tcpupperd("--workers", "1"))
+#: More than the default of 10,000, for the busy connections next to 10,000 idle ones.
+ONE_WORKER = ("--workers", "1", "--max-connections", "11000")
+DAEMON = Server("tcpupperd", tcpupperd(*ONE_WORKER))
 WITHOUT_C = Server(
     "tcpupperd without its C module",
-    ("/usr/bin/env", f"{SWITCH}=1", *tcpupperd("--workers", "1")),
+    ("/usr/bin/env", f"{SWITCH}=1", *tcpupperd(*ONE_WORKER)),
 )
 LIMIT = Server("C epoll", (str(BUILD / "epoll"), "{port}"))
-STANDARD = Server("socketserver threads", _python_peer("threads.py"))
+STANDARD = Server("socketserver threads", _python_peer("threads.py"), slow=True)
 
 SERVERS = (
     LIMIT,
@@ -74,9 +96,11 @@ SERVERS = (
     Server("uvloop Protocol", _python_peer("asyncio_protocol.py", "uvloop", python=VENV_PYTHON)),
     Server("Go net", (str(BUILD / "goroutines"), "{port}")),
     Server("asyncio Protocol", _python_peer("asyncio_protocol.py")),
-    Server("asyncio streams", _python_peer("asyncio_streams.py")),
-    Server("gevent StreamServer", _python_peer("gevent_server.py", python=VENV_PYTHON)),
-    Server("Twisted LineReceiver", _python_peer("twisted_server.py", python=VENV_PYTHON)),
+    Server("asyncio streams", _python_peer("asyncio_streams.py"), slow=True),
+    Server("gevent StreamServer", _python_peer("gevent_server.py", python=VENV_PYTHON), slow=True),
+    Server(
+        "Twisted LineReceiver", _python_peer("twisted_server.py", python=VENV_PYTHON), slow=True
+    ),
     STANDARD,
     Server(
         "socat forks tr",
@@ -86,6 +110,7 @@ SERVERS = (
             "EXEC:tr a-z A-Z",
         ),
         one_shot=True,
+        slow=True,
     ),
     Server(
         "systemd Accept=yes, tr",
@@ -94,6 +119,7 @@ SERVERS = (
             *("--accept", "--inetd", "--listen=127.0.0.1:{port}", "tr", "a-z", "A-Z"),
         ),
         one_shot=True,
+        slow=True,
     ),
 )
 

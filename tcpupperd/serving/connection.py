@@ -281,7 +281,8 @@ class Connection:
             self.ends(PROBE)
         else:
             self.ends(RESET, str(error.strerror).lower())
-        log.debug("%s: %s", self, error)
+        if self.tally.debug:
+            log.debug("%s: %s", self, error)
 
     def deadline(self) -> tuple[float, Timeout]:
         """When to close this connection, and why."""

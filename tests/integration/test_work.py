@@ -10,18 +10,19 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
+from integration.client import Client
 from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_ITERATION
-from tcpupperd.serving.fast_path import RECEIVE_SIZE, fast_path, python_fast_path
+from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path, python_fast_path
 from tcpupperd.serving.server import UpperServer
 from tools import need
 from waiting import until
@@ -136,6 +137,31 @@ def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
     assert calls.total() <= (76 if fast_path is python_fast_path else 67) * count
+
+
+def test_end_by_reset_costs_no_more_than_an_end_of_file() -> None:
+    """It is how health checks and many clients end their connections."""
+    by_end_of_file, by_reset = calls_for_ends(Client.end), calls_for_ends(Client.reset)
+    print(by_end_of_file.most_common(), by_reset.most_common())
+    assert by_reset.total() <= by_end_of_file.total()
+    assert "Connections._failed" not in by_reset  # which handles exceptions
+
+
+def calls_for_ends(end: Callable[[Client], None]) -> Counter[str]:
+    """The functions that are called when many clients end, after one line each."""
+    with UpperServer(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server)) for _ in range(32)]
+        for client in clients:
+            client.send(LINE)
+        while server.tally.counts[ANSWERED] < len(clients):
+            server.handle_request()
+        for client in clients:
+            client.read(len(LINE))
+            end(client)
+        with counted_functions() as calls:
+            while len(server.connections):
+                server.handle_request()
+    return calls
 
 
 def test_a_turn_serves_each_client_once() -> None:
