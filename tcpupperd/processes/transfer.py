@@ -201,7 +201,7 @@ class Taker:
         self._server = server
         self._give_end, self._end = channel
         self._scoreboard = scoreboard
-        self._turn = Turn(scoreboard, server.config.worker_count)
+        self._fairness = Fairness(scoreboard, server.config.worker_count)
         self._capacity = capacity
         self._polled = False
         self._stopped = False
@@ -258,14 +258,14 @@ class Taker:
         self._log_summary()
 
     def _readable(self) -> None:
-        server, size = self._server, peek(self._end)
+        have, size, now = len(self._server.connections), peek(self._end), self._server.poller.now
         messages = filled(self._give_end) // MESSAGE_SIZE
         if not self._has_room(size):
-            self._away.set(server.poller.now + SHORTAGE_PAUSE)
-        elif self._turn.is_ours(len(server.connections), size, messages, server.poller.now):
+            self._away.set(now + SHORTAGE_PAUSE)
+        elif self._fairness.should_take(have, size, messages, now):
             self._take(size)
         else:
-            self._away.set(server.poller.now + STEP_BACK)
+            self._away.set(now + STEP_BACK)
 
     def _take(self, size: int = 0) -> None:
         """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
@@ -366,7 +366,7 @@ class Taker:
         server.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 
-class Turn:
+class Fairness:
     """Decides whether a worker takes a message, or leaves it to those with fewer connections."""
 
     def __init__(self, scoreboard: Scoreboard, workers: int) -> None:
@@ -376,7 +376,7 @@ class Turn:
         self._since = 0.0  # when the lowest number last changed
         self._asked = 0.0
 
-    def is_ours(self, have: int, size: int, messages: int, now: float) -> bool:
+    def should_take(self, have: int, size: int, messages: int, now: float) -> bool:
         """Whether a worker that has `have` connections takes the next message, which has `size`
         connections and is one of about `messages`.
 

@@ -79,7 +79,7 @@ class Worker(UpperServer):
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
         self.acceptor.capacity = -math.inf if self._capacity.scarce else self._capacity.accepted
         self._announce_by = self.poller.now + ANNOUNCE_TIME
-        self.poller.add(context.control, self._obey)
+        self.poller.add(context.control, self._handle_order)
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
         """Nothing: the supervisor has set the options of the sockets that all workers share. A
@@ -110,9 +110,9 @@ class Worker(UpperServer):
         """Whether there is a listener or a connection left, or the channel may bring more."""
         return self._context.numbers[STATE] != EXITING or super().more_can_come()
 
-    def is_leaving(self) -> bool:
+    def is_stopping_soon(self) -> bool:
         """Whether new clients should go to another server, because the daemon is about to stop."""
-        return bool(self._context.scoreboard.daemon[STOPPING_SOON]) or super().is_leaving()
+        return bool(self._context.scoreboard.daemon[STOPPING_SOON]) or super().is_stopping_soon()
 
     def report(self) -> Report:
         """The state of the daemon."""
@@ -140,7 +140,7 @@ class Worker(UpperServer):
         if not is_settled:
             self.poller.at(self.poller.now + SETTLE_INTERVAL, self._settle)
 
-    def _obey(self) -> None:
+    def _handle_order(self) -> None:
         message, files, *_ = socket.recv_fds(self._context.control, 1, 2)
         if message == CHANNEL:
             self._use_channel([socket.socket(fileno=fd) for fd in files])
@@ -153,7 +153,7 @@ class Worker(UpperServer):
             self._taker.take_all()
             self.drain(take_queues=not self._context.listeners_outlive_us)
             return
-        self._take_last(order)
+        self._accept_last(order)
         self.acceptor.stop()
         if order is Order.LEAVE_IN_STORE:
             self._answer()
@@ -181,7 +181,7 @@ class Worker(UpperServer):
             if len(self.connections.serve(ready)) == len(ready):
                 return
 
-    def _take_last(self, order: Order) -> None:
+    def _accept_last(self, order: Order) -> None:
         """Do not leave a connection in a queue that no other process will serve.
 
         With EPOLLEXCLUSIVE, a new connection wakes only one worker. If that worker does not accept

@@ -46,7 +46,7 @@ LINGER_TIME = 2.0
 #: Seconds that a new client has to send something when the service stops. Other clients must
 #: expect their connection to end, but a new client would regard a connection that ends without any
 #: answer as a failure.
-NEWCOMER_TIME = 1.0
+NEW_CLIENT_TIME = 1.0
 
 
 class Next(Enum):
@@ -55,7 +55,7 @@ class Next(Enum):
     WATCH = "wait for its `interest` and its `deadline`, one of which has changed"
     SCHEDULE = "wait for its `deadline`, which has changed"
     CLOSE = "close it"
-    CUT = "reset it"
+    RESET = "reset it"
 
 
 class Timeout(Enum):
@@ -217,44 +217,44 @@ class Connection:
             answer = opening + answer
         if answer and not self._send(answer):
             return Next.WATCH
-        return self._end_our_side(now) if protocol.finished else None
+        return self._half_close(now) if protocol.finished else None
 
     def open(self, now: float) -> Next | None:
         """Send what the protocol sends first to a client that has just connected."""
         opening = self.protocol.opening
         if opening and not self._send(opening):
             return Next.WATCH
-        return self._end_our_side(now) if self.protocol.finished else None
+        return self._half_close(now) if self.protocol.finished else None
 
-    def end(self, now: float) -> Next | None:
+    def close_gracefully(self, now: float) -> Next | None:
         """Stop answering: flush, close the server's side and wait briefly for the client to close
         its side."""
         self.protocol.finish()
-        return None if self.unsent else self._end_our_side(now)
+        return None if self.unsent else self._half_close(now)
 
-    def drain(self, now: float, *, newcomer_time: float) -> Next | None:
+    def drain_step(self, now: float, *, new_client_time: float) -> Next | None:
         """Handle a connection while the server stops: answer what has arrived; if nothing has,
-        close the server's side. A client that has not sent anything yet has `newcomer_time`
+        close the server's side. A client that has not sent anything yet has `new_client_time`
         seconds to do so."""
         if self.unsent or self.protocol.finished:
             return None
         try:
             return self.handle(now)
         except BlockingIOError:
-            return None if self._is_new(now, newcomer_time) else self.stop(now)
+            return None if self._is_new(now, new_client_time) else self.close_for_stop(now)
 
-    def stop(self, now: float) -> Next | None:
+    def close_for_stop(self, now: float) -> Next | None:
         """Close it gracefully because the server is stopping."""
         self.ends(SERVICE_STOPPED)
-        return self.end(now)
+        return self.close_gracefully(now)
 
-    def abandon(self, now: float) -> Next:
+    def abort(self, now: float) -> Next:
         """Close it immediately. If unsent answers are lost, reset it so that the client knows."""
         if not self.unsent:
             self.ends(SERVICE_STOPPED)
             return Next.CLOSE
         self.ends(DRAIN_TIMEOUT)
-        return Next.CUT
+        return Next.RESET
 
     def expire(self, now: float) -> Next | None:
         """Act on the deadline, if it has passed."""
@@ -262,12 +262,12 @@ class Connection:
         if when > now:
             return Next.SCHEDULE
         if timeout is Timeout.LINGER:
-            return self._linger_on(now)
+            return self._linger(now)
         # If a header is incomplete, its protocol has a reason of its own.
         if timeout is not Timeout.LINE or not self.protocol.identifies_client:
             self.ends(timeout.value)
             log.debug("%s: %s", self, self.reason)
-        return Next.CUT if timeout is Timeout.WRITE else self.end(now)
+        return Next.RESET if timeout is Timeout.WRITE else self.close_gracefully(now)
 
     def ends(self, counter: int, words: str = "") -> None:
         """Record and count why the connection ends; only the first reason counts."""
@@ -337,11 +337,11 @@ class Connection:
             # It was counted when the lingering began. 0.1.0 does not hand it over.
             self.reason = state.reason or reason(COMPLETE)
         ends = protocol.finished and not self.lingers_until
-        return (self.end(now) if ends else None) or Next.WATCH
+        return (self.close_gracefully(now) if ends else None) or Next.WATCH
 
-    def _is_new(self, now: float, newcomer_time: float) -> bool:
+    def _is_new(self, now: float, new_client_time: float) -> bool:
         """Whether the client has just connected and may be about to send its first line."""
-        return self._is_silent and now - self.last_activity < newcomer_time
+        return self._is_silent and now - self.last_activity < new_client_time
 
     @property
     def _is_silent(self) -> bool:
@@ -381,10 +381,10 @@ class Connection:
         self.unsent = NOTHING  # frees the answer
         if self.line_began:
             self.line_began = now  # the rest of the line could not be received in the meantime
-        ending = self._end_our_side(now) if self.protocol.finished else None
+        ending = self._half_close(now) if self.protocol.finished else None
         return ending or Next.WATCH
 
-    def _end_our_side(self, now: float) -> Next | None:
+    def _half_close(self, now: float) -> Next | None:
         """Call this when all answers have been sent: closes the connection if the client's side is
         closed, too. A client that has been identified is served by another protocol instead.
 
@@ -417,7 +417,7 @@ class Connection:
         self.tally.received -= len(received)  # counted with the header, and again below
         return self._answer(received, now, self.protocol.opening)
 
-    def _linger_on(self, now: float) -> Next:
+    def _linger(self, now: float) -> Next:
         """Continue lingering if the client has not acknowledged all answers yet.
 
         After a close, the kernel would still send what it has, but any input from the client would

@@ -111,11 +111,11 @@ class Connections:
 
     def expire(self) -> None:
         """Handle the connections whose deadline has passed."""
-        while due := self._deadlines.due(self._poller.now):
+        while due := self._deadlines.pop_due(self._poller.now):
             for fd in due:
                 if connection := self._by_fd.get(fd):  # else a hook has closed it meanwhile
                     self.attempt(Connection.expire, connection)
-        self._expiry.set(self._deadlines.next())
+        self._expiry.set(self._deadlines.next_tick())
 
     # Adding and removing
 
@@ -153,7 +153,7 @@ class Connections:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: closed after %s", connection, lines)
 
-    def cut(self, connection: Connection) -> None:
+    def reset(self, connection: Connection) -> None:
         """Reset a connection; unsent answers are lost."""
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self.close(connection)
@@ -164,8 +164,8 @@ class Connections:
         match following:
             case Next.CLOSE:
                 self.close(connection)
-            case Next.CUT:
-                self.cut(connection)
+            case Next.RESET:
+                self.reset(connection)
             case Next.WATCH:
                 self._poller.watch_for(connection.fd, connection.interest)
                 self._schedule(connection)
@@ -206,4 +206,4 @@ class Connections:
         """Check the deadline of a connection at this time."""
         connection.bucket = self._deadlines.add(connection.fd, when)
         if when <= self._expiry.when - Deadlines.TICK:  # otherwise `expire` comes first
-            self._expiry.set(self._deadlines.next())
+            self._expiry.set(self._deadlines.next_tick())

@@ -31,15 +31,15 @@ class Deadlines:
         bucket.add(fd)
         return bucket
 
-    def next(self) -> float:
-        """The time at which `due` will next return something; infinity if nothing is held."""
+    def next_tick(self) -> float:
+        """The time at which `pop_due` will next return something; infinity if nothing is held."""
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
         return self._ticks[0] * self.TICK if self._ticks else math.inf
 
-    def due(self, now: float) -> set[int]:
+    def pop_due(self, now: float) -> set[int]:
         """Remove and return the descriptors of one tick that has passed, or an empty set."""
-        if self.next() > now:
+        if self.next_tick() > now:
             return set()
         # A copy, because the owner may discard from the bucket while it iterates.
         return set(self._buckets.pop(heapq.heappop(self._ticks)))

@@ -14,7 +14,7 @@ from tcpupperd.events import Event
 from tcpupperd.host.handshakes import in_handshake
 from tcpupperd.host.sockets import stop_new_connections
 from tcpupperd.serving.acceptor import Acceptor
-from tcpupperd.serving.connection import NEWCOMER_TIME, Connection
+from tcpupperd.serving.connection import NEW_CLIENT_TIME, Connection
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.poller import Poller
 from tcpupperd.words import counted
@@ -53,19 +53,19 @@ class Drain:
         self._poller = poller
         self._acceptor = acceptor
         self._connections = connections
-        self._gentle = gentle
         self._give_up_at = now + timeout
         self._last_call_at = min(now + HANDSHAKE_TIME, self._give_up_at) if gentle else now
-        self._answer = partial(Connection.drain, newcomer_time=NEWCOMER_TIME if gentle else 0.0)
+        new_client_time = NEW_CLIENT_TIME if gentle else 0.0
+        self._answer = partial(Connection.drain_step, new_client_time=new_client_time)
         self._attempts_left: dict[Connection, int] = {}  # of those not closing yet
         self._wake = poller.at(math.inf)
         self._take(connections)
         for listener in acceptor.listeners:
             stop_new_connections(listener.socket)
-        poller.each.append(self.go_on)
-        self.go_on()
+        poller.each.append(self.step)
+        self.step()
 
-    def go_on(self) -> None:
+    def step(self) -> None:
         """Accept connections that still arrive, and close those that can be closed."""
         now = self._poller.now
         if self._acceptor.listeners:
@@ -78,7 +78,7 @@ class Drain:
 
     def cancel(self) -> None:
         """Leave the rest to another drain."""
-        self._poller.each.remove(self.go_on)
+        self._poller.each.remove(self.step)
         self._wake.cancel()
 
     @property
@@ -105,7 +105,7 @@ class Drain:
         iteration; close it if it is time."""
         was_served = connection.unsent or connection.last_activity == now
         if connection in self._connections and not was_served:
-            action = self._answer if attempts > 0 else Connection.stop
+            action = self._answer if attempts > 0 else Connection.close_for_stop
             self._connections.attempt(action, connection)
         if connection not in self._connections or connection.protocol.finished:
             del self._attempts_left[connection]
@@ -129,4 +129,4 @@ class Drain:
                 extra=Event.ANSWERS_CUT_OFF.fields(),
             )
         for connection in self._connections:
-            self._connections.attempt(Connection.abandon, connection)
+            self._connections.attempt(Connection.abort, connection)

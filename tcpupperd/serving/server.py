@@ -155,7 +155,7 @@ class UpperServer(socketserver.BaseServer):
 
     # Stopping
 
-    def is_leaving(self) -> bool:
+    def is_stopping_soon(self) -> bool:
         """Whether new clients should go to another server, because this one is about to stop."""
         return self.draining is not None
 
@@ -305,7 +305,7 @@ class UpperServer(socketserver.BaseServer):
         `close_request`."""
         connection = self.connections.of(request)
         if connection:
-            self.connections.attempt(Connection.end, connection)
+            self.connections.attempt(Connection.close_gracefully, connection)
             return
         if Sharing.possible:
             with contextlib.suppress(OSError):

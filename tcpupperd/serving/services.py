@@ -32,7 +32,7 @@ class ServiceContext(typing.Protocol):
     def admit(self, request: socket.socket, client_address: Any) -> bool:
         """Whether to serve a client."""
 
-    def is_leaving(self) -> bool:
+    def is_stopping_soon(self) -> bool:
         """Whether new clients should go elsewhere."""
 
     def report(self) -> Report:
@@ -67,7 +67,7 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
 
     def agent(client_address: object) -> Protocol:
         """Tells load balancers whether to send new clients."""
-        return AgentProtocol(leaving=server.is_leaving())
+        return AgentProtocol(leaving=server.is_stopping_soon())
 
     def metrics(client_address: object) -> Protocol:
         """Tells Prometheus and people what the daemon is doing."""

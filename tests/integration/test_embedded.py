@@ -17,6 +17,7 @@ from integration.embedding import ANY_PORT, address_of, connected, endpoint_of, 
 from integration.processes import descriptors
 from tcpupperd import Config, UpperServer
 from tcpupperd.host.sockets import Listener
+from tcpupperd.serving.counters import RESET, SOURCE_LIMIT
 from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +187,25 @@ def test_hook_may_close_the_server() -> None:
     thread.join(DEADLINE)
     assert not thread.is_alive()
     assert descriptors(os.getpid()) == before
+
+
+def test_hook_may_close_the_connection_of_a_client_that_it_verifies() -> None:
+    class Closing(UpperServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            verified = super().verify_request(request, client_address)
+            if connection := self.connections.of(request):
+                self.connections.close(connection)
+            return verified
+
+    config = Config(max_connections_per_source=1, proxy_from=["127.0.0.1"])
+    listener = Listener(socket.create_server(ANY_PORT), "proxy")
+    with serving(Closing(listeners=[listener], config=config)) as server:
+        for _ in range(2):
+            with connected(server) as client:
+                client.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nhello\n")
+                client.wait_for_end()
+        assert (len(server.connections), len(server.connections.sources)) == (0, 0)
+        assert server.tally.numbers[RESET] == server.tally.numbers[SOURCE_LIMIT] == 0
 
 
 class Deferring(UpperServer):

@@ -176,7 +176,7 @@ def test_second_drain_replaces_the_first() -> None:
         before = list(server.poller.each)
         server.drain()
         second = server.drain()
-        assert [call for call in server.poller.each if call not in before] == [second.go_on]
+        assert [call for call in server.poller.each if call not in before] == [second.step]
 
 
 # A client whose machine has vanished

@@ -67,7 +67,7 @@ def test_message_says_how_the_connection_ended(log: Log, caplog: pytest.LogCaptu
 def test_unsent_answers_at_a_stop_are_the_reason(log: Log) -> None:
     log.connection.reason = ""
     log.connection.unsent = memoryview(b"HELLO")
-    log.connection.abandon(NOW)
+    log.connection.abort(NOW)
     log.end(1, NOW)
     (message,) = log.messages()
     assert message.startswith("192.0.2.1:5: drain timeout after ")

@@ -14,7 +14,7 @@ times = st.floats(0, 100)
 def take_all_due(deadlines: Deadlines, now: float) -> set[int]:
     """All that is due, as the server takes it: tick by tick."""
     found: set[int] = set()
-    while due := deadlines.due(now):
+    while due := deadlines.pop_due(now):
         assert not due & found
         found |= due
     return found
@@ -22,8 +22,8 @@ def take_all_due(deadlines: Deadlines, now: float) -> set[int]:
 
 def test_nothing_held_is_never_due() -> None:
     deadlines = Deadlines()
-    assert deadlines.next() == math.inf
-    assert deadlines.due(1e9) == set()
+    assert deadlines.next_tick() == math.inf
+    assert deadlines.pop_due(1e9) == set()
 
 
 @given(st.dictionaries(st.integers(0, 50), times), st.lists(times).map(sorted))
@@ -39,7 +39,7 @@ def test_each_is_due_once_at_the_first_tick_after_its_time(
         assert due <= waiting.keys()
         assert all(waiting.pop(fd) <= now for fd in due)
         assert all(when + TICK > now for when in waiting.values())
-        assert deadlines.next() > now
+        assert deadlines.next_tick() > now
 
 
 @given(st.dictionaries(st.integers(0, 50), times), st.sets(st.integers(0, 50)))
@@ -50,17 +50,17 @@ def test_discarded_descriptor_is_never_due(held: dict[int, float], discarded: se
         buckets[fd].discard(fd)
     left = held.keys() - discarded
     earliest = min((held[fd] for fd in left), default=math.inf)
-    assert earliest <= deadlines.next() <= earliest + TICK
+    assert earliest <= deadlines.next_tick() <= earliest + TICK
     assert take_all_due(deadlines, 1000) == left
 
 
 def test_discarding_an_absent_descriptor_does_nothing() -> None:
     deadlines = Deadlines()
     bucket = deadlines.add(5, 1.0)
-    due = deadlines.due(2.0)
+    due = deadlines.pop_due(2.0)
     bucket.discard(5)
     assert due == {5}
-    assert deadlines.next() == math.inf
+    assert deadlines.next_tick() == math.inf
 
 
 def test_a_tick_that_was_emptied_can_be_used_again() -> None:
@@ -75,7 +75,7 @@ def test_many_connections_wake_the_server_once_a_tick() -> None:
     for fd in range(10000):
         deadlines.add(fd, 10 + fd / 10000)
     moments = set()
-    while deadlines.next() < math.inf:
-        moments.add(deadlines.next())
-        deadlines.due(deadlines.next())
+    while deadlines.next_tick() < math.inf:
+        moments.add(deadlines.next_tick())
+        deadlines.pop_due(deadlines.next_tick())
     assert len(moments) <= 1 / TICK + 1
