@@ -131,7 +131,7 @@ class Store:
         self._failure = LOST
         log.warning(
             "the service manager does not keep file descriptors, so a restart will close all"
-            " connections; set FileDescriptorStoreMax=8 in the unit, or FDSTORE=0 in its"
+            " connections; set FileDescriptorStoreMax=512 in the unit, or FDSTORE=0 in its"
             " environment"
         )
 

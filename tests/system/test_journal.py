@@ -60,7 +60,7 @@ def test_events_are_explained(machine: Container) -> None:
     refuse_clients(machine)
     cut_answers(machine)
     refuse_a_proxy(machine)
-    elsewhere = {Event.MESSAGES_DROPPED, Event.CONNECTION_ENDED}
+    elsewhere = {Event.SOCKET_CHANGED, Event.MESSAGES_DROPPED, Event.CONNECTION_ENDED}
     for event in set(Event) - elsewhere:
         explained = machine.journal("--catalog", f"MESSAGE_ID={event.message_id}")
         assert f" Subject: {event.title}\n" in explained, event
@@ -186,3 +186,12 @@ def test_entries_arrive_after_a_restart_of_the_journal(machine: Container) -> No
     until(lambda: any("reloaded: " in one["MESSAGE"] for one in entries(machine, *lines)))
     machine.run("systemctl", "restart", SERVICE)
     until(lambda: told(machine, Event.READY)[-1]["_PID"] == str(main_pid(machine)))
+
+
+def test_entries_go_to_the_namespace_of_a_drop_in(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nLogNamespace=ours\n")
+    machine.run("systemctl", "restart", SERVICE)
+    pid = main_pid(machine)
+    ready = (f"MESSAGE_ID={Event.READY.message_id}", f"_PID={pid}", "--output=cat")
+    until(lambda: "ready: " in machine.run("journalctl", "--namespace=ours", *ready))
+    assert machine.journal(*ready) == ""

@@ -58,7 +58,7 @@ def test_restart_in_the_midst_of_a_reload(machine: Container) -> None:
 
 
 def test_store_that_keeps_nothing(machine: Container) -> None:
-    """FDSTORE=8 stays in the unit."""
+    """FDSTORE=512 stays in the unit."""
     drop_in(machine, SERVICE, "[Service]\nFileDescriptorStoreMax=0\n")
     machine.run("systemctl", "stop", SERVICE)
     machine.run("systemctl", "start", SERVICE)

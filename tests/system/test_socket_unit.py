@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from system.container import Container
 from system.service import (
+    CONFIGURATION,
     SERVICE,
     SOCKET,
     Conversation,
@@ -91,6 +92,113 @@ def test_address_of_another_program(machine: Container) -> None:
     assert NOTHING in machine.journal(f"--unit={SERVICE}", "--priority=err")
     machine.run("systemctl", "restart", SOCKET)
     assert answers(machine, 9999)
+
+
+def test_one_command_mends_every_state(machine: Container) -> None:
+    for spoil in (
+        stop_service,
+        stop_socket,
+        stop_both,
+        invalid_file,
+        missing_module,
+        missing_program,
+        kill_all,
+        trigger_limit,
+    ):
+        correct = spoil(machine)
+        machine.run(*correct)
+        if machine.try_run(*BOTH).returncode != 0:
+            # The service was waiting to be started again, and could not remove its spare
+            # listeners. It serves them, and says to run the command again.
+            assert spoil in (missing_module, missing_program, kill_all)
+            until(lambda: REMEDY in machine.show(SERVICE, "StatusText"))
+            assert answers(machine, 9999)
+            machine.run(*BOTH)
+        assert machine.show(SOCKET, "Result") == "success"
+        assert is_active(machine), spoil
+        assert is_active(machine, SOCKET), spoil
+        assert answers(machine, 9999), spoil
+
+
+def stop_service(machine: Container) -> tuple[str, ...]:
+    machine.run("systemctl", "stop", SERVICE)
+    return ("true",)
+
+
+def stop_socket(machine: Container) -> tuple[str, ...]:
+    machine.run("systemctl", "stop", SOCKET)
+    return ("true",)
+
+
+def stop_both(machine: Container) -> tuple[str, ...]:
+    machine.run("systemctl", "stop", SERVICE, SOCKET)
+    return ("true",)
+
+
+def invalid_file(machine: Container) -> tuple[str, ...]:
+    machine.run("systemctl", "stop", SERVICE)
+    machine.write(CONFIGURATION, "next = 1\n")
+    assert machine.try_run(*BOTH).returncode != 0
+    return ("truncate", "--size=0", CONFIGURATION)
+
+
+def missing_module(machine: Container) -> tuple[str, ...]:
+    return missing(machine, "/usr/lib/tcpupperd/tcpupperd/cli.py")
+
+
+def missing_program(machine: Container) -> tuple[str, ...]:
+    return missing(machine, "/usr/sbin/tcpupperd")
+
+
+def missing(machine: Container, path: str) -> tuple[str, ...]:
+    machine.run("mv", path, f"{path}.away")
+    assert machine.try_run(*BOTH).returncode != 0
+    return ("mv", f"{path}.away", path)
+
+
+def kill_all(machine: Container) -> tuple[str, ...]:
+    machine.run("systemctl", "kill", "--signal=KILL", SERVICE)
+    return ("true",)
+
+
+def trigger_limit(machine: Container) -> tuple[str, ...]:
+    """A client starts the service again and again, which never runs."""
+    machine.run("systemctl", "stop", SERVICE)
+    drop_in(machine, SERVICE, "[Unit]\nConditionPathExists=/nonexistent\n")
+    machine.try_run("tcpupper", "hello")
+    until(lambda: machine.show(SOCKET, "Result") == "trigger-limit-hit")
+    machine.run("rm", f"/etc/systemd/system/{SERVICE}.d/test.conf")
+    return ("systemctl", "daemon-reload")
+
+
+def test_clients_cannot_make_the_socket_fail(machine: Container) -> None:
+    """Each starts the stopped service. systemd's limit was 10 in 30 s."""
+    for _ in range(12):
+        machine.run("systemctl", "stop", SERVICE)
+        assert answers(machine, 9999)
+    assert is_active(machine, SOCKET)
+
+
+def test_frozen_service_outlives_the_watchdog_if_that_is_switched_off(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n")
+    restart(machine)
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        machine.run("systemctl", "service-watchdogs", "no")
+        freeze(machine, on=True)
+        until(lambda: "Ignoring watchdog timeout" in machine.journal(f"--unit={SERVICE}"))
+        freeze(machine, on=False)
+        assert conversation.ask("two") == "TWO"
+        machine.run("systemctl", "service-watchdogs", "yes")
+        freeze(machine, on=True)
+        until(lambda: machine.show(SERVICE, "NRestarts") == "1")
+        assert conversation.end() == ""
+
+
+def freeze(machine: Container, *, on: bool) -> None:
+    """Another program than systemd does it."""
+    group = machine.show(SERVICE, "ControlGroup")
+    machine.write(f"/sys/fs/cgroup{group}/cgroup.freeze", str(int(on)))
 
 
 def listen_on(machine: Container, *ports: int) -> None:
