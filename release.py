@@ -33,10 +33,18 @@ def debian_form(version: str) -> str:
     return version.replace(UNDER_DEVELOPMENT, "~dev")
 
 
+#: The files of packages other than Debian's: name, what comes before the version, and its form.
+PACKAGES = (
+    ("packaging/arch/PKGBUILD", "_version=", str),
+    ("packaging/rpm/tcpupperd.spec", "Version:        ", debian_form),
+)
+
+
 def release(root: Path, version: str, now: datetime) -> None:
     """Turn the version under development into ``version``, released at ``now``."""
     under_development = version + UNDER_DEVELOPMENT
     replace(root / SOURCE, f'"{under_development}"', f'"{version}"')
+    set_packages(root, under_development, version)
     replace(
         root / "NEWS.md", f"\n## {version} (unreleased)\n", f"\n## {version} ({now:%Y-%m-%d})\n"
     )
@@ -51,6 +59,7 @@ def release(root: Path, version: str, now: datetime) -> None:
 def develop(root: Path, version: str, now: datetime) -> None:
     """Begin the development of ``version``."""
     under_development = version + UNDER_DEVELOPMENT
+    set_packages(root, version_of(root), under_development)
     replace(root / SOURCE, f'"{version_of(root)}"', f'"{under_development}"')
     replace(root / "NEWS.md", "\n## ", f"\n## {version} (unreleased)\n\n## ")
     changelog = root / "debian/changelog"
@@ -60,6 +69,12 @@ def develop(root: Path, version: str, now: datetime) -> None:
         f"  * New upstream release.\n\n -- {maintainer}  {format_datetime(now)}\n\n"
         + changelog.read_text()
     )
+
+
+def set_packages(root: Path, old: str, new: str) -> None:
+    """Replace the version in the files of packages."""
+    for name, begin, form in PACKAGES:
+        replace(root / name, f"\n{begin}{form(old)}\n", f"\n{begin}{form(new)}\n")
 
 
 def replace(path: Path, old: str, new: str, *, is_pattern: bool = False) -> None:

@@ -37,6 +37,15 @@ def build_previous_package(release: str, folder: Path) -> Path:
     return _build(release, folder, "nocheck", "--no-check-builddeps")
 
 
+def make_tarball(clone: Path) -> Path:
+    """The tarball of a clone, made with this checkout's virtual environment."""
+    ready = TREE / ".venv/ready"
+    environment = (f"VENV={ready.parent}", f"--old-file={ready}")
+    subprocess.run(["make", "--silent", "dist", *environment], cwd=clone, check=True)
+    [tarball] = (clone / "dist").glob("*.tar.gz")
+    return tarball
+
+
 def git(*words: str, **environment: str) -> bytes:
     return subprocess.check_output(["git", *words], cwd=TREE, env=os.environ | environment)
 

@@ -94,7 +94,7 @@ PURPOSES = {
     "upgrade": [f"--include={BOOTED},{','.join(DEPENDENCIES)}"],
     # A machine with the package's build dependencies.
     "build": [
-        "--include=build-essential,devscripts,faketime,lintian,python3-debian",
+        "--include=build-essential,cpio,devscripts,faketime,lintian,python3-debian,rpm",
         *BUILD_DEPENDENCIES,
     ],
     # A machine with systemd on which Debian's tests of packages run, which may need those, too.

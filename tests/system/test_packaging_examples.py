@@ -61,6 +61,25 @@ def test_purge_leaves_nothing_of_instances(machine: Container) -> None:
     assert machine.run("find", "/etc", "-path", "*tcpupper*") == ""
 
 
+def test_package_in_another_root_leaves_the_instances_of_this_one(machine: Container) -> None:
+    """The scripts as dpkg(1) calls them for another root, with DPKG_ROOT."""
+    start_instance(machine, "")
+    assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
+    until(lambda: is_active(machine, INSTANCE_SERVICE))
+    pid = machine.show(INSTANCE_SERVICE, "MainPID")
+    machine.run("mkdir", "/other")
+    for script, action in (
+        ("prerm", "remove"),
+        ("postrm", "purge"),
+        ("postinst", "configure 0.1.0-1"),
+    ):
+        command = f"DPKG_ROOT=/other sh /var/lib/dpkg/info/tcpupperd.{script} {action}"
+        machine.run("env", "DPKG_MAINTSCRIPT_PACKAGE=tcpupperd", "sh", "-c", command)
+    assert machine.show(INSTANCE_SERVICE, "MainPID") == pid
+    assert machine.run("tcpupper", "--port=7777", "again") == "AGAIN"
+    machine.run("test", "-e", "/etc/tcpupperd/7777.toml")
+
+
 def test_unix_socket_goes_with_its_unit(machine: Container) -> None:
     drop_in(machine, SOCKET, machine.run("cat", f"{EXAMPLES}/unix-socket.conf"))
     machine.run("systemctl", "restart", SOCKET, SERVICE)

@@ -102,6 +102,27 @@ def test_changelogs_are_there(machine: Container) -> None:
     ours = machine.run("zcat", f"{DOCUMENTS}/changelog.gz")
     assert ours.startswith("# News\n")
     assert machine.run("zcat", f"{DOCUMENTS}/changelog.Debian.gz").startswith("tcpupperd (")
+    assert machine.run("zcat", f"{DOCUMENTS}/NEWS.Debian.gz").startswith("tcpupperd (")
+
+
+def test_news_are_installed_once(machine: Container) -> None:
+    """The README refers to them by the name that they have in the repository."""
+    assert machine.run("readlink", f"{DOCUMENTS}/NEWS.md") == "changelog.gz"
+
+
+def test_modules_are_private(machine: Container) -> None:
+    """As README.md and docs/reuse.md say."""
+    assert machine.try_run("python3", "-c", "import tcpupperd").returncode == 1
+
+
+def test_daemonize_says_what_it_needs(machine: Container) -> None:
+    """python3-daemon is recommended, and the service works without it."""
+    machine.run("apt-get", "purge", "--yes", "python3-daemon")
+    assert machine.run("tcpupper", "hello") == "HELLO"
+    told = machine.try_run("tcpupperd", "--daemonize", "--listen=localhost:7777").stdout
+    assert told == (
+        "tcpupperd: --daemonize: python-daemon is not installed (Debian package python3-daemon)\n"
+    )
 
 
 def completed(machine: Container, typed: str, key: str, *, shell: Shell) -> str:

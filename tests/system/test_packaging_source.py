@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from release import debian_form
-from system.build import run_offline
+from system.build import make_tarball, run_offline
 from system.roots import RELEASES, TESTING, TREE
 from system.test_package import LINTIAN, UNWANTED_CHECKS
 from tcpupperd import __version__
@@ -51,10 +51,10 @@ def source(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"source-{release}")
     clone = folder / "tcpupperd"
     subprocess.run(["git", "clone", "--quiet", TREE, clone], check=True)
-    subprocess.run(["make", "--silent", "dist"], cwd=clone, check=True)
-    tarball = f"tcpupperd_{debian_form(__version__)}.orig.tar.gz"
-    (clone / f"dist/tcpupperd-{__version__}.tar.gz").rename(folder / tarball)
-    shutil.rmtree(clone / "dist")
+    tarball = make_tarball(clone)
+    tarball.rename(folder / f"tcpupperd_{debian_form(__version__)}.orig.tar.gz")
+    for made in ("build", "dist"):
+        shutil.rmtree(clone / made)
     run_offline(release, folder, BUILD_SOURCE)
     return folder
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from release import debian_form
+from system.build import make_tarball
 from system.container import SHELL, nspawn
 from system.roots import RELEASES, TESTING, TREE, Root
 from tcpupperd import __version__
@@ -155,10 +156,10 @@ def test_virtual_environment_takes_it(release: str, clone: Path) -> None:
 def test_package_needs_the_repository(clone: Path) -> None:
     """The tarball is without debian/, and says so. As root in another user's checkout."""
     subprocess.run(["chown", "--recursive", "65534", clone], check=True)
-    subprocess.run(["make", "--silent", "dist"], cwd=clone, check=True)
-    tarball = clone / f"dist/tcpupperd-{__version__}.tar.gz"
+    tarball = make_tarball(clone)
+    assert tarball.name == f"tcpupperd-{__version__}.tar.gz"
     subprocess.run(["tar", "--extract", "--file", tarball], cwd=clone.parent, check=True)
-    for target in ("deb", "install"):
+    for target in ("deb", "install-deb"):
         done = subprocess.run(
             ["make", "--silent", target],
             cwd=clone.parent / f"tcpupperd-{__version__}",

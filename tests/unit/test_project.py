@@ -28,7 +28,7 @@ OTHERS = {"salsa.debian.org", "toml.io", "www.debian.org"}
 def documents() -> Iterator[Path]:
     """The files that describe the project. A tarball of the source has no debian/."""
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
-    for folder in ("data", "debian", "docs", "systemd"):
+    for folder in ("data", "debian", "docs", "packaging", "systemd"):
         for path in (ROOT / folder).rglob("*"):
             made = {"tcpupperd", "__pycache__"} & {*path.relative_to(ROOT / folder).parts[:-1]}
             if path.is_file() and path.suffix != ".png" and not made:
@@ -55,6 +55,16 @@ def test_every_mail_address_is_at_the_projects_or_an_example() -> None:
     for path in documents():
         for host in re.findall(r"<[\w.+-]+@([\w.-]+)>", path.read_text()):
             assert host in (urlsplit(ADDRESS).hostname, "example.org"), path
+
+
+def test_placeholders_are_to_be_replaced() -> None:
+    """As long as the project has no home, nobody is sent to an address that does not exist."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    security = (ROOT / "SECURITY.md").read_text()
+    host = str(urlsplit(ADDRESS).hostname)
+    assert host.endswith(".example.org") == ("\n## Placeholders\n" in contributing)
+    assert host.endswith(".example.org") == (f"`git grep {host}`" in contributing)
+    assert host not in security or not host.endswith(".example.org")
 
 
 def test_debian_says_where_the_project_lives() -> None:
@@ -100,8 +110,9 @@ def clone(tmp_path: Path) -> Path:
     """A Git repository with the files that have the version."""
     in_debian("changelog")
     git = need("git")
-    for name in ("release.py", release.SOURCE, "NEWS.md", *release.ENTRIES):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    packages = (name for name, _, _ in release.PACKAGES)
+    for name in ("release.py", release.SOURCE, "NEWS.md", *release.ENTRIES, *packages):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     for words in (
         ("init", "--quiet"),
@@ -159,6 +170,8 @@ def check_versions(root: Path) -> None:
         (root / "debian/changelog").read_text(),
         re.DOTALL | re.MULTILINE,
     )
+    for name, begin, form in release.PACKAGES:
+        assert f"\n{begin}{form(version)}\n" in (root / name).read_text()
     day = f"{parsedate_to_datetime(entries[0][2]):%Y-%m-%d}"
     released = version == base
     assert in_news == (f"{version} ({day})" if released else f"{base} (unreleased)")
