@@ -19,12 +19,17 @@ def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
     Files that git does not know are left out, as in a fresh clone. `profile` is a build profile:
     "nocheck" leaves out the unit tests, "" nothing.
     """
+    copy_tree(folder)
+    return _build(release, folder, profile)
+
+
+def copy_tree(folder: Path) -> None:
+    """Copy what git knows of into `folder`."""
     source = folder / "tcpupperd"
     source.mkdir()
     for name in git("ls-files", "-z").decode().rstrip("\0").split("\0"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(TREE / name, source / name, follow_symlinks=False)
-    return _build(release, folder, profile)
 
 
 def build_previous_package(release: str, folder: Path) -> Path:
@@ -57,10 +62,10 @@ def _build(release: str, folder: Path, profile: str, *options: str) -> Path:
     return next(folder.glob("tcpupperd_*.deb"))
 
 
-def run_offline(release: str, folder: Path, script: str) -> str:
+def run_offline(release: str, folder: Path, script: str, purpose: str = "build") -> str:
     """Run a shell script with `folder` as /mnt in the release's build root; its output."""
     result = subprocess.run(
-        nspawn(Root(release, "build"), folder, *OPTIONS, *SHELL, script),
+        nspawn(Root(release, purpose), folder, *OPTIONS, *SHELL, script),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -53,7 +53,7 @@ class Root:
 
     def inputs(self) -> bytes:
         """What the root depends on besides the recipe: the build dependencies."""
-        if self.purpose not in ("build", "autopkgtest"):
+        if self.purpose not in ("build", "autopkgtest", "i386", "arm64"):
             return b""
         control = (TREE / "debian/control").read_text()
         return "".join(re.findall(r"^Build-Depends:(?:\n .*)+", control, re.MULTILINE)).encode()
@@ -71,6 +71,8 @@ class Root:
             # systemd makes a new identity at each boot of a root that has none.
             '--customize-hook=rm -f "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id',
             *(self.release, str(folder)),
+            # A mirror may lack the other parts of the archive for these.
+            *([MIRROR.format(self.release)] if self.purpose in ARCHITECTURES else ()),
         ]
 
 
@@ -97,6 +99,21 @@ PURPOSES = {
         "--include=build-essential,cpio,devscripts,faketime,lintian,python3-debian,rpm",
         *BUILD_DEPENDENCIES,
     ],
+    # The same for another architecture that this processor has, too.
+    "i386": ["--architectures=i386", "--include=build-essential", *BUILD_DEPENDENCIES],
+    # A machine that cross-builds the package.
+    "arm64": [
+        "--architectures=amd64,arm64",
+        "--include=build-essential,crossbuild-essential-arm64",
+        *BUILD_DEPENDENCIES[:-1],
+        '--customize-hook=chroot "$1" apt-get build-dep --yes --host-architecture=arm64'
+        " --build-profiles=cross,nocheck /source",
+    ],
+    # Only files, for qemu-user: a big-endian machine with what the unit tests need.
+    "s390x": [
+        *("--architectures=s390x", "--variant=extract"),
+        "--include=python3,python3-hypothesis,python3-pytest,python3-sdnotify",
+    ],
     # A machine with systemd on which Debian's tests of packages run, which may need those, too.
     "autopkgtest": [
         f"--include={BOOTED},build-essential,apparmor,autodep8,autopkgtest,bash-completion",
@@ -117,6 +134,11 @@ def upgrade_to(following: str, release: str) -> list[str]:
     ]
 
 
+#: The purposes named after an architecture; each is used with SOAK=1 only.
+ARCHITECTURES = ("i386", "arm64", "s390x")
+MIRROR = "deb http://deb.debian.org/debian {} main"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`: two test runs never make the same root twice."""
@@ -128,5 +150,5 @@ def locked(path: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     for release in RELEASES:
-        for purpose in PURPOSES:
+        for purpose in PURPOSES.keys() - {*ARCHITECTURES}:
             print(Root(release, purpose).path())

@@ -1,6 +1,7 @@
 """Handing live connections over to another process, and taking them over."""
 
 import contextlib
+import io
 import os
 import socket
 from typing import Any
@@ -8,9 +9,23 @@ from typing import Any
 import pytest
 
 from tcpupperd.host.channel import BATCH, Channel
-from tcpupperd.processes.handover import Connection, give
+from tcpupperd.processes.handover import VERSION, Connection, Limits, _pack, _read_all, give
 from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, state_of, take_from, tcp_pairs
+
+#: What a connection becomes, in parts: the head, the times, the sizes, and what they are of.
+RECORD = "".join(
+    (
+        "0002",  # AF_INET
+        "a112",
+        "01",
+        "0000000000000007",
+        "4029000000000000400a0000000000000000000000000000",
+        "0009000000040000000605",
+        "000000000000000000",
+        b"192.0.2.7".hex() + b"half".hex() + b"ANSWER".hex() + b"upper".hex(),
+    )
+)
 
 STATES: list[dict[str, Any]] = [
     {},
@@ -25,6 +40,21 @@ STATES: list[dict[str, Any]] = [
     {"open_for": 86400.5},
     {"service": "proxy", "held": b"PROXY TCP4 192.0.2", "mid_line": True, "line_open_for": 0.5},
 ]
+
+
+def test_record_is_the_same_on_every_machine() -> None:
+    """In network byte order, without padding: it is read by the next version, too."""
+    state = State(
+        lines=7, held=b"half", mid_line=True, unsent=b"ANSWER", idle_for=12.5, line_open_for=3.25
+    )
+    with socket.socket(socket.AF_INET) as client, io.BytesIO() as file:
+        _pack(file, Connection(client, ("192.0.2.7", 41234), state))
+        size = file.tell()
+        file.seek(0)
+        assert file.read().hex() == RECORD
+        file.seek(0)
+        [record] = _read_all(Limits.of(VERSION, 65536), file, size, 1)
+    assert record[1:] == (("192.0.2.7", 41234), state)
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: " ".join(state) or "fresh")
