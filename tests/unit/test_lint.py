@@ -56,7 +56,7 @@ def test_types() -> None:
 
 def scripts() -> list[Path]:
     """The shell scripts, by their first line."""
-    shell = re.compile(rb"#! ?/(usr/)?bin/(env )?(ba|da)?sh\b")
+    shell = re.compile(rb"#! ?/(usr/)?bin/(env )?(ba|da)?sh\b|# shellcheck shell=")
     files = [path for path in ROOT.rglob("*") if not is_generated(path) and path.is_file()]
     return [path for path in files if shell.match(path.read_bytes()[:40])]
 
