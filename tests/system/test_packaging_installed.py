@@ -106,8 +106,8 @@ def test_changelogs_are_there(machine: Container) -> None:
 def test_news_are_installed_once(machine: Container) -> None:
     """Under the name by which the README refers to them."""
     assert machine.run("head", "-n1", f"{DOCUMENTS}/NEWS.md") == "# News"
-    others = machine.run("zgrep", "-rl", "^# News$", DOCUMENTS)
-    assert others == f"{DOCUMENTS}/NEWS.md"
+    changelogs = machine.run("find", DOCUMENTS, "-name", "changelog*")
+    assert changelogs == f"{DOCUMENTS}/changelog.Debian.gz"
 
 
 def test_modules_are_private(machine: Container) -> None:
@@ -120,8 +120,8 @@ def test_daemonize_says_what_it_needs(machine: Container) -> None:
     machine.run("apt-get", "purge", "--yes", "python3-daemon")
     assert machine.run("tcpupper", "hello") == "HELLO"
     told = machine.try_run("tcpupperd", "--daemonize", "--listen=localhost:7777").stdout
-    assert told == (
-        "tcpupperd: --daemonize: python-daemon is not installed (Debian package python3-daemon)\n"
+    assert told.endswith(
+        " --daemonize: python-daemon is not installed (Debian package python3-daemon)\n"
     )
 
 
