@@ -23,10 +23,15 @@ from tcpupperd.serving.report import Report, report_of, report_of_worker
 
 
 def survey(
-    scoreboard: Scoreboard, listeners: Iterable[Listener], *, limit: int, path: str | None
+    scoreboard: Scoreboard,
+    listeners: Iterable[Listener],
+    *,
+    limit: int,
+    path: str | None,
+    leaving: bool,
 ) -> Report:
     """The report on the daemon; `limit` is the number of connections that all workers together may
-    have, `path` the configuration file."""
+    have, `path` the configuration file, `leaving` whether it is about to stop."""
     daemon, now = scoreboard.daemon, microseconds()
     loaded = (daemon[FILE_NUMBER], daemon[FILE_TIME])
     return Report(
@@ -35,7 +40,9 @@ def survey(
         now=time(),
         began=daemon[BEGAN] / 1_000_000,
         listeners=[report_of(one) for one in listeners],
-        workers=[report_of_worker(numbers, now) for numbers in scoreboard.workers()],
+        workers=[
+            report_of_worker(numbers, now, leaving=leaving) for numbers in scoreboard.workers()
+        ],
         counters=scoreboard.totals() | scoreboard.events(),
         limit=limit,
         configuration=path or "",
@@ -43,4 +50,5 @@ def survey(
         current=identity(path) == loaded != (0, 0) if path else None,
         last_reload=daemon[LAST_RELOAD] / 1_000_000,
         last_reload_failed=bool(daemon[LAST_RELOAD_FAILED]),
+        leaving=leaving,
     )

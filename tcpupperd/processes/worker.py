@@ -118,7 +118,13 @@ class Worker(UpperServer):
         """The state of the daemon."""
         limit = self._capacity.accepted * self.config.worker_count
         listeners, path = self.acceptor.listeners, self._context.path
-        return survey(self._context.scoreboard, listeners, limit=limit, path=path)
+        return survey(
+            self._context.scoreboard,
+            listeners,
+            limit=limit,
+            path=path,
+            leaving=self.is_stopping_soon(),
+        )
 
     def _settle(self) -> None:
         """Accept up to this worker's share of the connections that a restart can hand over.

@@ -17,6 +17,7 @@ class AgentProtocol(Protocol):
     __slots__ = ()
 
     service = "agent"
+    is_privileged = True
 
     def __init__(self, *, leaving: bool) -> None:
         # "up" as well: nothing else undoes the "down" of another agent on the same address.

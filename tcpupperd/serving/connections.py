@@ -127,6 +127,7 @@ class Connections:
         connection.began = connection.last_activity = self._poller.now
         self._poller.watch(fd, select.EPOLLIN)
         self._by_fd[fd] = connection
+        self._tally.privileged += connection.protocol.is_privileged
         if self.sources.limited and not connection.protocol.identifies_client:
             self.sources.count(connection.client_address)
         if self.limits.shortest < math.inf:
@@ -185,6 +186,7 @@ class Connections:
 
     def _forget(self, connection: Connection) -> None:
         del self._by_fd[connection.fd]
+        self._tally.privileged -= connection.protocol.is_privileged
         if connection.bucket is not None:
             connection.bucket.discard(connection.fd)
         if self.sources.limited and not connection.protocol.identifies_client:

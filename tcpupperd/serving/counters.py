@@ -89,6 +89,7 @@ STARTED = WORKER.number("started")
 EARLIER_LINES = WORKER.number("earlier_lines")  # answered by earlier workers in this slot
 LONGEST_ITERATION = WORKER.number("longest_iteration")  # of the event loop
 LONGEST_QUEUE = WORKER.number("longest_queue")  # time that a connection waited to be accepted
+OPEN_PRIVILEGED = WORKER.number("open_privileged")  # those of `open` that are not clients'
 OPEN = WORKER.number("open")  # connections open now
 ACCEPTED = WORKER.counter(Metric("connections_accepted", "Connections accepted."))
 HANDED_OVER_OUT = WORKER.counter(HANDED_OVER, "out", "Connections handed over to another process.")
@@ -205,6 +206,7 @@ class Tally:
         "counts",
         "debug",
         "numbers",
+        "privileged",
         "received",
         "sent",
     )
@@ -218,6 +220,7 @@ class Tally:
         self.counts = array("Q", [self.numbers[LINES], 0])
         self.sent = self.numbers[SENT_BYTES]  # other than by `fast_path`
         self.received = self.numbers[RECEIVED_BYTES]
+        self.privileged = 0  # connections that are not clients'
         self._iterations = self.numbers[LOOP_ITERATIONS]
         self._longest = 0.0
         self._unwritten = 0.0  # time that is not yet in the numbers
@@ -232,6 +235,7 @@ class Tally:
         numbers = self.numbers
         answered, sent = self.counts
         numbers[OPEN] = connections
+        numbers[OPEN_PRIVILEGED] = self.privileged
         numbers[LINES] = answered
         numbers[SENT_BYTES] = sent + self.sent
         numbers[RECEIVED_BYTES] = sent + self.received

@@ -27,8 +27,12 @@ _REASONS = {
     404: "Not Found",
     405: "Method Not Allowed",
     431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
+
+METHODS = (b"GET", b"HEAD", b"OPTIONS")
+ALLOW = "Allow: GET, HEAD, OPTIONS"
 
 #: Headers of every response: it is a snapshot, and its Content-Type is authoritative.
 _ALWAYS = ("Cache-Control: no-store", "X-Content-Type-Options: nosniff", "Connection: close")
@@ -40,14 +44,20 @@ class Page(NamedTuple):
     content_type: str
     text: str
     fields: tuple[str, ...] = ()  # additional header fields
+    status: int = 200
 
 
 class HttpProtocol(Protocol):
-    """Answers one GET or HEAD with one of `pages`, which are created on request."""
+    """Answers one request with one of `pages`, which are created on request.
+
+    OPTIONS is what `option httpchk` of HAProxy sends by default; like HEAD, it gets the status of
+    the page.
+    """
 
     __slots__ = ("_pages",)
 
     service = "metrics"
+    is_privileged = True
 
     def __init__(self, pages: Mapping[bytes, Callable[[], Page]]) -> None:
         super().__init__()
@@ -97,9 +107,11 @@ class HttpProtocol(Protocol):
         page = self._pages.get(path_of(target))
         if page is None:
             return refusal(404)
-        if method not in (b"GET", b"HEAD"):
-            return refusal(405, "Allow: GET, HEAD")
-        return response(200, page(), body=method == b"GET")
+        if method not in METHODS:
+            return refusal(405, ALLOW)
+        if method == b"OPTIONS":
+            return response(Page("text/plain", "", (ALLOW,), page().status))
+        return response(page(), body=method == b"GET")
 
 
 def path_of(target: bytes) -> bytes:
@@ -112,14 +124,14 @@ def path_of(target: bytes) -> bytes:
 def refusal(status: int, *fields: str) -> bytes:
     """An error response."""
     text = f"{status} {_REASONS[status]}\n"
-    return response(status, Page("text/plain; charset=utf-8", text, fields))
+    return response(Page("text/plain; charset=utf-8", text, fields, status))
 
 
-def response(status: int, page: Page, *, body: bool = True) -> bytes:
+def response(page: Page, *, body: bool = True) -> bytes:
     """A complete response; without `body`, it states only the length of the body."""
     content = page.text.encode(errors="backslashreplace")
     head = (
-        f"HTTP/1.1 {status} {_REASONS[status]}",
+        f"HTTP/1.1 {page.status} {_REASONS[page.status]}",
         f"Content-Type: {page.content_type}",
         f"Content-Length: {len(content)}",
         *_ALWAYS,

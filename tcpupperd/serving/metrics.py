@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from tcpupperd.serving.counters import DAEMON, WORKER, Metric, Row
+from tcpupperd.serving.health import obstacle
 from tcpupperd.serving.http import Page
 from tcpupperd.serving.report import STATES, Report
 
@@ -57,6 +58,11 @@ def _gauges(report: Report) -> Iterator[Family]:
         "process_start_time_seconds",
         "Start time of the main process since the Unix epoch in seconds.",
         report.began,
+    )
+    yield gauge(
+        "tcpupperd_ready",
+        "Whether new clients are welcome: 0 while about to stop, full, or without a live worker.",
+        float(not obstacle(report)),
     )
     yield gauge("tcpupperd_connections_open", "Open connections.", report.counters.get("open"))
     yield gauge(

@@ -27,6 +27,9 @@ class Protocol:
     service = "upper"
     """The service that it belongs to."""
 
+    is_privileged = False
+    """Whether it serves administrators and load balancers instead of clients."""
+
     identifies_client = False
     """Whether another protocol follows when this one has finished: its `successor`."""
 

@@ -13,11 +13,13 @@ from tcpupperd.host.sockets import Listener
 from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.serving.counters import (
     EARLIER_LINES,
+    EXITING,
     HEARTBEAT,
     LINES,
     LONGEST_ITERATION,
     LONGEST_QUEUE,
     OPEN,
+    OPEN_PRIVILEGED,
     PID,
     STARTED,
     STATE,
@@ -25,8 +27,9 @@ from tcpupperd.serving.counters import (
     microseconds,
 )
 
-#: Names for the values of `counters.STATE`, in their order.
-STATES = ("starting", "serving", "exiting")
+#: Names for the values of `counters.STATE`, in their order; the last is that of a worker that
+#: still serves, but is about to stop.
+STATES = ("starting", "serving", "exiting", "leaving")
 
 
 class WorkerReport(NamedTuple):
@@ -40,6 +43,7 @@ class WorkerReport(NamedTuple):
     silent_for: float | None  # since its last heartbeat; None without a watchdog
     longest_iteration: float
     longest_queue: float  # time that a connection waited to be accepted
+    privileged: int = 0  # connections that are not clients'
 
 
 class ListenerReport(NamedTuple):
@@ -67,13 +71,18 @@ class Report(NamedTuple):
     current: bool | None = None  # whether the file on disk is running; None if there is no file
     last_reload: float = 0.0
     last_reload_failed: bool = False
+    leaving: bool = False  # about to stop: new clients should go elsewhere
 
 
 def report_of_one(
-    numbers: Sequence[int] | memoryview, listeners: Iterable[Listener], limit: int
+    numbers: Sequence[int] | memoryview,
+    listeners: Iterable[Listener],
+    *,
+    limit: int,
+    leaving: bool,
 ) -> Report:
     """The report of a server without other workers, from its numbers."""
-    worker = report_of_worker(list(numbers), microseconds())
+    worker = report_of_worker(list(numbers), microseconds(), leaving=leaving)
     now = time()
     return Report(
         version=__version__,
@@ -84,16 +93,16 @@ def report_of_one(
         workers=[worker],
         counters=dict(zip(WORKER.names[OPEN:], numbers[OPEN:], strict=True)),
         limit=limit,
+        leaving=leaving,
     )
 
 
-def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
+def report_of_worker(numbers: Sequence[int], now: int, *, leaving: bool) -> WorkerReport:
     """The report on a worker, from its numbers; `now` is in their unit."""
     began, beat = numbers[STARTED], numbers[HEARTBEAT]
     return WorkerReport(
         pid=numbers[PID],
-        # Nobody but the worker vouches for it.
-        state=STATES[min(numbers[STATE], len(STATES) - 1)],
+        state=_state(numbers[STATE], leaving=leaving),
         connections=numbers[OPEN],
         lines=numbers[LINES] - numbers[EARLIER_LINES],
         age=max(0, now - began) / 1_000_000,
@@ -101,7 +110,14 @@ def report_of_worker(numbers: Sequence[int], now: int) -> WorkerReport:
         silent_for=max(0, now - beat) / 1_000_000 if beat > began else None,
         longest_iteration=numbers[LONGEST_ITERATION] / 1_000_000,
         longest_queue=numbers[LONGEST_QUEUE] / 1_000_000,
+        privileged=numbers[OPEN_PRIVILEGED],
     )
+
+
+def _state(number: int, *, leaving: bool) -> str:
+    """The name of a worker's state. Nobody but the worker vouches for the number."""
+    state = STATES[min(number, EXITING)]
+    return "leaving" if leaving and state == "serving" else state
 
 
 def report_of(listener: Listener) -> ListenerReport:

@@ -162,7 +162,8 @@ class UpperServer(socketserver.BaseServer):
     def report(self) -> Report:
         """The state of this server, for the service `metrics`."""
         limit = int(self.acceptor.capacity)
-        return report_of_one(self.tally.numbers, self.acceptor.listeners, limit)
+        listeners, leaving = self.acceptor.listeners, self.is_stopping_soon()
+        return report_of_one(self.tally.numbers, listeners, limit=limit, leaving=leaving)
 
     def drain(self, *, take_queues: bool = True, gentle: bool = True) -> Drain:
         """Stop accepting, answer what has been received, and close all connections.

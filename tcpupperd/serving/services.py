@@ -13,6 +13,7 @@ from tcpupperd.serving.agent import AgentProtocol
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.greeting import Greeting
+from tcpupperd.serving.health import live, ready
 from tcpupperd.serving.http import HttpProtocol
 from tcpupperd.serving.metrics import page as metrics_page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
@@ -56,7 +57,12 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
     default."""
     config, report = server.config, server.report
     greeting = Greeting.of(config, server.instance)
-    pages = {b"/": lambda: status_page(report()), b"/metrics": lambda: metrics_page(report())}
+    pages = {
+        b"/": lambda: status_page(report()),
+        b"/metrics": lambda: metrics_page(report()),
+        b"/ready": lambda: ready(report()),
+        b"/live": live,
+    }
 
     def upper(client_address: object) -> Protocol:
         """Answers in upper case, with the configured framing."""
@@ -70,7 +76,7 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         return AgentProtocol(leaving=server.is_stopping_soon())
 
     def metrics(client_address: object) -> Protocol:
-        """Tells Prometheus and people what the daemon is doing."""
+        """Tells Prometheus, probes and people what the daemon is doing."""
         return HttpProtocol(pages)
 
     proxy = ProxyClients(server.connections, server.tally, server.admit, upper, config.proxy_from)
@@ -84,4 +90,4 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
 
 
 #: The services for administrators and load balancers, who must get through while clients wait.
-PRIVILEGED = {"agent", "metrics"}
+PRIVILEGED = {one.service for one in (AgentProtocol, HttpProtocol)}

@@ -8,14 +8,11 @@ import time
 from collections.abc import Iterator
 
 from tcpupperd.serving.counters import ENDS, REFUSED, Row
+from tcpupperd.serving.health import is_silent
 from tcpupperd.serving.http import Page
 from tcpupperd.serving.metrics import counters
 from tcpupperd.serving.report import Report, WorkerReport
 from tcpupperd.words import counted
-
-#: Seconds without a heartbeat after which a warning is shown; a healthy worker, busy or idle,
-#: stays far below it.
-SILENT = 10.0
 
 #: Fraction of a limit above which a warning is shown.
 NEARLY = 0.9
@@ -55,6 +52,8 @@ def page(report: Report) -> Page:
 
 def troubles(report: Report) -> Iterator[str]:
     """Problems that need the administrator's attention."""
+    if report.leaving:
+        yield "The service is about to stop; load balancers should send new clients elsewhere."
     if report.last_reload_failed:
         yield "The last reload failed; the log says why."
     if report.current is False:
@@ -63,7 +62,7 @@ def troubles(report: Report) -> Iterator[str]:
             " invalid or is missing."
         )
     for worker in report.workers:
-        if worker.silent_for and worker.silent_for > SILENT:
+        if worker.silent_for and is_silent(worker):
             silence = duration(worker.silent_for)
             yield f"Worker {worker.pid} has not responded for {silence}."
     for one in report.listeners:

@@ -1,6 +1,7 @@
 """Stops under a load balancer: `shutdown_delay`, and what the agent says meanwhile."""
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
+from integration.scraper import LISTEN, get, value
 from integration.service import Service
 from waiting import until
 
@@ -85,6 +87,62 @@ def test_clients_are_served_during_the_delay(sockets: Sockets) -> None:
             client.close()
         assert daemon.wait() == 0
         assert "stopping immediately" not in daemon.log
+
+
+# What is told over HTTP
+
+
+def health(daemon: Daemon, path: str = "/ready") -> tuple[int, str]:
+    """The status and the text of a page for probes."""
+    status, _, text = get(daemon.address_of("metrics"), path)
+    return status, text
+
+
+def test_probes_are_told_that_the_service_is_leaving() -> None:
+    with Daemon(listen=LISTEN, shutdown_delay=LONG, workers=2) as daemon:
+        assert health(daemon) == (200, "ready\n")
+        assert value(daemon, "tcpupperd_ready") == 1
+        assert value(daemon, "tcpupperd_workers", state="serving") == 2
+        daemon.send_signal(signal.SIGTERM)
+        until(lambda: health(daemon) == (503, "leaving\n"))
+        assert health(daemon, "/live") == (200, "live\n")
+        assert value(daemon, "tcpupperd_ready") == 0
+        assert value(daemon, "tcpupperd_workers", state="serving") == 0
+        assert value(daemon, "tcpupperd_workers", state="leaving") == 2
+        assert "The service is about to stop" in health(daemon, "/")[1]
+        assert daemon.connect().ask(b"new") == b"NEW"
+        daemon.send_signal(signal.SIGTERM)
+
+
+def test_full_server_is_alive_but_not_ready() -> None:
+    """The probes themselves take no place: with one left, the server is not full."""
+    with Daemon(listen=LISTEN, workers=1, max_connections=3) as daemon:
+        clients = [daemon.connect() for _ in range(2)]
+        assert {client.ask(b"hello") for client in clients} == {b"HELLO"}
+        silent = [daemon.connect(daemon.address_of("metrics")) for _ in range(2)]
+        until(lambda: daemon.counters()["open"] == 4)
+        assert health(daemon) == (200, "ready\n")
+        for one in silent:
+            one.close()
+        clients.append(daemon.connect())
+        assert clients[-1].ask(b"hello") == b"HELLO"
+        assert health(daemon) == (503, "full\n")
+        assert health(daemon, "/live") == (200, "live\n")
+        clients.pop().close()
+        until(lambda: health(daemon) == (200, "ready\n"))
+
+
+def test_server_without_a_live_worker_answers_no_probe() -> None:
+    with Daemon(listen=LISTEN, workers=1) as daemon:
+        [worker] = daemon.workers()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            probe = daemon.connect(daemon.address_of("metrics"))
+            probe.send(b"GET /live HTTP/1.0\r\n\r\n")
+            assert not select.select([probe.socket], [], [], 0.5)[0]
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert probe.read_line() == b"HTTP/1.1 200 OK\r\n"
 
 
 def test_delay_ends_by_itself(sockets: Sockets) -> None:

@@ -9,6 +9,7 @@ from tcpupperd.serving.http import HEAD_MAX, HttpProtocol, Page, path_of
 PAGES = {
     b"/": lambda: Page("text/html; charset=utf-8", "<p>é", ("X-Of: it",)),
     b"/metrics": lambda: Page("text/plain; version=0.0.4", "a 1\n"),
+    b"/ready": lambda: Page("text/plain; charset=utf-8", "full\n", status=503),
 }
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -69,10 +70,37 @@ def test_all_that_scrapers_and_browsers_may_say_is_understood(request_: bytes) -
     assert (status, body) == (200, b"a 1\n")
 
 
-@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS", b"get", b"G!"])
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"TRACE", b"get", b"G!"])
 def test_other_methods_are_refused(method: bytes) -> None:
     status, fields, _ = ask(GET.replace(b"GET", method))
-    assert (status, fields["Allow"]) == (405, "GET, HEAD")
+    assert (status, fields["Allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (b"OPTIONS / HTTP/1.0\r\n\r\n", 200),  # what HAProxy sends
+        (GET.replace(b"GET", b"OPTIONS"), 200),
+        (b"OPTIONS /ready HTTP/1.0\r\n\r\n", 503),
+        (b"OPTIONS /other HTTP/1.0\r\n\r\n", 404),
+    ],
+)
+def test_options_is_told_the_status_of_the_page(request_: bytes, expected: int) -> None:
+    status, fields, body = ask(request_)
+    assert status == expected
+    if status != 404:
+        assert (fields["Allow"], fields["Content-Length"], body) == (
+            "GET, HEAD, OPTIONS",
+            "0",
+            b"",
+        )
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_page_may_have_a_status_of_its_own(method: bytes) -> None:
+    status, fields, body = ask(b"%s /ready HTTP/1.0\r\n\r\n" % method)
+    assert (status, fields["Content-Length"]) == (503, "5")
+    assert body == (b"full\n" if method == b"GET" else b"")
 
 
 @pytest.mark.parametrize(

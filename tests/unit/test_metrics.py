@@ -43,6 +43,8 @@ def test_gauges_are_those_of_the_report() -> None:
     assert found["process_start_time_seconds"] == REPORT.began
     assert found['tcpupperd_workers{state="serving"}'] == 1
     assert found['tcpupperd_workers{state="exiting"}'] == 0
+    assert found['tcpupperd_workers{state="leaving"}'] == 0
+    assert found["tcpupperd_ready"] == 1
     assert found[f"tcpupperd_accept_queue_connections{queue}"] == 7
     assert found[f"tcpupperd_accept_queue_limit{queue}"] == 4096
     assert found["tcpupperd_configuration_current"] == 1
