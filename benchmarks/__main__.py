@@ -40,7 +40,7 @@ def main() -> int:
     allow_many_files()
     build_all()
     servers = choose(options.only)
-    rounds, seconds = (2, 0.2) if options.short else (15, 0.25)
+    rounds, seconds = (2, 0.2) if options.short else (15, 0.2)
     results = run_rounds(servers, (*RATES, *LATENCIES), rounds, seconds)
     results.conditions = conditions(rounds, seconds)
     measure_once(results, servers, 3 if options.short else 15)
