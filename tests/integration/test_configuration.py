@@ -165,10 +165,10 @@ def test_invalid_file(content: bytes, where: str, why: str, tmp_path: Path) -> N
 
 def test_all_errors_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "tcpupperd.toml"
-    path.write_text('max_line = 0\nframing = "line"\n\nlog_level = "chatty"\nwrokers = 1\n')
+    path.write_text('max_line = 0\nframing = "words"\n\nlog_level = "chatty"\nwrokers = 1\n')
     starts = [
         f"{path}:1: max_line = 0: must be ",
-        f'{path}:2: framing = "line": must be ',
+        f'{path}:2: framing = "words": must be ',
         f'{path}:4: log_level = "chatty": must be ',
         f"{path}:5: wrokers: unknown setting; did you mean workers?",
     ]
