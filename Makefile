@@ -6,7 +6,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tcpupperd/__init__.py
 NAME := tcpupperd-$(VERSION)
 # Debian's tools need Debian's Python, not another one that comes first in PATH.
 DEBIAN_PATH := /usr/sbin:/usr/bin:/sbin:/bin
-NEEDED := apt-cache depends --recurse --installed --important tcpupperd
+NEEDED := apt-cache depends --recurse --installed --important tcpupperd python3-daemon
 BUILD_DEP := --no-install-recommends build-dep ./
 # Let apt-get ask before it installs, if there is a terminal.
 YES := $(shell test -t 0 || echo --yes)

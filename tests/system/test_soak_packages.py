@@ -5,6 +5,7 @@ The latter need "sudo apt-get install arch-test qemu-user".
 
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,11 @@ BIG_ENDIAN = (
     "--deselect=tests/unit/test_scoreboard.py"
     "::test_worker_can_read_but_not_write_the_counts_of_the_supervisor",
 )
-UPGRADE = "apt-get full-upgrade --yes -o Dpkg::Options::=--force-confold </dev/null"
+# Only what the root has in apt's cache.
+UPGRADE = (
+    "apt-get full-upgrade --yes --no-install-recommends -o Dpkg::Options::=--force-confold"
+    " </dev/null"
+)
 
 
 @pytest.mark.parametrize("release", ["bookworm"], indirect=True)
@@ -36,7 +41,11 @@ def test_release_upgrade_loses_no_connection(release: str, package: Path) -> Non
     ping = ("tcpupper", "--ping", f"--connections={CONNECTIONS}", "--interval=0.2", "--quiet")
     with booted(Root(release, "upgrade"), package.parent) as machine:
         install(machine, package)
-        with machine.popen(*ping, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
+        with (
+            machine.popen(*ping, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client,
+            ExitStack() as stack,
+        ):
+            stack.callback(client.kill)
             machine.run("systemctl", "restart", SERVICE)
             with machine.popen("sh", "-ec", UPGRADE, stdout=subprocess.PIPE) as upgrade:
                 output, _ = upgrade.communicate(timeout=UPGRADE_TIMEOUT)
