@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from tcpupperd.words import scoped_host
+
 #: The maximum length of a Unix socket's path, in bytes: sun_path in unix(7), without the NUL.
 PATH_MAX = 107
 
@@ -18,9 +20,8 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 #: Text that looks like an IPv4 address: the resolver would read 10.1 as 10.0.0.1.
 _IPV4_LIKE = re.compile(r"[0-9.]+")
 
-#: The names of the services that a listener can have: the keys of `serving.services.SERVICES`. A
-#: listener without a name has the first one.
-SERVICES = ("upper", "proxy", "agent", "metrics")
+#: The names of the services that a listener can have. A listener without a name has the first one.
+SERVICES = UPPER, PROXY, AGENT, METRICS = ("upper", "proxy", "agent", "metrics")
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 
@@ -59,7 +60,7 @@ def split_service(text: str) -> tuple[str, str]:
     Raises ValueError if the service is unknown."""
     name, mark, address = text.partition("=")
     if not mark or text.startswith(("/", "@")):  # a path may contain "="
-        return SERVICES[0], text
+        return UPPER, text
     if name not in SERVICES:
         known = ", ".join(SERVICES)
         raise ValueError(f'"{text}": unknown service "{name}"; the services are {known}')
@@ -82,50 +83,10 @@ def _is_host_name(text: str) -> bool:
         return False
 
 
-def written(address: Any) -> str:
-    """The address of a socket or its peer, in the syntax of `parse_address`; "local client" for a
-    Unix socket without one."""
-    if isinstance(address, tuple):
-        host, port = host_of(address), address[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    path = os.fsdecode(address).replace("\0", "@", 1)
-    if not path.isprintable():  # the client chose it, and must not inject lines into the log
-        return repr(path)[1:-1]
-    return path or "local client"
-
-
 def connectable(address: Any) -> Any:
     """The address of a socket in the form that `socket.create_connection` accepts: a host and a
     port, without the additional fields of IPv6. The path of a Unix socket is unchanged."""
     return (scoped_host(address), address[1]) if isinstance(address, tuple) else address
-
-
-def host_of(address: Any) -> str:
-    """The IP address in the address of a socket, as it is written in messages."""
-    return plain_host(scoped_host(address))
-
-
-def scoped_host(address: Any) -> str:
-    """The IP address in the address of a socket, with the interface if it is link-local: on
-    another interface, another host may have the same address."""
-    host, _, *ipv6 = address
-    scope = ipv6[1] if ipv6 else 0
-    return f"{host}%{_interface(scope)}" if scope and "%" not in host else str(host)
-
-
-def _interface(index: int) -> str:
-    """The name of a network interface. If a sandbox forbids the socket with which to ask for it,
-    this is the number, which the resolver accepts as well."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return str(index)
-
-
-def plain_host(host: str) -> str:
-    """An IP address without the IPv4-mapped prefix of addresses from dual-stack sockets."""
-    ipv4 = host.removeprefix("::ffff:")
-    return host if ":" in ipv4 or "." not in ipv4 else ipv4
 
 
 class Networks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from tcpupperd.address import host_of
+from tcpupperd.words import host_of
 
 #: For `extra=` of a log call.
 Extra = dict[str, dict[str, object]]

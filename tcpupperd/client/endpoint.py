@@ -7,6 +7,7 @@ import os
 import socket
 
 from tcpupperd.errors import ExpectedError
+from tcpupperd.words import host_of, written
 
 TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:
@@ -124,27 +125,8 @@ class Endpoint:
 
 def ends(connection: socket.socket) -> str:
     """The remote address of a connection and, if there is one, the local address."""
-    there, here = written(connection.getpeername()), written(connection.getsockname())
-    return f"to {there} from {here}" if here else f"to {there}"
-
-
-def written(address: SocketAddress) -> str:
-    """An address in the form used in messages."""
-    if isinstance(address, (str, bytes)):  # bytes: in the abstract namespace
-        return os.fsdecode(address).replace("\0", "@", 1)
-    host, port = host_of(address), address[1]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
-def host_of(address: tuple[object, ...]) -> str:
-    """The host in a socket address, with the interface if it is a link-local IPv6 address."""
-    scope = address[3] if len(address) == 4 else 0
-    if not isinstance(scope, int) or not scope:
-        return str(address[0])
-    try:
-        return f"{address[0]}%{socket.if_indextoname(scope)}"
-    except OSError:  # the interface has disappeared
-        return f"{address[0]}%{scope}"
+    there, here = written(connection.getpeername()), connection.getsockname()
+    return f"to {there} from {written(here)}" if here else f"to {there}"
 
 
 def reason(error: OSError) -> str:

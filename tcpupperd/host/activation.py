@@ -10,7 +10,7 @@ import stat
 from collections.abc import Container, Mapping, MutableMapping
 from typing import NamedTuple
 
-from tcpupperd.address import SERVICES
+from tcpupperd.address import SERVICES, UPPER
 from tcpupperd.host.sockets import Listener, ListenError
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _check_name(one: Listener) -> None:
         log.warning(
             "%s is served as %s: its name is %s, but only %s have a meaning;"
             " correct or remove FileDescriptorName= in its socket unit",
-            *(one, SERVICES[0], one.name, ", ".join(SERVICES)),
+            *(one, UPPER, one.name, ", ".join(SERVICES)),
         )
 
 

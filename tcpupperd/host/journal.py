@@ -12,11 +12,10 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
-from fcntl import ioctl
-from termios import TIOCOUTQ
 from time import monotonic, sleep
 
 from tcpupperd.host.memfd import sealed
+from tcpupperd.host.send_queue import send_queue
 
 #: Where the journal receives entries.
 SOCKET = "/run/systemd/journal/socket"
@@ -87,7 +86,7 @@ class Journal:
         until = monotonic() + timeout
         try:
             self._socket.sendto(b"", socket.MSG_DONTWAIT, self._address)
-            while ioctl(self._socket, TIOCOUTQ, bytes(4)) != bytes(4):  # not read yet, in bytes
+            while send_queue(self._socket):  # not read yet
                 if monotonic() > until:
                     return False
                 sleep(FLUSH_TICK)

@@ -13,15 +13,9 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from tcpupperd.address import (
-    SERVICES,
-    Address,
-    host_of,
-    parse_address,
-    split_service,
-    written,
-)
+from tcpupperd.address import SERVICES, UPPER, Address, parse_address, split_service
 from tcpupperd.errors import ExpectedError
+from tcpupperd.words import host_of, written
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +44,7 @@ class Listener:
 
     __slots__ = ("_kind", "name", "socket")
 
-    def __init__(self, listening: socket.socket, name: str = SERVICES[0]) -> None:
+    def __init__(self, listening: socket.socket, name: str = UPPER) -> None:
         self.socket = listening
         self.name = name
         self._kind = int(listening.family), int(listening.type), listening.proto

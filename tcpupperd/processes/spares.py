@@ -17,11 +17,12 @@ import os
 import socket
 from collections.abc import Iterable
 
-from tcpupperd.address import SERVICES, written
+from tcpupperd.address import SERVICES, UPPER
 from tcpupperd.events import Event
 from tcpupperd.host.activation import can_listen
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import Listener, ListenError
+from tcpupperd.words import written
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 NAMES = {f"listener-{service}": service for service in SERVICES}
 
 #: The name of those of the main socket unit.
-MAIN = f"listener-{SERVICES[0]}"
+MAIN = f"listener-{UPPER}"
 
 
 class Spares:

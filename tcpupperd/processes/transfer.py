@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import math
 import os
 import select
 import signal
 import socket
-import sys
-from termios import TIOCOUTQ
 
 from tcpupperd.address import SERVICES
 from tcpupperd.events import Event
 from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.remedies import remedy
+from tcpupperd.host.send_queue import send_queue
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard
@@ -259,7 +257,7 @@ class Taker:
 
     def _readable(self) -> None:
         have, size, now = len(self._server.connections), peek(self._end), self._server.poller.now
-        messages = filled(self._give_end) // MESSAGE_SIZE
+        messages = send_queue(self._give_end) // MESSAGE_SIZE
         if not self._has_room(size):
             self._away.set(now + SHORTAGE_PAUSE)
         elif self._fairness.should_take(have, size, messages, now):
@@ -399,10 +397,4 @@ class Fairness:
 def room_for_messages(end: socket.socket) -> int:
     """The number of additional messages that are certain to fit in a channel's buffer."""
     room = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    return max(0, room - filled(end)) // MESSAGE_SIZE
-
-
-def filled(end: socket.socket) -> int:
-    """The number of bytes in its buffer that have not been received yet: SIOCOUTQ in unix(7), the
-    same as TIOCOUTQ."""
-    return int.from_bytes(fcntl.ioctl(end, TIOCOUTQ, bytes(4)), sys.byteorder)
+    return max(0, room - send_queue(end)) // MESSAGE_SIZE

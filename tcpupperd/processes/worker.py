@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from tcpupperd.config import Config
 from tcpupperd.host import descriptors
+from tcpupperd.host.send_queue import send_queue
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.survey import survey
-from tcpupperd.processes.transfer import Giver, Taker, filled
+from tcpupperd.processes.transfer import Giver, Taker
 from tcpupperd.serving.counters import (
     ACCEPTING,
     EXITING,
@@ -134,7 +135,7 @@ class Worker(UpperServer):
         over. If others then have more than their share, it leaves that to them.
         """
         share, numbers = self._capacity.accepted, self._context.numbers
-        channel_is_empty = not filled(self._channel[0])
+        channel_is_empty = not send_queue(self._channel[0])
         if channel_is_empty:  # asked first: what has left the channel is counted
             allowed = share - self._context.scoreboard.excess(numbers[GENERATION], share)
             self.acceptor.capacity = max(self.acceptor.capacity, allowed)

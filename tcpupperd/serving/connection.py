@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
 import select
 import socket
-import sys
 from enum import Enum
-from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpupperd.address import written
 from tcpupperd.config import Config
+from tcpupperd.host.send_queue import send_queue
 from tcpupperd.serving.counters import (
     CLIENT_CLOSED,
     COMPLETE,
@@ -30,6 +27,7 @@ from tcpupperd.serving.counters import (
 )
 from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path
 from tcpupperd.serving.protocol import Protocol
+from tcpupperd.words import written
 
 if TYPE_CHECKING:
     from tcpupperd.serving.fast_path import Outcome
@@ -424,17 +422,10 @@ class Connection:
         make it reset the connection and discard the answers. After `write_timeout` without
         progress, the kernel stops the lingering with an error.
         """
-        if self.socket.family == socket.AF_UNIX or not unacknowledged(self.socket):
+        if self.socket.family == socket.AF_UNIX or not send_queue(self.socket):
             return Next.CLOSE
         timeout = self.limits.write_timeout
         milliseconds = 0 if timeout == math.inf else int(timeout * 1000)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.lingers_until = now + LINGER_TIME
         return Next.SCHEDULE
-
-
-def unacknowledged(connection: socket.socket) -> int:
-    """The number of bytes that the peer has not acknowledged yet: SIOCOUTQ (see tcp(7)), which is
-    the same as TIOCOUTQ. An end of file counts as one byte."""
-    count = fcntl.ioctl(connection, TIOCOUTQ, bytes(4))
-    return int.from_bytes(count, sys.byteorder)

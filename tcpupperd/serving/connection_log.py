@@ -7,12 +7,11 @@ import logging
 import math
 import os
 
-from tcpupperd.address import written
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host import tcp_info
 from tcpupperd.serving.connection import Connection
 from tcpupperd.serving.poller import Poller
-from tcpupperd.words import counted
+from tcpupperd.words import counted, written
 
 log = logging.getLogger(__name__)
 

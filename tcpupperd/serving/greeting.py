@@ -6,8 +6,8 @@ import os
 import socket
 from typing import Self
 
-from tcpupperd.address import written
 from tcpupperd.config import Config
+from tcpupperd.words import written
 
 
 class Greeting:

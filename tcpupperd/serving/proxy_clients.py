@@ -9,7 +9,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 
-from tcpupperd.address import Networks, written
+from tcpupperd.address import Networks
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.serving.connection import Connection
@@ -17,6 +17,7 @@ from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import PROXY_UNTRUSTED, SOURCE_LIMIT, Tally, reason
 from tcpupperd.serving.protocol import Protocol
 from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol
+from tcpupperd.words import written
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from time import time
 from typing import NamedTuple
 
 from tcpupperd import __version__
-from tcpupperd.address import SERVICES, written
+from tcpupperd.address import SERVICES, UPPER
 from tcpupperd.host.sockets import Listener
 from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.serving.counters import (
@@ -26,6 +26,7 @@ from tcpupperd.serving.counters import (
     WORKER,
     microseconds,
 )
+from tcpupperd.words import written
 
 #: Names for the values of `counters.STATE`, in their order; the last is that of a worker that
 #: still serves, but is about to stop.
@@ -122,7 +123,7 @@ def _state(number: int, *, leaving: bool) -> str:
 
 def report_of(listener: Listener) -> ListenerReport:
     """The report on a listener at this moment."""
-    service = listener.name if listener.name in SERVICES else SERVICES[0]
+    service = listener.name if listener.name in SERVICES else UPPER
     address = written(listener.socket.getsockname())
     queue, limit = queue_of(listener.socket) or (None, None)
     return ListenerReport(service, address, queue, limit)

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from tcpupperd.address import connectable, written
+from tcpupperd.address import connectable
 from tcpupperd.config import Config
 from tcpupperd.host.descriptors import Sharing
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
@@ -37,6 +37,7 @@ from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.report import Report, report_of_one
 from tcpupperd.serving.services import Service, services
+from tcpupperd.words import written
 
 log = logging.getLogger(__name__)
 

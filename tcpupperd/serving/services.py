@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from tcpupperd.address import AGENT, METRICS, PROXY, UPPER
 from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.agent import AgentProtocol
@@ -82,12 +83,12 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
     proxy = ProxyClients(server.connections, server.tally, server.admit, upper, config.proxy_from)
     default = Service(upper, server.admit)
     return dict.fromkeys((listener.name for listener in listeners), default) | {
-        "upper": default,
-        "proxy": Service(proxy.protocol, proxy.admit),
-        "agent": Service(agent, server.admit),
-        "metrics": Service(metrics, server.admit),
+        UPPER: default,
+        PROXY: Service(proxy.protocol, proxy.admit),
+        AGENT: Service(agent, server.admit),
+        METRICS: Service(metrics, server.admit),
     }
 
 
 #: The services for administrators and load balancers, who must get through while clients wait.
-PRIVILEGED = {one.service for one in (AgentProtocol, HttpProtocol)}
+PRIVILEGED = {AGENT, METRICS}

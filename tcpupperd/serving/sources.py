@@ -6,9 +6,10 @@ import logging
 import math
 from collections import Counter
 
-from tcpupperd.address import host_of, source_of
+from tcpupperd.address import source_of
 from tcpupperd.events import Event, client_fields
 from tcpupperd.host.messages import RateLimitedLog
+from tcpupperd.words import host_of
 
 log = logging.getLogger(__name__)
 

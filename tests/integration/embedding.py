@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from integration.client import Client
-from tcpupperd.address import written
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.words import written
 from waiting import DEADLINE
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)

@@ -22,7 +22,7 @@ from integration.client import Client
 from integration.embedding import address_of, connected, serving
 from integration.processes import cannot, cpu_time, descriptors
 from tcpupperd import ChunkHandler, Config, UpperHandler, UpperServer
-from tcpupperd.address import written
+from tcpupperd.words import written
 from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]

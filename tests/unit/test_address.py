@@ -17,14 +17,13 @@ from tcpupperd.address import (
     Networks,
     parse_address,
     parse_network,
-    plain_host,
     source_of,
     split_service,
-    written,
 )
 from tcpupperd.events import client_fields
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
+from tcpupperd.words import plain_host, written
 
 GOOD = [
     ("9999", Address("", 9999)),
