@@ -156,7 +156,9 @@ WORKERS_STARTED = DAEMON.counter(Metric("workers_started", "Workers started."))
 WORKERS_DIED_EXIT = DAEMON.counter(
     DIED, "exit", "Workers that exited without having been told to."
 )
-WORKERS_DIED_SIGNAL = DAEMON.counter(DIED, "signal", "Workers killed by another process.")
+WORKERS_DIED_SIGNAL = DAEMON.counter(
+    DIED, "signal", "Workers killed by a signal that the supervisor did not send."
+)
 WORKERS_DIED_HUNG = DAEMON.counter(DIED, "hung", "Workers killed because their heartbeat stopped.")
 WORKERS_DIED_KILL_TIMEOUT = DAEMON.counter(
     DIED, "kill_timeout", "Workers killed because they did not exit in time."
