@@ -1,6 +1,6 @@
 # Generates the units for additional instances, tcpupperd@.service, tcpupperd@.socket and the
-# other sockets, from those of the default instance. An instance is named after its port, and so is its configuration
-# file.
+# other sockets, from those of the default instance. An instance is named after its port, and so
+# is its configuration file.
 s/^Description=.*/&, port %i/
 /^Environment=\|^ExecStop=/!s/tcpupperd\(-metrics\|-proxy\)\?\.\(service\|socket\)/tcpupperd\1@%i.\2/g
 s,/tcpupperd\.toml,/%i.toml,

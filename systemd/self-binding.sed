@@ -15,7 +15,7 @@ s/^After=.*/After=network.target/
 /^# Where the addresses are set/d
 /^Environment=TCPUPPERD_SOCKET_UNIT/d
 /^# Removes the spare listeners/,/^ExecStop=/d
-/^# Also for ExecStop=/d
+/^# Notifications are accepted from/d
 /^NotifyAccess=/d
 /^# Passed sockets remain usable/d
 /^PrivateNetwork=/d
