@@ -28,6 +28,7 @@ from tcpupperd.output import write_output
 from tcpupperd.processes import spares
 from tcpupperd.processes.conflicts import not_judged
 from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.reloading import reload
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
@@ -48,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit status."""
     background.open_standard_streams()
     arguments = parse(argv)
+    is_command = bool(arguments.check or arguments.reload)
     dropped = Event.MESSAGES_DROPPED.fields()
-    messages.set_up("info", os.environ, as_command=arguments.check, dropped=dropped)
+    messages.set_up("info", os.environ, as_command=is_command, dropped=dropped)
     try:
         if arguments.check:
             check(arguments)
-            return 0
-        serve(arguments)
+        elif arguments.reload:
+            reload(arguments.reload)
+        else:
+            serve(arguments)
     except ExpectedError as error:
         for line in str(error).splitlines():
             log.critical("%s", line)
@@ -177,6 +181,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --check: show the value of each setting and where it comes from",
     )
+    parser.add_argument(
+        "--reload",
+        metavar="PID",
+        type=process_id,
+        help="make the daemon with this process ID reload, wait for the outcome, and exit",
+    )
     parser.add_argument("--daemonize", action="store_true", help="run in the background")
     for option, metavar, text in (
         ("--pid-file", "FILE", "write the process ID to this file"),
@@ -192,7 +202,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--pid-file, --user and --group require --daemonize")
     if arguments.verbose and not arguments.check:
         parser.error("--verbose requires --check")
+    if arguments.reload and (arguments.check or arguments.daemonize):
+        parser.error("--reload cannot be used together with --check or --daemonize")
     return arguments
+
+
+def process_id(text: str) -> int:
+    """The value of --reload."""
+    pid = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if not pid:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a process ID")
+    return pid
 
 
 def add_setting(group: argparse._ArgumentGroup, setting: Setting[Any]) -> None:

@@ -38,6 +38,7 @@ DAEMON = (
     VERSION,
     Option("--config", "read settings from a TOML file", "file"),
     Option("--check", "check the configuration, report what is invalid, and exit"),
+    Option("--reload", "make a daemon reload, and wait for the outcome", "process ID"),
     Option("--verbose", "with --check: show the value of each setting and where it comes from"),
     Option("--daemonize", "run in the background"),
     Option("--pid-file", "write the process ID to this file", "file"),

@@ -47,6 +47,7 @@ class Signals:
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         self._may_hang_up = has_terminal() and not ignored
         self._shell = os.getppid()
+        self.sender = 0  # of the last signal fetched; 0 if the kernel sent it
         # With an inherited, ignored SIGCHLD, children would vanish before they can be waited for.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # Never called, but the handler's existence tells systemd that SIGHUP means reload.
@@ -59,6 +60,7 @@ class Signals:
         received = wait_for(BLOCKED - but, timeout)
         if not received:
             return None
+        self.sender = received.si_pid
         if self._may_hang_up and self._is_hangup(received):
             self._may_hang_up = False
             log.warning("the terminal was closed; stopping")

@@ -26,6 +26,7 @@ class Source:
         self.path = path
         self._options = options
         self._store = store
+        self._tried = NO_FILE  # the identity of the file when it was last read
 
     @property
     def instance(self) -> str:
@@ -35,8 +36,8 @@ class Source:
 
     def load(self) -> Generation:
         """The configuration from the file and the options. Raises ConfigError if it is invalid."""
-        file = identity(self.path)
-        return generation_of(config_file.load(self.path, self._options), file)
+        self._tried = identity(self.path)
+        return generation_of(config_file.load(self.path, self._options), self._tried)
 
     def last_good(self) -> Generation | None:
         """The last good configuration, without settings that this version does not know; None if
@@ -77,8 +78,11 @@ class Source:
             self._store.keep_configuration(good.text)
 
     def has_changed_on_disk(self, generation: Generation) -> bool:
-        """Whether the file has changed since this generation was loaded from it."""
-        return generation.file not in (NO_FILE, identity(self.path))
+        """Whether the file has changed since this generation was loaded from it, and since the
+        last reload, which may have failed."""
+        if generation.file == NO_FILE:
+            return False
+        return identity(self.path) not in (generation.file, self._tried)
 
 
 def generation_of(settings: Config, file: tuple[int, int], problem: str = "") -> Generation:

@@ -23,6 +23,7 @@ from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.fleet import Failure, Fleet
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
+from tcpupperd.processes.reloading import COMPLETE, FAILED, answer
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.signals import Signals
 from tcpupperd.processes.source import Source
@@ -110,6 +111,7 @@ class Supervisor:
         self._failure = Failure("", {})  # the last one
         self._error: StartError | None = None  # to end with
         self._due_at = math.inf  # when the state has lasted as long as it may
+        self._reload_sender = 0  # the process that asked for a reload, which is told the outcome
         self._started: Callable[[], None] = lambda: None
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
@@ -169,6 +171,7 @@ class Supervisor:
             case signal.SIGUSR2:
                 yield Input.RESTART if self._store.keeps else Input.STOP
             case signal.SIGHUP:
+                self._reload_sender = self._signals.sender
                 yield Input.RELOAD
             case signal.SIGUSR1:
                 self._log_counters()
@@ -202,6 +205,8 @@ class Supervisor:
         self._notifier.ready()
         if first:
             self._started()
+        else:
+            answer(self._reload_sender, COMPLETE)
 
     def _log_ready(self, event: Event) -> None:
         config = self._generation.config
@@ -280,6 +285,11 @@ class Supervisor:
         self._listeners.keep(self._generation.config.listen)
         self._enter(State.SERVING)
         self._notifier.ready()
+        answer(self._reload_sender, FAILED)
+
+    def decline(self) -> None:
+        log.warning("not reloading, because the daemon is about to stop")
+        answer(self._reload_sender, FAILED)
 
     # Stop
 
@@ -420,7 +430,7 @@ class Supervisor:
         #               STARTING   RETURNING   SERVING RELOADING LEAVING KEEPING RECALLING STOPPING
         Input.STOP:     (stop,      recall,     leave,  leave,    stop,   recall, hurry,    hurry),
         Input.RESTART:  (keep,      keep,       keep,   keep,     keep,   no,     no,       no),
-        Input.RELOAD:   (defer,     defer,      reload, defer,    no,     no,     no,       no),
+        Input.RELOAD:   (defer,     defer,      reload, defer,    decline, no,    no,       no),
         Input.COMPLETE: (settle,    no,         no,     settle,   no,     no,     no,       no),
         Input.FAILURE:  (fall_back, no,         retry,  abandon,  retry,  no,     no,       no),
         Input.DUE:      (no,        no,         no,     time_out, stop,   no,     no,       no),

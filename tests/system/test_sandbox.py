@@ -8,7 +8,16 @@ import pytest
 from system.conftest import install
 from system.container import Container
 from system.roots import RELEASES, TESTING
-from system.service import SERVICE, SOCKET, Conversation, answer, drop_in, main_pid
+from system.service import (
+    CONFIGURATION,
+    SERVICE,
+    SOCKET,
+    Conversation,
+    answer,
+    drop_in,
+    is_active,
+    main_pid,
+)
 from waiting import until
 
 EVERYWHERE = [*RELEASES, TESTING]
@@ -141,8 +150,13 @@ def test_example_all_addresses(machine: Container) -> None:
 def test_example_notify_reload(machine: Container) -> None:
     use_example(machine, "notify-reload.conf", SERVICE)
     assert machine.show(SERVICE, "Type") == "notify-reload"
-    machine.run("systemctl", "reload", SERVICE)
-    assert answer(machine, "hello\n") == "HELLO"
+    for action in ("restart", "reload"):
+        machine.run("systemctl", action, SERVICE)
+        assert answer(machine, "hello\n") == "HELLO"
+    assert "reloaded: " in machine.journal(f"--unit={SERVICE}")
+    machine.write(CONFIGURATION, "workers = 0\n")
+    assert machine.try_run("systemctl", "reload", SERVICE).returncode != 0
+    assert is_active(machine)
 
 
 def use_example(machine: Container, name: str, unit: str) -> None:

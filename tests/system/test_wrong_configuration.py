@@ -21,6 +21,10 @@ def test_invalid_file_closes_no_connection(machine: Container, program: str) -> 
             pause(clients, action, machine)
             assert is_told(machine)
         assert machine.try_run("systemctl", "reload", SERVICE).returncode != 0
+        machine.run("systemctl", "kill", "--signal=USR1", "--kill-whom=main", SERVICE)
+        until(lambda: "reloads_failure=1" in machine.journal(f"--unit={SERVICE}"))
+        by_hand = machine.try_run("tcpupperd", "--reload", str(main_pid(machine)))
+        assert by_hand.returncode == 1
         machine.run("rm", CONFIGURATION)
         pause(clients, restart, machine)
         assert f"{CONFIGURATION}: cannot be read" in complaints(machine)

@@ -339,7 +339,9 @@ def fixture_enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
         if module is not worker_process:
             monkeypatch.setattr(module.log, "disabled", True)
     monkeypatch.setattr(fleet.Fleet, "_fork", lambda self, *args: worlds[-1].fork(*args))
-    monkeypatch.setattr(supervisor, "Signals", lambda: SimpleNamespace(fetch=here("fetch")))
+    monkeypatch.setattr(
+        supervisor, "Signals", lambda: SimpleNamespace(fetch=here("fetch"), sender=0)
+    )
     monkeypatch.setattr(supervisor, "WORKERS_MAX", 2 * WORKERS)  # for the size of the scoreboard
     monkeypatch.setattr(supervisor, "conflicts", lambda *_, **__: [])
     monkeypatch.setattr("tcpupperd.host.descriptors.raise_limit", lambda: None)
