@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 
+#: How similar an option must be to be suggested, from 0 to 1. With less, --prot would suggest
+#: --group.
+SIMILARITY = 0.7
+
+
 class Parser(argparse.ArgumentParser):
     """A command line parser that does not accept abbreviated options."""
 
@@ -54,5 +59,5 @@ class Parser(argparse.ArgumentParser):
         if not wrong.startswith("-"):
             return f"unexpected argument: {wrong!r}"
         option = wrong.partition("=")[0]
-        close = get_close_matches(option, self._option_string_actions, n=1)
+        close = get_close_matches(option, self._option_string_actions, n=1, cutoff=SIMILARITY)
         return f"{option}: unknown option" + (f"; did you mean {close[0]}?" if close else "")

@@ -79,6 +79,13 @@ def check(arguments: argparse.Namespace) -> None:
     lines = config_file.explain(arguments.config, given)
     text = "\n".join(lines) if arguments.verbose else "tcpupperd: the configuration is valid"
     write_output(os.fsencode(text + "\n"))
+    if os.geteuid() == 0:
+        for path in config_file.unreadable_for_others(arguments.config):
+            log.warning(
+                "%s: other users cannot read this, such as that of the service; make it readable"
+                " (chmod 644 for a file, 755 for a folder)",
+                path,
+            )
     if unknown := not_judged(config_file.load(arguments.config, given)):
         log.info("cannot be checked outside the unit: %s", ", ".join(unknown))
 

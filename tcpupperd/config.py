@@ -177,10 +177,20 @@ def check(name: str, value: Any) -> Any:
 def _shown(value: Any) -> str:
     """A value roughly in TOML syntax, shortened if it is long."""
     try:
-        text = str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+        text = _written(value)
     except ValueError:  # Python converts at most 4300 digits
         return "a number too long to display"
     return _cut(text)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if hasattr(value, "isoformat"):  # a date or a time
+        return str(value)
+    return repr(value).replace("'", '"')
 
 
 def _cut(text: str) -> str:

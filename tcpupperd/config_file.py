@@ -1,4 +1,4 @@
-"""The configuration file, TOML 1.0."""
+"""The configuration file and its fragments, TOML 1.0."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 from tcpupperd.config import Config, check
 from tcpupperd.errors import ExpectedError
 from tcpupperd.settings import as_toml, escaped
+
+#: The folder of fragments, next to the configuration file.
+FRAGMENTS = "conf.d"
 
 #: The maximum size of a configuration file, in bytes. A mistyped path must not exhaust memory.
 FILE_SIZE_MAX = 1 << 20
@@ -26,28 +29,58 @@ class ConfigError(ExpectedError):
 
 
 def load(path: str | None, options: dict[str, Any]) -> Config:
-    """The configuration from a file, if one is given, and options, which override the file."""
-    return Config(**((read_file(path) if path else {}) | options))
+    """The configuration from a file and its fragments, if a file is given, and options, which
+    override these."""
+    found: dict[str, Any] = {}
+    for _, _, in_file in _read_all(path):
+        found |= in_file
+    return Config(**(found | options))
 
 
 def explain(path: str | None, options: dict[str, Any]) -> list[str]:
     """The configuration that `load` would return, as the lines of a TOML file; a comment says
     where each value comes from."""
-    text = read_text(path) if path else ""
-    in_file = parse(text, str(path))
-    values = vars(Config(**(in_file | options)))
-    lines = []
-    for name, value in values.items():
-        origin = "command line" if name in options else "default"
-        if name in in_file and name not in options:
-            origin = _place("".join(map(escaped, str(path))), _find_line(text, name))
-        lines.append(f"{name} = {as_toml(value)}  # {origin}")
-    return lines
+    settings, origins = dict[str, Any](), dict[str, str]()
+    for file, text, in_file in _read_all(path):
+        settings |= in_file
+        shown = "".join(map(escaped, file))
+        origins |= {name: _place(shown, _find_line(text, name)) for name in in_file}
+    origins |= dict.fromkeys(options, "command line")
+    values = vars(Config(**(settings | options)))
+    return [
+        f"{name} = {as_toml(value)}  # {origins.get(name, 'default')}"
+        for name, value in values.items()
+    ]
 
 
-def read_file(path: str) -> dict[str, Any]:
-    """Read and check the settings in a file. Raises ConfigError if anything is invalid."""
-    return parse(read_text(path), path)
+def files(path: str | None) -> list[str]:
+    """The configuration file and its fragments, in the order in which they are read. Raises
+    ConfigError if the folder of the fragments cannot be read."""
+    if not path:
+        return []
+    folder = os.path.join(os.path.dirname(path), FRAGMENTS)
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read: {error.strerror}{_remedy(error)}") from None
+    wanted = [name for name in names if name.endswith(".toml") and not name.startswith(".")]
+    return [path, *(os.path.join(folder, name) for name in wanted)]
+
+
+def _read_all(path: str | None) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each file with its content and its settings. Raises ConfigError with the errors of all."""
+    found, errors = [], []
+    for file in files(path):
+        try:
+            text = read_text(file)
+            found.append((file, text, parse(text, file)))
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return found
 
 
 def read_text(path: str) -> str:
@@ -61,7 +94,7 @@ def read_text(path: str) -> str:
         remedy = "create it (in an empty file, every setting has its default)"
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{_remedy(error)}") from None
     if len(content) > FILE_SIZE_MAX:
         raise ConfigError(f"{path}: larger than {FILE_SIZE_MAX} bytes; specify a TOML file")
     try:
@@ -92,6 +125,19 @@ def parse(text: str, name: str) -> dict[str, Any]:
     return settings
 
 
+def unreadable_for_others(path: str | None) -> list[str]:
+    """The files, and the folder of the fragments, that only their owner and group may read."""
+    found = files(path)
+    folders = {os.path.dirname(fragment) for fragment in found[1:]}
+    return [one for one in [*folders, *found] if not os.stat(one).st_mode & stat.S_IROTH]
+
+
+def _remedy(error: OSError) -> str:
+    if not isinstance(error, PermissionError):
+        return ""
+    return "; the user of the daemon must have access (chmod 644 for a file, 755 for a folder)"
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """Open a file without blocking, even if it is a named pipe without a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
@@ -100,6 +146,9 @@ def _open_at_once(path: str, flags: int) -> int:
 def _read_toml(text: str, name: str) -> dict[str, Any]:
     """Parse a text. Raises ConfigError for an error of syntax, after which the rest could mean
     anything."""
+    if text.startswith("\ufeff"):
+        remedy = "save the file as UTF-8 without it"
+        raise ConfigError(f"{_place(name, 1)}: begins with a byte order mark; {remedy}")
     import tomllib  # without a configuration file, the daemon starts faster without it
 
     try:
@@ -108,7 +157,29 @@ def _read_toml(text: str, name: str) -> dict[str, Any]:
         what, line = str(error), 0
     if found := re.fullmatch(r"(.*) \(at line ([0-9]+), column ([0-9]+)\)", what, re.DOTALL):
         what, line = f"{found[1]} (column {found[3]})", int(found[2])
-    raise ConfigError(f"{_place(name, line)}: invalid TOML: {what}")
+    if what.startswith("Cannot overwrite a value") and (second := _find_second(text)):
+        line, what = second
+    raise ConfigError(f"{_place(name, line)}: invalid TOML: {what}{_open_list(text, line)}")
+
+
+def _find_second(text: str) -> tuple[int, str] | None:
+    """The line that appears to set a key for the second time, and what is wrong with it."""
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if key := re.match(r"""[ \t]*["']?([\w-]+)["']?[ \t]*=""", line):
+            if key[1] in seen:
+                return number, f"{key[1]} is already set in line {seen[key[1]]}; set it only once"
+            seen[key[1]] = number
+    return None
+
+
+def _open_list(text: str, line: int) -> str:
+    """A hint at the list in which an error was found, if it begins in an earlier line."""
+    before = text.splitlines()[: line or None]
+    begins = [number for number, one in enumerate(before, 1) if re.match(r"[^#]*=[ \t]*\[", one)]
+    if not begins or begins[-1] == line or "]" in "\n".join(before[begins[-1] - 1 :]):
+        return ""
+    return f"; the list that begins in line {begins[-1]} is not closed"
 
 
 def _find_line(text: str, name: str) -> int:

@@ -139,7 +139,7 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
         version=f"tcpupper {__version__}",
         help="show the version and exit",
     )
-    add_address_options(parser, short=short)
+    add_address_options(parser)
     parser.add_argument(
         *(["-t"] if short else []),
         "--timeout",
@@ -159,16 +159,16 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
     )
 
 
-def add_address_options(parser: Parser, *, short: bool) -> None:
+def add_address_options(parser: Parser) -> None:
     """The options for the address of the server and for the local address."""
     parser.add_argument(
-        *(["-H"] if short else []),
+        "-H",
         "--host",
         type=host_name,
         help="name or address of the server (default: localhost)",
     )
     parser.add_argument(
-        *(["-p"] if short else []),
+        "-p",
         "--port",
         type=port_number,
         help="TCP port of the server (default: 9999)",

@@ -144,7 +144,7 @@ class PidFile:
         """Prevent a mistyped path from truncating and removing some other file."""
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         if not is_file or not (read_text(descriptor) or "0").isdecimal():
-            raise self._error("exists, but is not a pid file; choose another path")
+            raise self._error("exists, but is not a pid file; use another path with --pid-file")
 
     def _is_at_path(self) -> bool:
         try:

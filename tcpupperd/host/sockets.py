@@ -311,7 +311,9 @@ def _explain(text: str, address: Address, error: OSError, have: Iterable[socket.
     if isinstance(error, socket.gaierror):
         return f'cannot listen on {text}: "{address.host}" cannot be resolved: {error.strerror}'
     if error.errno == errno.EADDRINUSE and _is_other_file(address.path):
-        return f"cannot listen on {text}: it exists and is not a socket; choose another path"
+        return (
+            f"cannot listen on {text}: it exists and is not a socket; use another path in listen"
+        )
     if error.errno == errno.EADDRINUSE and (overlap := _overlap(address, have)):
         return (
             f"cannot listen on {text}: this daemon is already listening on {overlap}, which"

@@ -92,13 +92,17 @@ def generation_of(settings: Config, file: tuple[int, int], problem: str = "") ->
 
 
 def identity(path: str | None) -> tuple[int, int]:
-    """What shows whether a file was changed or replaced: its inode and the time of the last change
-    of its content, in nanoseconds. NO_FILE if there is none."""
+    """What shows whether the file or one of its fragments was changed or replaced: the inode of
+    the file, and a digest of the inodes and the times of the last changes of the contents.
+    NO_FILE if one of them cannot be examined."""
     try:
-        found = os.stat(path or "")
-    except OSError:
+        found = [os.stat(file) for file in config_file.files(path)]
+    except (OSError, ConfigError):
         return NO_FILE
-    return found.st_ino, found.st_mtime_ns % 2**64  # the scoreboard has no sign
+    if not found:
+        return NO_FILE
+    digest = hash(tuple((one.st_ino, one.st_mtime_ns) for one in found))
+    return found[0].st_ino, digest % 2**64  # the scoreboard has no sign
 
 
 def to_toml(settings: Config) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from tcpupperd import cli
 from tcpupperd.address import parse_address
 from tcpupperd.config import Config
-from tcpupperd.config_file import ConfigError, read_file
+from tcpupperd.config_file import ConfigError, load
 from tcpupperd.host.channel import HandoverError
 from tcpupperd.processes import handover
 from tcpupperd.serving.http import HEAD_MAX, HttpProtocol, Page
@@ -97,18 +97,17 @@ def parsed(data: bytes) -> Header | str | None:
 
 def configuration(data: bytes) -> None:
     """A configuration file: settings that are all usable, or errors meant for people."""
-    message, settings = "", {}
+    message, config = "", Config()
     file = os.memfd_create("tcpupperd.toml")
     path = f"/proc/self/fd/{file}"
     try:
         os.write(file, data)
-        settings = read_file(path)
+        config = load(path, {})
     except ConfigError as error:
         message = str(error)
     finally:
         os.close(file)
     assert all(line.startswith(path) for line in message.splitlines())
-    config = Config(**settings)
     assert config.worker_count > 0
     for address in config.listen:
         parse_address(address)

@@ -179,6 +179,35 @@ def test_all_errors_in_a_file(tmp_path: Path) -> None:
             assert before + start in line
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the daemon's user is the one that checks")
+def test_check_by_root_warns_of_files_that_the_service_cannot_read(tmp_path: Path) -> None:
+    path, folder = tmp_path / "tcpupperd.toml", tmp_path / "conf.d"
+    folder.mkdir(mode=0o700)
+    for file in (path, folder / "1.toml"):
+        file.touch(mode=0o600)
+    status, text, errors = run("--config", str(path), "--check")
+    assert (status, text) == (0, "tcpupperd: the configuration is valid\n")
+    for name, line in zip([folder, path, folder / "1.toml"], errors.splitlines(), strict=True):
+        assert line.startswith(f"tcpupperd: {name}: other users cannot read this")
+        assert "chmod 644" in line
+    folder.chmod(0o755)
+    path.chmod(0o644)
+    (folder / "1.toml").chmod(0o644)
+    assert run("--config", str(path), "--check")[2] == ""
+
+
+def test_reload_reads_the_fragments(tmp_path: Path) -> None:
+    with Daemon() as daemon:
+        folder = daemon.config.parent / "conf.d"
+        folder.mkdir()
+        (folder / "1.toml").write_text('greeting = "hello"\n')
+        daemon.send_signal(signal.SIGCHLD)  # the supervisor checks
+        until(lambda: "changed on disk; reload" in daemon.manager.status)
+        daemon.reload()
+        assert daemon.connect().read_line() == b"hello\n"
+        until(lambda: "changed on disk" not in daemon.manager.status)
+
+
 def test_all_errors_are_logged_on_a_reload() -> None:
     with Daemon() as daemon:
         daemon.configure('log_level = "chatty"\nwrokers = 1\n')
@@ -220,7 +249,7 @@ def test_file_in_the_way_of_a_socket_is_named(tmp_path: Path, link: bool) -> Non
         path.write_text("precious")
     status, _, errors = run("--listen", str(path))
     assert status == 71
-    assert f"cannot listen on {path}: it exists and is not a socket; choose another" in errors
+    assert f"cannot listen on {path}: it exists and is not a socket; use another" in errors
     assert link or path.read_text() == "precious"
 
 

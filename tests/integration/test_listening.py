@@ -153,7 +153,10 @@ def test_leaves_a_file_alone_that_is_no_socket(tmp_path: Path) -> None:
     path.write_text("precious")
     status, log = Daemon(listen=[str(path)]).run()
     assert status == 71
-    assert f"cannot listen on {path}: it exists and is not a socket; choose another path" in log
+    assert (
+        f"cannot listen on {path}: it exists and is not a socket; use another path in listen"
+        in log
+    )
     assert path.read_text() == "precious"
 
 

@@ -83,7 +83,7 @@ def test_reload_rejects_an_invalid_file(machine: Container) -> None:
     status = machine.run("systemctl", "status", "--full", SERVICE)
     assert "Active: active (running)" in status
     for error in errors:
-        assert any(line.startswith(error) for line in logged)
+        assert any(f": {error}" in line for line in logged)
         assert error in status
     check = machine.try_run("tcpupperd", "--check", "--config", CONFIGURATION)
     assert check.returncode == 78

@@ -62,7 +62,7 @@ def restart_with_workers_that_cannot_start(machine: Container) -> None:
     drop_in(machine, SERVICE, "[Service]\nLimitNPROC=7\n")
     machine.write(CONFIGURATION, "workers = 9\n")
     restart(machine)
-    assert "cannot be started" in complaints(machine)
+    assert "cannot start a worker" in complaints(machine)
 
 
 def restart_without_the_module(machine: Container) -> None:

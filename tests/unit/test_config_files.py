@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tcpupperd.config import SETTINGS
-from tcpupperd.config_file import FILE_SIZE_MAX, ConfigError, load
+from tcpupperd.config_file import FILE_SIZE_MAX, ConfigError, explain, load
+from tcpupperd.processes.source import identity
 from unit.configurations import NAMES, complaint, write
 
 # Files
@@ -23,6 +25,22 @@ from unit.configurations import NAMES, complaint, write
 def test_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, "workers = 1\nmax_line =\n")
     assert complaint(path) == "2: invalid TOML: Invalid value (column 11)"
+
+
+def test_byte_order_mark_is_named(tmp_path: Path) -> None:
+    remedy = "save the file as UTF-8 without it"
+    path = write(tmp_path, "\ufeffworkers = 1\n")
+    assert complaint(path) == f"1: begins with a byte order mark; {remedy}"
+
+
+@pytest.mark.parametrize(
+    "content", ['listen = [\n"a",\nworkers = 2\n', 'listen = ["a"\n"b"\n', 'listen = [\n"a",\n']
+)
+def test_list_that_is_not_closed_is_named_with_the_line_where_it_begins(
+    tmp_path: Path, content: str
+) -> None:
+    complaint_about = complaint(write(tmp_path, "# x\n" + content))
+    assert complaint_about.endswith("; the list that begins in line 2 is not closed")
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "\n\n", "workers = 1\r\n"])
@@ -35,6 +53,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         " cannot be read: No such file or directory; create it (in an empty file, every setting"
         " has its default)"
     )
+
+
+DENIED = (
+    "cannot be read: Permission denied; the user of the daemon must have access (chmod 644 for a"
+    " file, 755 for a folder)"
+)
 
 
 @contextmanager
@@ -52,10 +76,10 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "secret.toml"
     path.touch(mode=0)
     if os.geteuid():
-        assert complaint(path) == " cannot be read: Permission denied"
-    else:
-        with as_somebody_else():
-            assert complaint(path) == " cannot be read: Permission denied"
+        assert complaint(path) == f" {DENIED}"
+    else:  # whose folder is closed to others, too
+        with as_somebody_else(), pytest.raises(ConfigError, match=re.escape(DENIED)):
+            load(str(path), {})
 
 
 def test_directory_is_refused(no_leak: None, tmp_path: Path) -> None:
@@ -104,6 +128,53 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
 
 def test_number_of_too_many_digits_is_refused(tmp_path: Path) -> None:
     assert " invalid TOML: " in complaint(write(tmp_path, "workers = " + "1" * 100_000))
+
+
+# Fragments
+
+
+def fragment(folder: Path, name: str, content: str) -> Path:
+    path = folder / "conf.d" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def test_fragments_follow_the_file_in_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "workers = 1\nmax_line = 1\nkeepalive = 1\n")
+    last = fragment(tmp_path, "20-last.toml", "# mine\nworkers = 3\n")
+    first = fragment(tmp_path, "10-first.toml", "workers = 2\nmax_line = 2\n")
+    for name in ("30.toml.dpkg-new", ".40.toml", "README"):
+        fragment(tmp_path, name, "workers = 9\n")
+    loaded = load(path, {})
+    assert (loaded.workers, loaded.max_line, loaded.keepalive) == (3, 2, 1)
+    lines = explain(path, {})
+    assert f"workers = 3  # {last}:2" in lines
+    assert f"max_line = 2  # {first}:2" in lines
+    assert f"keepalive = 1  # {path}:3" in lines
+
+
+def test_errors_in_all_files_are_reported(tmp_path: Path) -> None:
+    path = write(tmp_path, "workers = 0\n")
+    one = fragment(tmp_path, "1.toml", "max_line = 0\n")
+    two = fragment(tmp_path, "2.toml", "max_line =\n")
+    with pytest.raises(ConfigError) as told:
+        load(path, {})
+    starts = [f"{path}:1: workers", f"{one}:1: max_line", f"{two}:1: invalid TOML"]
+    lines = str(told.value).splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+
+
+def test_change_of_a_fragment_is_a_change(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    found = [identity(path)]
+    one = fragment(tmp_path, "1.toml", "")
+    found.append(identity(path))
+    os.utime(one, (1, 1))
+    found.append(identity(path))
+    one.unlink()
+    assert identity(path) == found[0]
+    assert len(set(found)) == 3
 
 
 # Any content
