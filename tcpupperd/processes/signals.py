@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -74,6 +75,12 @@ class Signals:
             return False
         by_shell = received.si_pid == self._shell and not has_terminal()
         return by_shell or received.si_code == SI_KERNEL
+
+
+def wake_supervisor() -> None:
+    """In a worker: have the supervisor, which waits only for signals, check its workers."""
+    with contextlib.suppress(PermissionError):  # it has exited, and the parent is now process 1
+        os.kill(os.getppid(), signal.SIGCHLD)
 
 
 def wait_for(signals: Set[int], timeout: float) -> signal.struct_siginfo | None:

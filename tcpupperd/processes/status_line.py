@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tcpupperd.words import counted
+
 #: The maximum length in bytes. systemd reads 4096 bytes of a message (NOTIFY_BUFFER_MAX in its
 #: source) and drops one that is longer.
 LENGTH_MAX = 4096 - len("STATUS=")
@@ -20,6 +22,16 @@ def status_line(facts: Sequence[str], problems: Sequence[str]) -> str:
         room = max(0, len(longest.encode()) - excess)
         facts = [_shortened(fact, room) if fact is longest else fact for fact in facts]
     return _shortened(_joined(facts, problems).decode(), LENGTH_MAX)
+
+
+def connections(count: int, limit: int, waiting: int) -> str:
+    """The number of open connections, of how many, and those in the accept queues."""
+    facts = [f"{count} of {counted(limit, 'connection')}"]
+    if count >= limit:
+        facts.append("full")
+    if waiting:
+        facts.append(f"{waiting} waiting")
+    return ", ".join(facts)
 
 
 def _joined(facts: Sequence[str], problems: Sequence[str]) -> bytes:

@@ -18,7 +18,9 @@ from tcpupperd.events import Event
 from tcpupperd.host import descriptors
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.processes import worker
+from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.fleet import Failure, Fleet
 from tcpupperd.processes.generation import Generation
@@ -27,7 +29,7 @@ from tcpupperd.processes.reloading import COMPLETE, FAILED, answer
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.signals import Signals
 from tcpupperd.processes.source import Source
-from tcpupperd.processes.status_line import status_line
+from tcpupperd.processes.status_line import connections, status_line
 from tcpupperd.processes.store import Store
 from tcpupperd.serving import fast_path
 from tcpupperd.serving.counters import LAST_RELOAD_FAILED, LONGEST_LINE, RESTARTS, STOPPING_SOON
@@ -373,12 +375,18 @@ class Supervisor:
         totals = self._scoreboard.totals()
         facts = [
             self._activity(),
-            f"{counted(len(self._fleet), 'worker')}, {counted(totals['open'], 'connection')}",
+            f"{counted(len(self._fleet), 'worker')}, {self._connections(totals['open'])}",
             f"{counted(totals['lines'], 'line')} answered",
         ]
         if died := self._scoreboard.deaths():
             facts.append(f"{counted(died, 'worker')} died")
         self._notifier.status(status_line(facts, [*filter(None, self._problems())]))
+
+    def _connections(self, count: int) -> str:
+        config, kept = self._generation.config, self._store.keeps
+        limit = capacity(config, descriptors.limit(), kept=kept).accepted * config.worker_count
+        waiting = sum(next(iter(queue_of(one.socket)), 0) for one in self._listeners)
+        return connections(count, limit, waiting)
 
     def _activity(self) -> str:
         if self.state in (State.KEEPING, State.RECALLING, State.STOPPING):

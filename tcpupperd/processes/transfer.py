@@ -11,9 +11,7 @@ import contextlib
 import errno
 import logging
 import math
-import os
 import select
-import signal
 import socket
 
 from tcpupperd.address import SERVICES
@@ -25,6 +23,7 @@ from tcpupperd.host.send_queue import send_queue
 from tcpupperd.processes import handover
 from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.signals import wake_supervisor
 from tcpupperd.serving.connection import Connection, State
 from tcpupperd.serving.counters import (
     HANDED_OVER_IN,
@@ -299,8 +298,7 @@ class Taker:
         ends it, because this process has both ends."""
         self._hung_up = True
         self._server.tally.numbers[OPEN] = len(self._server.connections)
-        with contextlib.suppress(PermissionError):  # the supervisor has exited
-            os.kill(os.getppid(), signal.SIGCHLD)
+        wake_supervisor()
 
     def _longest_line(self) -> int:
         """The largest max_line with which a connection may have been served: the supervisor knows,
@@ -312,6 +310,7 @@ class Taker:
             taken = counted(self._taken, "connection")
             log.info("took over %s", taken, extra=Event.HANDOVER_TAKEN.fields())
             self._warn_of_excess()
+            wake_supervisor()  # so that the status line shows how many connections there are
         self._taken = 0
         self._summary.cancel()
 

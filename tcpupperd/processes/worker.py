@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +15,7 @@ from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.signals import wake_supervisor
 from tcpupperd.processes.survey import survey
 from tcpupperd.processes.transfer import Giver, Taker
 from tcpupperd.serving.counters import (
@@ -97,9 +95,7 @@ class Worker(UpperServer):
         accepting a few: a restart that follows immediately must not keep new clients waiting."""
         self.acceptor.accept_from_each()
         self._context.numbers[STATE] = ACCEPTING
-        # PermissionError: the supervisor has exited, and the parent is now process 1.
-        with contextlib.suppress(PermissionError):
-            os.kill(os.getppid(), signal.SIGCHLD)
+        wake_supervisor()
 
     def _beat(self) -> None:
         """Record a heartbeat, and again after each interval."""

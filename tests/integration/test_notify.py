@@ -10,6 +10,7 @@ import pytest
 
 from integration.daemon import Daemon
 from integration.manager import Manager
+from integration.service import Service
 from waiting import until
 
 #: What may go together in one datagram: a state and its details.
@@ -45,13 +46,15 @@ def test_status_line_summarises_the_state() -> None:
         address = daemon.addresses[0]
         until(lambda: daemon.manager.status)
         assert daemon.manager.status == (
-            f"Listening on {address}, {local}; 3 workers, 0 connections; 0 lines answered"
+            f"Listening on {address}, {local}; 3 workers, 0 of 30000 connections; 0 lines answered"
         )
         client = daemon.connect()
         assert client.ask(b"hello") == b"HELLO"
         assert client.ask(b"hello") == b"HELLO"
         until(lambda: daemon.counters()["lines"] == 2)
-        until(lambda: "3 workers, 1 connection; 2 lines answered" in daemon.manager.status)
+        until(
+            lambda: "3 workers, 1 of 30000 connections; 2 lines answered" in daemon.manager.status
+        )
         client.close()
         daemon.stop()
         until(lambda: daemon.manager.status.startswith("Stopping; "))
@@ -71,6 +74,27 @@ def test_status_line_names_the_problem() -> None:
         says(f"; {daemon.config} changed on disk; reload to apply it")
         daemon.reload()
         until(lambda: "was changed" not in daemon.manager.status)
+
+
+def test_status_line_says_if_all_workers_are_full_and_clients_wait() -> None:
+    with Daemon(workers=1, max_connections=3) as daemon:
+        clients = [daemon.connect() for _ in range(3)]
+        assert [client.ask(b"hello") for client in clients] == [b"HELLO"] * 3
+        waiting = [daemon.connect() for _ in range(17)]
+        daemon.send_signal(signal.SIGCHLD)  # the supervisor checks
+        until(lambda: "1 worker, 3 of 3 connections, full, 17 waiting;" in daemon.manager.status)
+        for client in clients:
+            client.close()
+        assert waiting[0].ask(b"hello") == b"HELLO"
+
+
+def test_status_line_shows_the_connections_soon_after_a_restart(service: Service) -> None:
+    """Nothing but the workers that have taken them over wakes the supervisor."""
+    with service.daemon(max_connections=50):
+        clients = [service.connect() for _ in range(20)]
+        assert [client.ask(b"hello") for client in clients] == [b"HELLO"] * 20
+    with service.daemon(max_connections=50):
+        until(lambda: ", 20 of 100 connections;" in service.manager.status)
 
 
 def test_status_is_utf8_in_any_locale(tmp_path: Path) -> None:
@@ -175,4 +199,4 @@ def test_status_fits_into_what_the_service_manager_reads() -> None:
         daemon.send_signal(signal.SIGHUP)
         message = daemon.manager.wait("STATUS=.*the last reload failed; see the log")
         assert 4000 < len(message.text.encode()) <= 4096
-        assert "; 2 workers, 0 connections; " in message.text
+        assert "; 2 workers, 0 of 20000 connections; " in message.text

@@ -120,6 +120,7 @@ class World:
     # Listeners
 
     passed = False
+    socket = None
 
     def bind(self, addresses: tuple[str, ...]) -> None:
         self.addresses |= set(addresses)
@@ -343,6 +344,7 @@ def fixture_enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
         supervisor, "Signals", lambda: SimpleNamespace(fetch=here("fetch"), sender=0)
     )
     monkeypatch.setattr(supervisor, "WORKERS_MAX", 2 * WORKERS)  # for the size of the scoreboard
+    monkeypatch.setattr(supervisor, "queue_of", lambda socket: ())
     monkeypatch.setattr(supervisor, "conflicts", lambda *_, **__: [])
     monkeypatch.setattr("tcpupperd.host.descriptors.raise_limit", lambda: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
