@@ -1,6 +1,7 @@
 """A report in the text format of Prometheus."""
 
 import re
+from pathlib import Path
 
 from tcpupperd.serving.metrics import counters, page
 from tcpupperd.serving.report import ListenerReport
@@ -84,3 +85,10 @@ def test_label_is_escaped() -> None:
     listener = ListenerReport("upper", NASTY, 0, 1)
     text = page(REPORT._replace(listeners=[listener])).text
     assert r"""{listener="<script>alert('1\")</script>&amp;\\\n",service="upper"} 0""" in text
+
+
+def test_no_alert_waits_for_a_counter_that_only_a_stop_changes() -> None:
+    """While the daemon stops, no scrape is answered, and the next process counts from 0."""
+    text = (Path(__file__).parents[2] / "contrib/alerts.yml").read_text()
+    assert "state_unreadable" in text
+    assert not re.search("drain_timeout|service_stopped", text)
