@@ -7,6 +7,7 @@ import pytest
 #: Debian's packages of them.
 PACKAGES = {
     "cc": "gcc libc6-dev",
+    "chromium": "chromium",
     "clang": "clang",
     "gcc": "gcc libc6-dev",
     "git": "git",

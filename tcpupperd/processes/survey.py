@@ -19,7 +19,7 @@ from tcpupperd.serving.counters import (
     LOADED,
     microseconds,
 )
-from tcpupperd.serving.report import Report, report_of, report_of_worker
+from tcpupperd.serving.report import Report, report_of_worker, reports_of
 
 
 def survey(
@@ -39,7 +39,7 @@ def survey(
         host=socket.gethostname(),
         now=time(),
         began=daemon[BEGAN] / 1_000_000,
-        listeners=[report_of(one) for one in listeners],
+        listeners=reports_of(listeners),
         workers=[
             report_of_worker(numbers, now, leaving=leaving) for numbers in scoreboard.workers()
         ],

@@ -90,6 +90,7 @@ EARLIER_LINES = WORKER.number("earlier_lines")  # answered by earlier workers in
 LONGEST_ITERATION = WORKER.number("longest_iteration")  # of the event loop
 LONGEST_QUEUE = WORKER.number("longest_queue")  # time that a connection waited to be accepted
 OPEN_PRIVILEGED = WORKER.number("open_privileged")  # those of `open` that are not clients'
+MOST_OPEN = WORKER.number("most_open")  # connections open at the same time
 OPEN = WORKER.number("open")  # connections open now
 ACCEPTED = WORKER.counter(Metric("connections_accepted", "Connections accepted."))
 HANDED_OVER_OUT = WORKER.counter(HANDED_OVER, "out", "Connections handed over to another process.")
@@ -204,6 +205,7 @@ class Tally:
     __slots__ = (
         "_iterations",
         "_longest",
+        "_most",
         "_unwritten",
         "counts",
         "debug",
@@ -225,6 +227,7 @@ class Tally:
         self.privileged = 0  # connections that are not clients'
         self._iterations = self.numbers[LOOP_ITERATIONS]
         self._longest = 0.0
+        self._most = 0
         self._unwritten = 0.0  # time that is not yet in the numbers
 
     def add(self, field: int, count: int = 1) -> None:
@@ -238,6 +241,8 @@ class Tally:
         answered, sent = self.counts
         numbers[OPEN] = connections
         numbers[OPEN_PRIVILEGED] = self.privileged
+        if connections > self._most:
+            self._most = numbers[MOST_OPEN] = connections
         numbers[LINES] = answered
         numbers[SENT_BYTES] = sent + self.sent
         numbers[RECEIVED_BYTES] = sent + self.received

@@ -18,6 +18,7 @@ from tcpupperd.serving.counters import (
     LINES,
     LONGEST_ITERATION,
     LONGEST_QUEUE,
+    MOST_OPEN,
     OPEN,
     OPEN_PRIVILEGED,
     PID,
@@ -39,6 +40,7 @@ class WorkerReport(NamedTuple):
     pid: int
     state: str
     connections: int
+    most_connections: int  # at the same time
     lines: int
     age: float
     silent_for: float | None  # since its last heartbeat; None without a watchdog
@@ -74,6 +76,11 @@ class Report(NamedTuple):
     last_reload_failed: bool = False
     leaving: bool = False  # about to stop: new clients should go elsewhere
 
+    @property
+    def waiting(self) -> int:
+        """The number of clients in the accept queues, as far as the kernel says."""
+        return sum(one.queue or 0 for one in self.listeners)
+
 
 def report_of_one(
     numbers: Sequence[int] | memoryview,
@@ -90,7 +97,7 @@ def report_of_one(
         host=socket.gethostname(),
         now=now,
         began=now - worker.age,
-        listeners=[report_of(one) for one in listeners],
+        listeners=reports_of(listeners),
         workers=[worker],
         counters=dict(zip(WORKER.names[OPEN:], numbers[OPEN:], strict=True)),
         limit=limit,
@@ -105,6 +112,7 @@ def report_of_worker(numbers: Sequence[int], now: int, *, leaving: bool) -> Work
         pid=numbers[PID],
         state=_state(numbers[STATE], leaving=leaving),
         connections=numbers[OPEN],
+        most_connections=numbers[MOST_OPEN],
         lines=numbers[LINES] - numbers[EARLIER_LINES],
         age=max(0, now - began) / 1_000_000,
         # The first heartbeat, set at the start, proves nothing.
@@ -119,6 +127,12 @@ def _state(number: int, *, leaving: bool) -> str:
     """The name of a worker's state. Nobody but the worker vouches for the number."""
     state = STATES[min(number, EXITING)]
     return "leaving" if leaving and state == "serving" else state
+
+
+def reports_of(listeners: Iterable[Listener]) -> list[ListenerReport]:
+    """The reports on listeners, in an order that does not depend on that in which the service
+    manager passed them."""
+    return sorted(map(report_of, listeners), key=lambda one: (SERVICES.index(one.service), one))
 
 
 def report_of(listener: Listener) -> ListenerReport:

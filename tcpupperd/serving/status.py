@@ -17,9 +17,12 @@ from tcpupperd.words import counted
 #: Fraction of a limit above which a warning is shown.
 NEARLY = 0.9
 
+#: The counters of connections that the daemon lost.
+LOST = ("worker_died", "state_unreadable", "bug")
+
 #: The hashes of the page's style and script; a browser will run no other.
-STYLE = "sha256-TcuwXLSYk/2JqoRHtdyP6K24JsPFqsTh//f2qlW4oyU="
-SCRIPT = "sha256-XBH5ivithrzkaBiB53pKcrWWo0v9ZEoneX9rsnqKahw="
+STYLE = "sha256-q/x6GgrDbhh4eYP0ASwE8QBNxTxBIQiVO6lc4Ch3hJI="
+SCRIPT = "sha256-Gm3+AHN8JzPaSB+Jlc5QSfNR1K9y6APmbPJPIt7IYFU="
 
 POLICY = (
     f"Content-Security-Policy: default-src 'none'; style-src '{STYLE}'; script-src '{SCRIPT}';"
@@ -45,6 +48,7 @@ def page(report: Report) -> Page:
         ),
         totals=_counters(report, ends=False),
         reasons=_counters(report, ends=True),
+        seconds=f"{report.now:.3f}",
         now=f"As of {_moment(report.now)}; totals since the daemon started",
     )
     return Page("text/html; charset=utf-8", text, (POLICY, "Referrer-Policy: no-referrer"))
@@ -68,7 +72,17 @@ def troubles(report: Report) -> Iterator[str]:
     for one in report.listeners:
         if one.queue and one.queue_limit and one.queue > NEARLY * one.queue_limit:
             yield f"The queue of {one.address} is nearly full."
-    if report.limit and report.counters.get("open", 0) > NEARLY * report.limit:
+    yield from _fullness(report)
+    if lost := sum(report.counters.get(name, 0) for name in LOST):
+        yield f"{counted(lost, 'connection')} lost since the daemon started; the log says why."
+
+
+def _fullness(report: Report) -> Iterator[str]:
+    count = report.counters.get("open", 0)
+    if report.limit and count >= report.limit:
+        waiting = counted(report.waiting, "client")
+        yield f"Full: all {report.limit:,} allowed connections are in use; waiting: {waiting}."
+    elif report.limit and count > NEARLY * report.limit:
         yield f"Nearly all of the {report.limit:,} allowed connections are in use."
 
 
@@ -97,13 +111,17 @@ def escaped(text: str) -> str:
 def _figures(report: Report) -> str:
     counters = report.counters
     serving = sum(worker.state == "serving" for worker in report.workers)
+    limit = f"of {report.limit:,} allowed" if report.limit else ""
     figures = (
-        ("Connections", f"{counters.get('open', 0):,}"),
-        ("Lines answered", f"{counters.get('lines', 0):,}"),
-        ("Workers", f"{serving} of {len(report.workers)}"),
-        ("Uptime", duration(report.now - report.began)),
+        ("Connections", f"{counters.get('open', 0):,}", limit),
+        ("Clients waiting", f"{report.waiting:,}", "to be accepted"),
+        ("Lines answered", f"{counters.get('lines', 0):,}", ""),
+        ("Workers", f"{serving} of {len(report.workers)}", "serving"),
+        ("Uptime", duration(report.now - report.began), ""),
     )
-    return "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in figures)
+    return "".join(
+        f"<div><dt>{name}<dd>{value} <small>{more}</small></div>" for name, value, more in figures
+    )
 
 
 def _facts(report: Report) -> str:
@@ -137,21 +155,32 @@ def _worker(worker: WorkerReport) -> str:
         str(worker.pid),
         worker.state,
         f"{worker.connections:,}",
+        f"{worker.most_connections:,}",
         f"{worker.lines:,}",
         "-" if worker.silent_for is None else duration(worker.silent_for),
         duration(worker.longest_iteration),
         duration(worker.age),
-        numbers=5,
+        numbers=6,
     )
 
 
 def _counters(report: Report, *, ends: bool) -> str:
     """The rows of the counters that say why connections ended, or of all others."""
     return "".join(
-        _row(_heading(row), f"{count:,}", numbers=1, title=row.help)
+        _counter(row, count, count / max(1, report.now - report.began))
         for metric, rows in counters(report).items()
         if (metric in ENDS) is ends
         for row, count in rows
+    )
+
+
+def _counter(row: Row, count: int, rate: float) -> str:
+    """A row with a count and its average rate; the script replaces it with the current rate."""
+    zero = "" if count else ' class="zero"'
+    return (
+        f'<tr{zero} title="{escaped(row.help)}"><th scope="row">{_heading(row)}'
+        f'<td class="number" id="{row.name}" data-count="{count}">{count:,}'
+        f'<td class="number">{rate:,.1f}'
     )
 
 
@@ -161,15 +190,13 @@ def _heading(row: Row) -> str:
     return words.replace("_", " ").capitalize()
 
 
-def _row(*cells: str, numbers: int, title: str = "") -> str:
-    """A table row whose last `numbers` cells are numbers, with an explanation."""
+def _row(*cells: str, numbers: int) -> str:
+    """A table row whose last `numbers` cells are numbers."""
     first, *rest = map(escaped, cells)
     words = len(rest) - numbers
     row = "".join(f"<td>{cell}" for cell in rest[:words])
     row += "".join(f'<td class="number">{cell}' for cell in rest[words:])
-    zero = ' class="zero"' if rest == ["0"] else ""
-    explained = f' title="{escaped(title)}"' if title else ""
-    return f'<tr{zero}{explained}><th scope="row">{first}{row}'
+    return f'<tr><th scope="row">{first}{row}'
 
 
 def _known(number: int | None) -> str:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from integration.service import Service
 from tcpupperd.host.sockets import Listener
 from tcpupperd.host.tcp_info import queue_of, time_in_queue
 from tcpupperd.serving.acceptor import SPARE
-from tcpupperd.serving.report import report_of
+from tcpupperd.serving.report import report_of, reports_of
 from tools import need
 from waiting import DEADLINE, until
 
@@ -103,6 +104,17 @@ def test_page_for_people_shows_the_daemon() -> None:
         for shown in (*map(str, daemon.workers()), daemon.addresses[0], str(daemon.config)):
             assert shown in text
         assert 'class="bad"' not in text
+
+
+def test_listeners_are_in_an_order_of_their_own() -> None:
+    """Not in the one in which they were passed, which changes."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        names = ("metrics", "tcpupperd.socket", "proxy", "tcpupperd.socket")
+        listeners = [Listener(*pair) for pair in zip(sockets, names, strict=True)]
+        found = reports_of(listeners)
+        assert reports_of(reversed(listeners)) == found
+        assert [one.service for one in found] == ["upper", "upper", "proxy", "metrics"]
 
 
 def test_queue_is_that_of_the_kernel() -> None:

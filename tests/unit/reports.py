@@ -21,8 +21,8 @@ REPORT = Report(
         ListenerReport("metrics", "/run/socket", None, None),
     ],
     workers=[
-        WorkerReport(11, "serving", 5, 12_345, 86_400, 0.25, 0.0125, 1.5),
-        WorkerReport(12, "starting", 0, 0, 0.001, None, 0.0, 0.0),
+        WorkerReport(11, "serving", 5, 9, 12_345, 86_400, 0.25, 0.0125, 1.5),
+        WorkerReport(12, "starting", 0, 0, 0, 0.001, None, 0.0, 0.0),
     ],
     counters=COUNTERS,
     limit=20_000,

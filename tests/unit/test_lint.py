@@ -62,7 +62,9 @@ def scripts() -> list[Path]:
 
 
 def is_generated(path: Path) -> bool:
-    return path.relative_to(ROOT).parts[0] in (".git", ".venv", "build", "dist")
+    caches = (".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
+    top = path.relative_to(ROOT).parts[0]
+    return top in (".git", ".venv", "build", "dist", *caches)
 
 
 def test_scripts() -> None:

@@ -9,9 +9,12 @@ import pytest
 
 from tcpupperd.serving.metrics import counters
 from tcpupperd.serving.report import ListenerReport, Report
-from tcpupperd.serving.status import POLICY, SCRIPT, STYLE, duration, page, troubles
+from tcpupperd.serving.status import LOST, POLICY, SCRIPT, STYLE, duration, page, troubles
 from unit import reports
 from unit.reports import NASTY, REPORT
+
+#: The counters of a daemon that has lost no connection.
+UNHARMED = reports.COUNTERS | dict.fromkeys(LOST, 0)
 
 NO_END = {"meta", "link", "input"}
 #: Whose end may be left out (HTML, 13.1.2.4).
@@ -64,9 +67,11 @@ def test_page_shows_the_report() -> None:
         "on example.org",
         "Version 1.2.3",
         "Uptime 1 day 0 h",
-        "Workers 1 of 2",
-        "11 serving 5 12,345 250 ms 12 ms 1 day 0 h",
-        "12 starting 0 0 - 0.0 ms 1.0 ms",
+        "Workers 1 of 2 serving",
+        "Connections 1,000 of 20,000 allowed",
+        "Clients waiting 7 to be accepted",
+        "11 serving 5 9 12,345 250 ms 12 ms 1 day 0 h",
+        "12 starting 0 0 0 - 0.0 ms 1.0 ms",
         "127.0.0.1:9999 upper 7 4,096",
         "/run/socket metrics - -",
         "/etc/tcpupperd/tcpupperd.toml, current , loaded 2026-11-24 21:20:55 UTC",
@@ -88,6 +93,12 @@ def test_page_explains_every_counter() -> None:
     for rows in counters(REPORT).values():
         for row, _ in rows:
             assert row.help in titles
+
+
+def test_page_shows_the_average_rate_of_each_counter() -> None:
+    accepted = reports.COUNTERS["accepted"]
+    rate = accepted / (REPORT.now - REPORT.began)
+    assert f"Accepted {accepted:,} {rate:.1f} " in read().text
 
 
 def test_page_needs_nothing_from_elsewhere() -> None:
@@ -134,6 +145,8 @@ def test_heading_of_each_table_and_row_is_known_to_a_screen_reader() -> None:
     [
         ({"last_reload_failed": True}, "The last reload failed"),
         ({"current": False}, "tcpupperd.toml does not match the running configuration"),
+        ({"limit": 1000}, "Full: all 1,000 allowed connections are in use; waiting: 7 clients."),
+        ({"counters": UNHARMED | {"bug": 2}}, "2 connections lost since the daemon started"),
         ({"limit": 1100}, "Nearly all of the 1,100 allowed connections are in use"),
         (
             {"listeners": [ListenerReport("upper", "[::1]:1", 4000, 4096)]},
@@ -146,8 +159,9 @@ def test_heading_of_each_table_and_row_is_known_to_a_screen_reader() -> None:
     ],
 )
 def test_trouble_comes_first(changed: dict[str, object], trouble: str) -> None:
-    assert list(troubles(REPORT)) == []
-    report = REPORT._replace(**changed)  # type: ignore[arg-type]
+    healthy = REPORT._replace(counters=UNHARMED)
+    assert list(troubles(healthy)) == []
+    report = healthy._replace(**changed)  # type: ignore[arg-type]
     (found,) = troubles(report)
     assert trouble in found
     text = read(report).text
