@@ -34,7 +34,7 @@ RELOCATE = sed \
 	-e 's,/usr/lib/tcpupperd,$(moduledir),g' \
 	-e 's,/usr/sbin/tcpupperd,$(sbindir)/tcpupperd,g' \
 	-e 's,/etc/tcpupperd,$(sysconfdir)/tcpupperd,g' \
-	$(if $(ELSEWHERE),-e '/Paths=\/usr\/bin\/kill /s|$$| $(ELSEWHERE)|')
+	$(if $(ELSEWHERE),-e '/Paths=.*\/tcpupperd$$/s|$$| $(ELSEWHERE)|')
 UNITS = tcpupperd.service tcpupperd.socket tcpupperd-metrics.socket tcpupperd-proxy.socket
 
 # What depends on the paths is always made again, because the paths are not files.
@@ -64,6 +64,7 @@ install: build ## install into DESTDIR, prefix, libdir, unitdir, ... (see instal
 	$(INSTALL_DATA) -t '$(DESTDIR)$(unitdir)' $(STAGE)/systemd/*
 	$(INSTALL_DATA) -t '$(DESTDIR)$(presetdir)' systemd/80-tcpupperd.preset
 	$(INSTALL_DATA) -t '$(DESTDIR)$(catalogdir)' data/catalog/tcpupperd.catalog
+	mkdir -p '$(DESTDIR)$(sysconfdir)/tcpupperd/conf.d'
 	test -e '$(DESTDIR)$(sysconfdir)/tcpupperd/tcpupperd.toml' || \
 		$(INSTALL_DATA) -t '$(DESTDIR)$(sysconfdir)/tcpupperd' data/tcpupperd.toml
 	for page in data/man/*.[158]; do \
