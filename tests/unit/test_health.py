@@ -6,7 +6,7 @@ from tcpupperd.serving.health import SILENT, live, obstacle, ready
 from tcpupperd.serving.report import Report, WorkerReport
 from unit.reports import REPORT
 
-SERVING = WorkerReport(1, "serving", 10, 0, 60.0, 0.1, 0.0, 0.0)
+SERVING = WorkerReport(1, "serving", 10, 0, 0, 60.0, 0.1, 0.0, 0.0)
 HUNG = SERVING._replace(silent_for=SILENT + 1)
 
 
