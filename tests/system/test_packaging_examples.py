@@ -80,6 +80,51 @@ def test_package_in_another_root_leaves_the_instances_of_this_one(machine: Conta
     machine.run("test", "-e", "/etc/tcpupperd/7777.toml")
 
 
+def test_upgrade_leaves_what_runs_with_a_file_that_the_new_version_rejects(
+    machine: Container,
+) -> None:
+    """Each instance for itself, and only for a version that stored no last good configuration."""
+    start_instance(machine, "workers = 2\n")
+    assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
+    until(lambda: is_active(machine, INSTANCE_SERVICE))
+    machine.write("/etc/tcpupperd/tcpupperd.toml", "wrokers = 1\n")
+    before = main_pid(machine), machine.show(INSTANCE_SERVICE, "MainPID")
+    said = call_script(machine, "postinst", "configure 0.1.0-1")
+    assert "/etc/tcpupperd/tcpupperd.toml:1: wrokers: unknown setting" in said
+    assert f"{SERVICE} keeps running version 0.1.0-1; correct /etc/tcpupperd/tcpupperd" in said
+    assert main_pid(machine) == before[0]
+    assert machine.show(INSTANCE_SERVICE, "MainPID") != before[1]
+    call_script(machine, "postinst", "configure 0.2.0-1")
+    assert main_pid(machine) != before[0]
+    assert answer(machine, "hello\n") == "HELLO"
+
+
+def test_downgrade_to_0_1_0_stops_all_services_first(machine: Container) -> None:
+    start_instance(machine, "")
+    metrics = "tcpupperd-metrics.socket"
+    machine.run("systemctl", "enable", metrics)
+    machine.run("systemctl", "restart", SOCKET, SERVICE)
+    assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
+    until(lambda: is_active(machine, INSTANCE_SERVICE))
+    call_script(machine, "prerm", "upgrade 0.2.0-2")
+    assert is_active(machine)
+    call_script(machine, "prerm", "upgrade 0.1.0-1")
+    for unit, state in {
+        SERVICE: "inactive",
+        INSTANCE_SERVICE: "inactive",
+        metrics: "inactive",
+        SOCKET: "active",
+        INSTANCE_SOCKET: "active",
+    }.items():
+        assert machine.show(unit, "ActiveState") == state, unit
+
+
+def call_script(machine: Container, name: str, arguments: str) -> str:
+    """Call a maintainer script as dpkg(1) does; what it says."""
+    command = f"sh /var/lib/dpkg/info/tcpupperd.{name} {arguments} 2>&1"
+    return machine.run("env", "DPKG_MAINTSCRIPT_PACKAGE=tcpupperd", "sh", "-c", command)
+
+
 def test_unix_socket_goes_with_its_unit(machine: Container) -> None:
     drop_in(machine, SOCKET, machine.run("cat", f"{EXAMPLES}/unix-socket.conf"))
     machine.run("systemctl", "restart", SOCKET, SERVICE)
