@@ -23,7 +23,7 @@ COMMANDS = (
 
 FONT_SIZE, LINE, MARGIN = 13, 18, 14
 COLUMN = 0.602 * FONT_SIZE  # the width of a character in common fixed-width fonts
-COLUMNS = 92
+COLUMNS = 96
 
 STYLE = f"""
 text {{ font: {FONT_SIZE}px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
