@@ -35,7 +35,7 @@ ACCEPTS_PER_ITERATION = 4
 
 #: EPOLLEXCLUSIVE wakes one worker for a connection, always the first in the listener's wait queue,
 #: so nearly all connections would go to one worker. After this many connections, a worker moves to
-#: the end of the queue, which spreads them evenly.
+#: the end of the wait queue, which spreads them evenly.
 ACCEPTS_BEFORE_REQUEUE = 16
 
 #: Seconds between samples of how long connections wait to be accepted; each sample costs a
@@ -144,7 +144,7 @@ class Acceptor:
         try:
             request, client_address = listener.accept()
         except BlockingIOError:
-            if self._may_come[0]:  # otherwise the clients' queues, not polled, may be full
+            if self._may_come[0]:  # otherwise the clients' queues, not being polled, may be full
                 self._queue_seen_empty()
             return False
         except OSError as error:

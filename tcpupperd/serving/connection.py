@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: No unsent answer. One is always a view, never bytes: each send shortens it, and shortening bytes
-#: copies what remains.
+#: No unsent answer. An unsent answer is always a view, never bytes: each send shortens it, and
+#: shortening bytes copies what remains.
 NOTHING = memoryview(b"")
 
 #: Seconds that a client has to close its side after the server has closed its own.
@@ -179,12 +179,12 @@ class Connection:
         protocol = self.protocol
         if outcome == b"":
             return self._answer(b"", now)
-        if isinstance(outcome, int):  # even so, the lines have been answered
+        if isinstance(outcome, int):  # the connection failed; received lines count as answered
             protocol.lines += answered
             self.fail(OSError(outcome, os.strerror(outcome)))
             return Next.CLOSE
         unsent, rest = outcome if isinstance(outcome, tuple) else (b"", outcome or b"")
-        # What `fast_path` has sent counts as received, but it has also sent what was held.
+        # What `fast_path` has sent counts as received, but includes what was held earlier.
         self.tally.received += len(unsent) + len(rest) - len(protocol.held)
         due = protocol.resume(protocol.lines + answered, bool(rest), rest)
         self._time_line(answered)

@@ -29,7 +29,7 @@ class ConnectionLog:
     def __init__(self, workers: int, poller: Poller) -> None:
         self._rate = RATE / workers
         self._burst = BURST / workers
-        self._allowed = self._burst  # messages at the time `_since`
+        self._allowed = self._burst  # messages, as of `_since`
         self._since = 0.0
         self._left_out = 0
         self._summary = poller.at(math.inf, self.log_summary)

@@ -52,8 +52,8 @@ class Table:
 
 
 def _name(metric: Metric, value: str) -> str:
-    """The name of a counter in the log: the words of its metric. The reasons for which connections
-    end stand for themselves."""
+    """The name of a counter in the log: the words of its metric. For a reason why connections end,
+    it is the reason alone."""
     if metric in ENDS:
         return value
     name = metric.name.removeprefix("connections_")
@@ -168,18 +168,18 @@ RELOADS_SUCCESS = DAEMON.counter(RELOADED, "success", "Reloads that succeeded.")
 RELOADS_FAILURE = DAEMON.counter(RELOADED, "failure", "Reloads that failed.")
 LOADED = DAEMON.number("loaded")  # when the running configuration was loaded
 LAST_RELOAD = DAEMON.number("last_reload")  # when the last reload ended, or 0
-LAST_RELOAD_FAILED = DAEMON.number("last_reload_failed")  # whether it did
+LAST_RELOAD_FAILED = DAEMON.number("last_reload_failed")  # whether that reload failed
 FILE_NUMBER = DAEMON.number("file_number")  # the inode of the file that was loaded, or 0
 FILE_TIME = DAEMON.number("file_time")  # its modification time, in nanoseconds
 STOPPING_SOON = DAEMON.number("stopping_soon")  # told to stop: new clients should go elsewhere
 LONGEST_LINE = DAEMON.number("longest_line")  # largest max_line that any connection may have had
 
-STARTING, ACCEPTING, EXITING = range(3)  # values of `state`
+STARTING, ACCEPTING, EXITING = range(3)  # values of STATE
 
 
 @cache
 def reason(counter: int) -> str:
-    """The reason why connections end that a counter of workers counts, in words for the log."""
+    """The reason why the connections in a counter of workers ended, in words for the log."""
     return WORKER.rows[counter].name.replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""The deadlines of many connections, checked only when one may have passed."""
+"""The deadlines of many connections, which are checked only when one may have passed."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Drain:
 
     def _drain(self, connection: Connection, attempts: int, now: float) -> None:
         """Answer what one connection has received, unless it was already served in this loop
-        iteration; close it if it is time."""
+        iteration; without `attempts`, close it."""
         was_served = connection.unsent or connection.last_activity == now
         if connection in self._connections and not was_served:
             action = self._answer if attempts > 0 else Connection.close_for_stop

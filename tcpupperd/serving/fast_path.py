@@ -41,12 +41,12 @@ def python_fast_path(fd: int, counts: Counts, held: bytes) -> Outcome:
     answered and the bytes sent are added to `counts`, in this order. The outcome is one of:
 
     - None: everything was answered, and no line is incomplete.
-    - bytes: everything was answered but this, the answer to an incomplete line so far.
-    - b"": end of file; `held` is as it was.
+    - bytes: everything was answered except this, the answer to an incomplete line so far.
+    - b"": end of file; `held` is unchanged.
     - two bytes objects: the part of the answer that the kernel did not accept, and the answer to
       an incomplete line so far.
-    - a number: the connection has failed with this errno. This is how many clients end theirs, so
-      it is no exception. The lines count as answered if they were received.
+    - a number: the connection has failed with this errno. It is returned, not raised, because many
+      clients end their connections like this. The lines count as answered if they were received.
 
     Raises BlockingIOError if there was nothing to receive, and OverflowError if a count would
     exceed 64 bits.

@@ -1,8 +1,8 @@
-"""As much of HTTP/1.1 (RFC 9110, RFC 9112) as reading pages takes, sans I/O.
+"""The part of HTTP/1.1 (RFC 9110, RFC 9112) that is needed to serve pages, sans I/O.
 
 A connection carries one request, and the response closes it. There is therefore no body to skip
-and no pipelining, and the amount of data that a client can make the server hold is bounded: one
-request of up to `HEAD_MAX` bytes.
+and no pipelining, and a client can make the server hold no more data than one request of up to
+`HEAD_MAX` bytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class HttpProtocol(Protocol):
         return self._answer(self._page(held[: end.start()])) if end else b""
 
     def finish(self) -> None:
-        """Answer nothing more. A truncated request is not a request."""
+        """Answer nothing more, not even a truncated request."""
         self.held = b""
         self.mid_line = False
         self.finished = True

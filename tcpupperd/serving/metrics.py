@@ -1,7 +1,7 @@
 """The report in the text format of Prometheus, version 0.0.4.
 
-Names follow the conventions of Prometheus: base units, `_total` for counters, one label for the
-kind. A client is never a label, because the number of clients is unbounded.
+Names follow the conventions of Prometheus: base units, `_total` for counters, one label to
+distinguish kinds. A client is never a label value, because the number of clients is unbounded.
 """
 
 from __future__ import annotations

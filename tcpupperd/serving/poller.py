@@ -26,7 +26,7 @@ class Poller:
         self.now = monotonic()
         self._epoll = select.epoll()
         #: Make `wait` return a descriptor (to be handled by the caller) whenever one of the given
-        #: epoll events occurs; and change the events to wait for.
+        #: epoll events occurs; `watch_for` changes the events.
         self.watch: Callable[[int, int], None] = self._epoll.register
         self.watch_for: Callable[[int, int], None] = self._epoll.modify
         self._calls: dict[int, Callable[[], object]] = {}
@@ -53,15 +53,15 @@ class Poller:
         return None if left == math.inf else max(0.0, left)
 
     def finish(self) -> None:
-        """End a loop iteration: call what is due, and what belongs to each iteration."""
+        """End a loop iteration: call what is due, and what is called in each iteration."""
         if self._timers.next <= self.now:
             self._timers.run_due(self.now)
         for call in tuple(self.each):  # a copy, because a call may add or remove another one
             call()
 
     def at(self, when: float, call: Callable[[], object] = lambda: None) -> Timer:
-        """Call `call` once, in the first loop iteration at or after `when`. Without it, only end
-        the wait: the calls for each iteration do the rest."""
+        """Call `call` once, in the first loop iteration at or after `when`. Without `call`, only
+        end the wait: what is called in each iteration does the rest."""
         timer = Timer(self._timers, call)
         timer.set(when)
         return timer

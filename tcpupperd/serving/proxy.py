@@ -34,8 +34,9 @@ KEYWORD = b"PROXY "
 #: line invalid."
 LINE_MAX = 107
 
-#: The maximum size of a header in bytes: 4096, as in nginx. The format allows 65,551, but one with
-#: a checksum would keep all other clients waiting for 7 ms, and known senders need a few hundred.
+#: The maximum size of a header in bytes: 4096, as in nginx. The format allows 65,551, but a
+#: header of that size with a checksum would keep all other clients waiting for 7 ms, and known
+#: senders need a few hundred.
 HEADER_MAX = 4096
 
 _FAMILIES = {"TCP4": socket.AF_INET, "TCP6": socket.AF_INET6}
@@ -62,7 +63,7 @@ class Header(NamedTuple):
     size: int  # in bytes
     source: tuple[str, int] | str | None
     """The client's host and port, or "" if it uses a Unix socket; None if the header names no
-    client, which means that the connection itself is the client's."""
+    client, in which case the peer of the connection is the client."""
 
 
 class HeaderError(Exception):
@@ -73,8 +74,8 @@ class HeaderError(Exception):
         self.counter = counter
 
 
-#: Returns the protocol for a client, or None to refuse it. Called with the connection and the
-#: header, or why there is none; None if nothing was received.
+#: Returns the protocol for a client, or None to refuse it. Called with the connection, and with
+#: the header, the error that says why there is none, or None if nothing was received.
 Successor = Callable[[Any, "Header | HeaderError | None"], Protocol | None]
 
 
@@ -94,7 +95,7 @@ class HeaderProtocol(Protocol):
         self.found: Header | HeaderError | None = None
 
     def receive(self, data: bytes) -> bytes:
-        """Nothing."""
+        """Receive more of the header; there is nothing to answer."""
         self._data += data
         try:
             self.found = parse(self._data)

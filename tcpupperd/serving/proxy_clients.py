@@ -57,7 +57,7 @@ class ProxyClients:
     ) -> Protocol | None:
         if isinstance(found, Header):
             return self._serve(connection, found)
-        if found and not connection.reason:  # otherwise another reason ended it, such as a stop
+        if found and not connection.reason:  # otherwise it ended earlier, such as by a stop
             connection.reason = reason(found.counter)
             self._refuse(found.counter, connection.client_address, str(found))
         return None

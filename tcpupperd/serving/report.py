@@ -124,7 +124,7 @@ def report_of_worker(numbers: Sequence[int], now: int, *, leaving: bool) -> Work
 
 
 def _state(number: int, *, leaving: bool) -> str:
-    """The name of a worker's state. Nobody but the worker vouches for the number."""
+    """The name of a worker's state. Only the worker itself vouches for the number."""
     state = STATES[min(number, EXITING)]
     return "leaving" if leaving and state == "serving" else state
 

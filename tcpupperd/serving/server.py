@@ -115,7 +115,7 @@ class UpperServer(socketserver.BaseServer):
     # Serving
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve. `poll_interval` is accepted, but not needed: no flag is polled."""
+        """Serve. `poll_interval` is accepted but ignored: no flag is polled."""
         self._served_in = os.getpid()
         # A new lock for each run, because a thread that waits for its release may be late, and a
         # forked process may have a copy that no thread releases. It is reentrant, because a signal
@@ -190,7 +190,7 @@ class UpperServer(socketserver.BaseServer):
             return
         self._stop_requested = True
         self.poller.wake()
-        with self._serving:  # at once if this thread itself serves
+        with self._serving:  # without waiting if this thread itself serves
             pass
 
     def server_close(self) -> None:
@@ -268,8 +268,9 @@ class UpperServer(socketserver.BaseServer):
         return verified
 
     def _refuse(self, request: socket.socket) -> None:
-        """Close a connection before it is served; its client reads end of file, not a reset. It
-        does not linger until the client closes its side: that would take another one's place."""
+        """Close a connection before it is served; its client reads end of file, not a reset. This
+        does not linger until the client closes its side: that would take up the place of another
+        client."""
         with contextlib.suppress(OSError):  # the client has already disconnected
             request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)

@@ -53,8 +53,8 @@ class Service(NamedTuple):
 
 
 def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str, Service]:
-    """The services by the name of the listener: FileDescriptorName= in systemd.socket(5). It is
-    `upper` for any unknown name, because systemd names descriptors after the socket unit by
+    """The services by the name of the listener: FileDescriptorName= in systemd.socket(5). An
+    unknown name stands for `upper`, because systemd names descriptors after the socket unit by
     default."""
     config, report = server.config, server.report
     greeting = Greeting.of(config, server.instance)

@@ -1,7 +1,7 @@
 """Timers: everything that an event loop does at a certain time, sans I/O.
 
-There are only a few, so nothing has to be faster than finding the earliest. The deadlines of
-connections, of which there are many, have a timer together: see `deadlines`.
+There are only a few, so a search for the earliest is fast enough. The deadlines of connections, of
+which there are many, share one timer: see `deadlines`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Timer:
 
     @property
     def pending(self) -> bool:
-        """Whether it is still going to call."""
+        """Whether the call is still to come."""
         return self.when < math.inf
 
     def set(self, when: float) -> None:
