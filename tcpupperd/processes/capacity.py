@@ -18,13 +18,13 @@ class Capacity(NamedTuple):
 
     accepted: int  # by one worker: at this number, it stops accepting
     descriptors: int  # in one worker: below this number, it has room for another full message
-    room: int  # in one worker: as many as it may have after taking over a message
+    room: int  # in one worker: the most that it may have after taking over a message
     together: int  # in all workers: as many as can be handed over to the next process
     batch: int  # in one message
     messages: int  # that may be in flight at a time
     limit: int  # RLIMIT_NOFILE, from which these numbers are derived
     kept: bool  # whether a restart keeps connections
-    scarce: bool  # whether two generations may not accept at the same time
+    scarce: bool  # whether two generations must not accept at the same time
 
     def complaint(self, config: Config) -> str:
         """A message if a limit lower than max_connections applies; "" otherwise."""
@@ -42,8 +42,8 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     """The connections allowed if RLIMIT_NOFILE is `limit`; `kept` if a restart keeps connections.
 
     A user may have as many descriptors in flight as one process may have open (ETOOMANYREFS in
-    unix(7)). During a restart, these are the connections of all workers, including those accepted
-    beyond their capacity, and a memfd per message.
+    unix(7)). During a restart, the descriptors in flight are the connections of all workers,
+    including those accepted beyond their capacity, and a memfd per message.
     """
     workers = config.worker_count
     batch = min(BATCH, max(1, limit // 4))
@@ -53,6 +53,6 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     in_flight = max(workers, limit - messages - workers * (1 + SPARE))
     together = in_flight if kept else workers * descriptors
     accepted = min(config.max_connections, descriptors, together // workers)
-    # During a reload, there are twice as many workers, and perhaps others of an earlier one.
+    # During a reload, there are twice as many workers, and perhaps those of an earlier reload.
     scarce = together < 4 * workers * accepted
     return Capacity(accepted, descriptors, room, together, batch, messages, limit, kept, scarce)

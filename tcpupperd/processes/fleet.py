@@ -49,7 +49,7 @@ class Failure(NamedTuple):
 
 
 class Fleet:
-    """Keeps as many workers of one generation running as it says. Others may be exiting."""
+    """Keeps the workers of one generation running. Workers of others may be exiting."""
 
     def __init__(
         self,
@@ -73,9 +73,8 @@ class Fleet:
         return len(self._workers)
 
     def serve(self, generation: Generation | None, *, after_failure: bool = False) -> None:
-        """From now on, keep the workers of this generation running; None to start no more. A
-        failure of the generation before delays the next attempt if this one comes
-        `after_failure`."""
+        """From now on, keep the workers of this generation running; None to start no more. With
+        `after_failure`, a failure of the previous generation still delays the next attempt."""
         self._generation = generation
         if generation:
             self._scoreboard.raise_to(LONGEST_LINE, generation.config.max_line)
@@ -151,8 +150,8 @@ class Fleet:
     def _run_worker(
         self, generation: Generation, slot: Slot, orders: int, control: int
     ) -> NoReturn:
-        """The whole life of a worker. Everything is in one `try`: an exception that left it would
-        make a second supervisor."""
+        """The whole life of a worker. Everything is in one `try`: if an exception escaped from
+        it, this process would go back to being a supervisor, a second one."""
         status = EX_SOFTWARE
         try:
             os.close(control)
@@ -172,9 +171,9 @@ class Fleet:
     # Exit
 
     def reap(self) -> Iterator[Failure]:
-        """Reap all children that have exited; the failures among them are workers of the
-        generation that had not got as far as accepting. As process 1 of a container, the
-        supervisor may inherit others."""
+        """Reap all children that have exited. Those that were workers of the generation and were
+        not accepting connections yet are failures. As process 1 of a container, the supervisor may
+        also have children that it did not start."""
         while self._workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -213,7 +212,7 @@ class Fleet:
         return Failure(message, extra)
 
     def log_failure(self, failure: Failure) -> None:
-        """Log a failure after which there are further attempts; only the first is a warning."""
+        """Log a failure that another attempt will follow; only the first one is a warning."""
         level = logging.DEBUG if self.failures > 1 else logging.WARNING
         text = "%s; will retry at increasing intervals"
         log.log(level, text, failure.message, extra=failure.extra)
@@ -228,13 +227,13 @@ class Fleet:
                 worker.retire(order, timeout)
 
     def use_channel(self, channel: Channel) -> None:
-        """Have all workers use another channel, except those that have an order to exit."""
+        """Have all workers use another channel, except those that have been ordered to exit."""
         for worker in self._workers.values():
             worker.use_channel(channel)
 
     def close(self) -> None:
-        """Close the control sockets of all workers: in a process that was forked, or because the
-        supervisor exits, which is an order to them."""
+        """Close this process's ends of all control sockets. In a forked process, these are copies;
+        if the supervisor closes its own because it exits, this is an order to the workers."""
         for worker in self._workers.values():
             worker.close()
 
@@ -284,7 +283,7 @@ class Fleet:
     def _kill(
         self, worker: WorkerProcess, field: int, because: str, event: Event, text: str
     ) -> None:
-        """Kill a worker, count it and log why; all of this once, however long it takes to die."""
+        """Kill a worker, count it and log why, but only once, however long it takes to die."""
         if worker.killed_because:
             return
         level = logging.ERROR if field == WORKERS_DIED_HUNG else logging.WARNING

@@ -13,13 +13,13 @@ NO_FILE = 0, 0
 
 
 class Generation(NamedTuple):
-    """What follows from reading the configuration once. Nothing in it changes afterwards, and a
-    worker belongs to a generation by identity."""
+    """What follows from reading the configuration once. Nothing in it changes afterwards.
+    Generations are compared by identity."""
 
     config: Config  # its number of workers is a number, even if the setting is "auto"
     text: str  # the configuration as TOML, in which "auto" is "auto"
-    file: tuple[int, int] = NO_FILE  # the identity of the file, if it comes from the file
-    problem: str = ""  # for the status line, if it does not
+    file: tuple[int, int] = NO_FILE  # the identity of the file, if that is its source
+    problem: str = ""  # for the status line, if the file is not its source
 
     def apply(self, listeners: Listeners) -> None:
         """Listen on its addresses too, and set the options of all listeners and the log level.

@@ -1,8 +1,8 @@
 """Packing live connections to send them to another process, and unpacking them.
 
 Between lines, a connection consists of its socket and a few bytes: a record in the state of a
-message. It is not trusted: a malformed message costs only its own connections, never the worker or
-its memory.
+message. Messages are not trusted: a malformed one costs only its own connections, never the worker
+or its memory.
 """
 
 from __future__ import annotations

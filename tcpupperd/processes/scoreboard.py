@@ -98,8 +98,8 @@ class Scoreboard:
         self._free.append(slot.row)
 
     def count(self, field: int, number: int = 1) -> None:
-        """Add to a number of the daemon; at most as many as a process can have descriptors,
-        because the number may come from a worker."""
+        """Add to a number of the daemon, but no more than the number of descriptors that a process
+        can have, because what is added may come from a worker."""
         self._daemon[field] += min(number, BELIEVED)
 
     def put(self, field: int, number: int) -> None:
@@ -120,7 +120,7 @@ class Scoreboard:
         self.count(RELOADS_FAILURE if failed else RELOADS_SUCCESS)
         self._daemon[LAST_RELOAD], self._daemon[LAST_RELOAD_FAILED] = time_of_day(), failed
 
-    # Available in every process, and including workers that were started later
+    # Available in every process; the results include workers that were started later
 
     def totals(self) -> dict[str, int]:
         """The open connections, and all counters since the daemon started."""
@@ -132,7 +132,7 @@ class Scoreboard:
         }
 
     def deaths(self) -> int:
-        """The number of workers that ended abnormally."""
+        """The number of workers that have died."""
         return sum(self.daemon[WORKERS_DIED_EXIT : WORKERS_DIED_KILL_TIMEOUT + 1])
 
     def events(self) -> dict[str, int]:
@@ -176,7 +176,7 @@ class Scoreboard:
 
 
 def _published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
-    """Memory to write to, and the same memory to read only. If no file can be created
+    """Memory to write to, and the same memory, but read-only. If no file can be created
     (RLIMIT_FSIZE), both are one mapping, which workers can also write to."""
     try:
         return memfd.published(size)

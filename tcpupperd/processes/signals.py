@@ -37,7 +37,7 @@ SI_KERNEL = 128
 class Signals:
     """The signals of this process, all of which are blocked, and fetched one by one.
 
-    SIGHUP means reload for a daemon, but if it tells that the terminal was closed, it becomes
+    SIGHUP means reload to a daemon, but if it means that the terminal was closed, it is treated as
     SIGTERM: otherwise, a daemon in the foreground would keep serving unseen. The first such signal
     counts, because the shell and the kernel may both send one.
     """
@@ -56,8 +56,8 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
     def fetch(self, timeout: float, *, but: Set[int] = frozenset()) -> int | None:
-        """Wait up to `timeout` seconds for a blocked signal, `but` for those that are to stay
-        pending; None if there is none."""
+        """Wait up to `timeout` seconds for a blocked signal, ignoring those in `but`, which stay
+        pending; return None if none arrives."""
         received = wait_for(BLOCKED - but, timeout)
         if not received:
             return None
@@ -69,7 +69,7 @@ class Signals:
         return received.si_signo
 
     def _is_hangup(self, received: signal.struct_siginfo) -> bool:
-        """Whether a signal tells that the terminal was closed. The shell that started the daemon
+        """Whether a signal means that the terminal was closed. The shell that started the daemon
         also sends SIGHUP if a user types kill, but then, the terminal still exists."""
         if received.si_signo != signal.SIGHUP:
             return False

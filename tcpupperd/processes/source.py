@@ -30,7 +30,7 @@ class Source:
 
     @property
     def instance(self) -> str:
-        """The name of the instance, as in the names of its units: the name of the file."""
+        """The name of the instance, as in the names of its units: that of the file."""
         name = os.path.basename(self.path or "tcpupperd")
         return name.removesuffix(".toml")
 
@@ -106,8 +106,8 @@ def identity(path: str | None) -> tuple[int, int]:
 
 
 def to_toml(settings: Config) -> str:
-    """A configuration as TOML, with one line for each setting that differs from its default. So
-    another version can skip the lines that it does not know."""
+    """A configuration as TOML, with one line for each setting that differs from its default, so
+    that another version can skip the lines that it does not know."""
     values = vars(settings)
     return "".join(
         f"{setting.name} = {as_toml(values[setting.name])}\n"

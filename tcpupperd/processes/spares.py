@@ -2,9 +2,9 @@
 
 When a socket unit is changed (systemctl edit, systemctl daemon-reload), systemd closes its copies
 of the listeners on addresses that the unit no longer has. It opens those on new addresses only
-when the unit is restarted. Until then, nothing but the service has the old ones, and a restart of
-the service would end them. So the next process takes them out of the store, keeps serving the old
-addresses, and says what to type.
+when the unit is restarted. Until then, only the service has the listeners on the previous
+addresses, and a restart of the service would close them. The next process therefore takes them out
+of the store, keeps serving the previous addresses, and says which command to run.
 
 A spare listener keeps its address in use, so it must not outlive its socket unit. A command of the
 service unit removes it when the socket unit is stopped or restarted (systemd/release-listeners).
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: By name in the store: the service of a listener.
 NAMES = {f"listener-{service}": service for service in SERVICES}
 
-#: The name of those of the main socket unit.
+#: The name of the spare listeners of the main socket unit.
 MAIN = f"listener-{UPPER}"
 
 
@@ -45,7 +45,7 @@ class Spares:
         self._names = {name for name, _ in stored}
         self._stored = [one for name, fd in stored if (one := _listener(name, fd))]
         self._to_store: list[Listener] = []
-        self.remedy = ""  # what to type, for the status line, if socket units were changed
+        self.remedy = ""  # the command to run, for the status line, if socket units were changed
 
     def complete(self, passed: list[Listener], *, connections: bool) -> list[Listener]:
         """The listeners to serve: those that were passed in, and those that are only in the store.
@@ -53,7 +53,7 @@ class Spares:
         have = {_address(one) for one in passed}
         spare = [one for one in self._stored if self._unit and _address(one) not in have]
         for one in self._stored:
-            if one not in spare:  # it would get a share of the clients
+            if one not in spare:  # left open, it would get a share of the clients
                 one.socket.close()
         if spare or (self._unit and not passed):
             self._set_remedy(spare)
@@ -97,7 +97,7 @@ class Spares:
 
 
 def _listener(name: str, fd: int) -> Listener | None:
-    """What is stored under a name; None if it is no listener that can be served."""
+    """What is stored under a name; None if it is not a listener that can be served."""
     try:
         one = socket.socket(fileno=fd)
     except OSError:

@@ -38,7 +38,7 @@ NAMES = channel.NAMES | {CONFIGURATION, CANARY, RESTARTS}
 LOST = "a restart will close all connections: the descriptor store does not work"
 NOT_STORED = "the last good configuration is not stored; see the log"
 
-#: Seconds before what could not be sent to the service manager is sent again.
+#: Seconds until what could not be sent to the service manager is sent again.
 RETRY = 1.0
 
 #: The largest stored number that is accepted.
@@ -95,7 +95,7 @@ class Store:
     @property
     def keeps(self) -> bool:
         """Whether the content of the channel survives a restart, because the store really exists.
-        As long as no canary could be sent, it does if it has just survived one."""
+        As long as no canary could be sent, it is assumed to if it has just survived one."""
         proven = self._canary.is_alive if self._canary else self._survived
         return self.channel.outlives_us and proven
 
@@ -106,12 +106,12 @@ class Store:
 
     @property
     def problem(self) -> str:
-        """For the status line: that the store does not work, or what needs a spare listener."""
+        """For the status line: that the store does not work, or that a socket unit was changed."""
         return "; ".join(filter(None, (self._failure, self.spares.remedy)))
 
     def mend_channel(self) -> bool:
-        """Replace the channel if a process has shut it down; return whether it was replaced. This
-        is done once in a while only: whoever did it may do it again."""
+        """Replace the channel if a process has shut it down; return whether it was replaced. The
+        rate is limited, because that process may do it again."""
         now = monotonic()
         if now < self._mend_at or not channel.is_shut_down(self.channel):
             return False
@@ -172,8 +172,8 @@ class Store:
         os.close(fd)
 
     def _send_missing(self) -> None:
-        """Send what is missing. Too many descriptors may be in flight: with a small limit, those
-        that wait in the channel. Then, try again later."""
+        """Send what is missing. This fails while too many descriptors are in flight, such as those
+        that wait in the channel if the limit is small; it is then tried again later."""
         for name, text in list(self._missing.items()):
             if not (self._send_canary() if name == CANARY else self._send_text(name, text)):
                 return

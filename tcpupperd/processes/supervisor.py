@@ -59,14 +59,14 @@ class State(Enum):
     RELOADING = 3  # the workers of a new generation start, those of the previous one serve
     LEAVING = 4  # shutdown_delay: serving, while load balancers send new clients elsewhere
     KEEPING = 5  # a restart: the workers leave their connections for the next process
-    RECALLING = 6  # told to stop after that: a worker will take these back to close them
+    RECALLING = 6  # told to stop meanwhile: a worker will take them back and close them
     STOPPING = 7  # the workers close their connections
     GONE = 8  # there is nothing left to do
 
 
 class Input(Enum):
-    """What can happen: a row of the table. Some are true for as long as they last, not once: they
-    are acted on at each check."""
+    """What can happen: a row of the table. Some are conditions rather than events: they are acted
+    on at each check for as long as they last."""
 
     STOP = auto()  # SIGTERM, SIGINT; SIGUSR2 if nothing keeps connections
     RESTART = auto()  # SIGUSR2, and the store keeps connections for the next process
@@ -97,7 +97,7 @@ class Supervisor:
     ) -> None:
         self.state = State.STARTING
         self._generation = generation
-        # The one to fall back to if the workers of this one cannot start.
+        # The generation to fall back to if the workers of this one cannot start.
         self._previous = None if generation.problem else source.last_good()
         self._source = source
         self._listeners = listeners
@@ -111,7 +111,7 @@ class Supervisor:
                 self._previous = None
         self._fleet = Fleet(self._scoreboard, self._work, notifier.watchdog_interval)
         self._failure = Failure("", {})  # the last one
-        self._error: StartError | None = None  # to end with
+        self._error: StartError | None = None  # to be raised at the end
         self._due_at = math.inf  # when the state has lasted as long as it may
         self._reload_sender = 0  # the process that asked for a reload, which is told the outcome
         self._started: Callable[[], None] = lambda: None
@@ -185,14 +185,14 @@ class Supervisor:
             self._fleet.use_channel(self._store.channel)
 
     def _enter(self, state: State, lasting: float = math.inf) -> None:
-        """Enter a state, which may last for so many seconds."""
+        """Enter a state, which may last for `lasting` seconds."""
         self.state = state
         self._due_at = monotonic() + lasting
 
     # Start
 
     def settle(self) -> None:
-        """All workers of the generation accept connections: those of others can go."""
+        """All workers of the generation accept connections: the others may exit."""
         generation, first = self._generation, self.state is State.STARTING
         dropped = self._listeners.keep(generation.config.listen)
         if not first:
@@ -227,7 +227,8 @@ class Supervisor:
 
     def fall_back(self) -> None:
         """The first workers cannot start: use the last good generation, or give up. Its workers
-        have to wait until these have exited, because the number of processes may be limited."""
+        are not started before the first ones have exited, because the number of processes may be
+        limited."""
         if not self._previous:
             self._error = StartError(self._failure.message)
             if self._store.keeps:  # put back what the first workers have already taken over
@@ -325,7 +326,7 @@ class Supervisor:
         self._dismiss(State.KEEPING, Order.LEAVE_IN_STORE)
 
     def _dismiss(self, state: State, order: Order) -> None:
-        if self.state is not State.LEAVING:  # then the service manager knows
+        if self.state is not State.LEAVING:  # otherwise the service manager already knows
             self._notifier.stopping()
         self._notifier.extend_timeout(self._exit_timeout + GRACE)
         self._fleet.serve(None)
@@ -362,7 +363,7 @@ class Supervisor:
         """Do nothing: the signal stays pending, see `_signal`."""
 
     def no(self) -> None:
-        """Do nothing: nothing is to be done, or it cannot happen."""
+        """Do nothing: what happened calls for nothing, or it cannot happen in this state."""
 
     # Reports
 
@@ -395,7 +396,7 @@ class Supervisor:
         return f"{'Stopping shortly, l' if leaving else 'L'}istening on {self._listeners}"
 
     def _problems(self) -> Iterator[str]:
-        """What an administrator should know; "" is nothing."""
+        """What an administrator should know; an empty string is not a problem."""
         if self._source.has_changed_on_disk(self._generation):
             yield f"{self._source.path} changed on disk; reload to apply it"
         if self._fleet.failures and self._fleet.missing:
@@ -413,7 +414,7 @@ class Supervisor:
     # In a process that was forked
 
     def _work(self, generation: Generation, slot: Slot, orders: int) -> None:
-        """Be a worker."""
+        """Run as a worker."""
         self._listeners.narrow(generation.config.listen)  # a reload may have removed an address
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
         worker.run(
@@ -432,7 +433,7 @@ class Supervisor:
             )
         )
 
-    #: What it does, by what has happened (rows) and by its state (columns, as in State).
+    #: What the supervisor does, by what has happened (rows) and its state (columns, as in State).
     # fmt: off
     TABLE: ClassVar[dict[Input, tuple[Callable[[Supervisor], None], ...]]] = {
         #               STARTING   RETURNING   SERVING RELOADING LEAVING KEEPING RECALLING STOPPING

@@ -82,7 +82,7 @@ class Giver:
         self._failure: Exception | None = None  # why some connections could not be handed over
 
     def use(self, end: socket.socket) -> None:
-        """Put them into another channel; to be called before `begin`."""
+        """Put the connections into another channel; to be called before `begin`."""
         self._end = end
 
     def begin(self, *, wait: bool) -> None:
@@ -96,8 +96,9 @@ class Giver:
         """The number of connections per message: small if there are few connections, so that every
         worker gets its share.
 
-        If nothing is taken out before the next start, the messages of all workers must not fill
-        more than half of the channel, nor half of the allowed descriptors in flight.
+        Even if nothing is taken out before the next start, the messages of all workers must not
+        fill more than half of the channel, or account for more than half of the descriptors that
+        may be in flight.
         """
         workers = max(self._server.config.worker_count, len(self._scoreboard.loads()))
         size = self._scoreboard.open() // (workers * PER_SHARE)
@@ -227,7 +228,7 @@ class Taker:
                 self._server.poller.remove(self._end)
 
     def use(self, channel: tuple[socket.socket, socket.socket]) -> None:
-        """Take them out of another channel."""
+        """Take connections out of another channel."""
         if self._polled:
             self._server.poller.remove(self._end)
         self._give_end, self._end = channel
@@ -243,7 +244,7 @@ class Taker:
 
     def _has_room(self, size: int) -> bool:
         """Whether a message with `size` connections can be taken: the kernel would discard excess
-        descriptors. A worker without connections tries: no other could have more room."""
+        descriptors. A worker without connections always tries: no other could have more room."""
         have = len(self._server.connections)
         return not have or have + size <= self._capacity.room
 
@@ -295,14 +296,14 @@ class Taker:
 
     def _report_hang_up(self) -> None:
         """Have the supervisor look at the channel, which a process has shut down: nothing else
-        ends it, because this process has both ends."""
+        makes it hang up, because this process has both ends."""
         self._hung_up = True
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         wake_supervisor()
 
     def _longest_line(self) -> int:
-        """The largest max_line with which a connection may have been served: the supervisor knows,
-        this worker's configuration may have another."""
+        """The largest max_line with which a connection may have been served. The supervisor knows
+        it; this worker's configuration may have a smaller one."""
         return int(self._scoreboard.daemon[LONGEST_LINE])
 
     def _log_summary(self) -> None:

@@ -81,8 +81,9 @@ class Worker(UpperServer):
         self.poller.add(context.control, self._handle_order)
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
-        """Nothing: the supervisor has set the options of the sockets that all workers share. A
-        worker of a failed reload, slow to start, would set them after the supervisor went back."""
+        """Do nothing: the supervisor has set the options of the sockets that all workers share. A
+        worker of a failed reload that is slow to start could set them again after the supervisor
+        has returned to the previous generation."""
 
     def begin(self) -> None:
         """Start accepting."""
@@ -91,8 +92,9 @@ class Worker(UpperServer):
         self.acceptor.update_interest()
 
     def _announce(self) -> None:
-        """Tell the supervisor, which waits only for signals, that this worker is accepting, after
-        accepting a few: a restart that follows immediately must not keep new clients waiting."""
+        """Accept a few connections, then tell the supervisor, which waits only for signals, that
+        this worker is accepting. Without the former, new clients would wait in vain if a restart
+        followed immediately."""
         self.acceptor.accept_from_each()
         self._context.numbers[STATE] = ACCEPTING
         wake_supervisor()
@@ -126,13 +128,14 @@ class Worker(UpperServer):
     def _settle(self) -> None:
         """Accept up to this worker's share of the connections that a restart can hand over.
 
-        As shares are fixed, no worker has to know how many the others are just accepting. A new
-        worker begins once the earlier ones have exited and what they handed over has been taken
-        over. If others then have more than their share, it leaves that to them.
+        Because shares are fixed, no worker has to know how many connections the others are
+        accepting at the moment. A new worker begins once the earlier ones have exited and what
+        they handed over has been taken over. If others then have more than their share, it accepts
+        fewer by that number.
         """
         share, numbers = self._capacity.accepted, self._context.numbers
         channel_is_empty = not send_queue(self._channel[0])
-        if channel_is_empty:  # asked first: what has left the channel is counted
+        if channel_is_empty:  # read first: what has left the channel is counted in `excess`
             allowed = share - self._context.scoreboard.excess(numbers[GENERATION], share)
             self.acceptor.capacity = max(self.acceptor.capacity, allowed)
         is_settled = self.acceptor.capacity == share
@@ -163,7 +166,7 @@ class Worker(UpperServer):
         self._giver.begin(wait=order is not Order.LEAVE_IN_STORE)
 
     def _use_channel(self, ends: list[socket.socket]) -> None:
-        """Use another channel: a process has shut down the one before."""
+        """Use another channel: a process has shut down the previous one."""
         before, self._channel = self._channel, (ends[0], ends[1])
         self._giver.use(ends[0])
         self._taker.use(self._channel)

@@ -27,7 +27,7 @@ class WorkerProcess:
         self.slot = slot
         self.generation = generation
         self.started = monotonic()
-        self.order: Order | None = None  # None while it is to serve
+        self.order: Order | None = None  # None as long as it should serve
         self.kill_at = math.inf
         self.killed_because = ""  # empty unless the supervisor has killed it
         self._control = control
@@ -60,7 +60,7 @@ class WorkerProcess:
         self.close()
 
     def use_channel(self, channel: Channel) -> None:
-        """Have it use another channel, unless it has an order to exit."""
+        """Have it use another channel, unless it has been ordered to exit."""
         if self._control < 0:
             return
         with (
@@ -72,7 +72,7 @@ class WorkerProcess:
             socket.send_fds(control, [CHANNEL], ends)
 
     def close(self) -> None:
-        """Close the supervisor's end of its control socket, which it takes as an order, too."""
+        """Close the supervisor's end of its control socket: to the worker, this is an order."""
         control, self._control = self._control, -1
         if control >= 0:
             os.close(control)
