@@ -88,7 +88,7 @@ def passed_in(
 
 
 def _tell_of_another_process(variables: dict[str, str], *, required: bool) -> None:
-    """Sockets for another process are no error by themselves: variables are inherited."""
+    """Sockets for another process are not in themselves an error: variables are inherited."""
     if "LISTEN_PID" not in variables:
         return
     text = (
@@ -163,8 +163,8 @@ def can_listen(one: socket.socket) -> bool:
 
 
 def _check_name(one: Listener) -> None:
-    """Warn of a name that is neither a service nor what a service manager sets by default. It is
-    served all the same, because it may have been set before names had a meaning."""
+    """Warn about a name that is neither a service nor what a service manager sets by default. The
+    listener is served nevertheless: its name may have been set before names had a meaning."""
     if one.name not in SERVICES and not one.name.endswith(".socket") and one.name != "unknown":
         log.warning(
             "%s is served as %s: its name is %s, but only %s have a meaning;"

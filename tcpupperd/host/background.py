@@ -277,7 +277,7 @@ def repeat_report(reading: int) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     report = os.read(reading, LONGEST_REPORT) or b"\1the daemon exited before it was ready"
     if report[1:]:
-        with contextlib.suppress(OSError):  # the terminal is gone or the disk is full
+        with contextlib.suppress(OSError):  # the terminal has been closed or the disk is full
             os.write(2, b"tcpupperd: " + report[1:] + b"\n")
     os._exit(report[0])  # without cleanup: the pid file and everything else belong to the daemon
 

@@ -52,7 +52,7 @@ BATCH = 252
 GREETING = struct.Struct("!10sHH")
 _FD = struct.Struct("i")
 
-#: More messages than a channel holds.
+#: More messages than a channel can hold.
 MESSAGES_MAX = 2 * BUFFER // 512
 
 #: Of socket(7); Python has no name for it.
@@ -108,7 +108,7 @@ def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store:
 
 
 def replaced(old: Channel, notifier: Notifier) -> Channel:
-    """A new channel instead of one that does not work, with the messages that are still in it."""
+    """A new channel in place of one that does not work, with the messages that are still there."""
     if old.outlives_us:
         for name in NAMES:
             notifier.forget(name)
@@ -120,13 +120,13 @@ def replaced(old: Channel, notifier: Notifier) -> Channel:
 
 
 def is_shut_down(channel: Channel) -> bool:
-    """Whether somebody has called shutdown(2) for an end. The daemon never does, but all processes
-    share the ends, and an attacker in a worker may do it."""
+    """Whether a process has called shutdown(2) for an end. The daemon never does, but all
+    processes share the ends, and an attacker in a worker may do it."""
     return any(_polled(end, select.POLLRDHUP) for end in (channel.give, channel.take))
 
 
 def _new_channel(notifier: Notifier, *, store: bool) -> Channel:
-    """A new channel. If it cannot be sent to the service manager, it does not outlive us."""
+    """A new channel. If it cannot be sent to the service manager, it ends with the daemon."""
     give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stored = (
         store
@@ -213,7 +213,7 @@ def give(
     write: Callable[[BinaryIO], object],
 ) -> None:
     """Put up to `BATCH` connections into a channel; `write` writes their state to a file. It is
-    called again if the first file cannot be written.
+    called again, with another file, if the first one cannot be written.
 
     The sockets stay open here: close them, but do not shut them down. Raises BlockingIOError if
     the channel is full, and OSError if too many descriptors are in flight (ETOOMANYREFS: the limit
@@ -382,7 +382,7 @@ def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
 
 
 def _send(end: socket.socket, data: bytes, files: list[int]) -> None:
-    """Send a message without waiting: all processes share O_NONBLOCK, so any can have cleared it.
+    """Send a message without waiting: all processes share O_NONBLOCK, and any may have cleared it.
     (`socket.send_fds` ignores flags.)"""
     packed = b"".join(map(_FD.pack, files))
     end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)], socket.MSG_DONTWAIT)

@@ -36,7 +36,7 @@ class Sharing:
     """
 
     possible = False
-    forks = 0  # the number of forks that this process has been part of, at either side
+    forks = 0  # the number of forks in which this process was the parent or the child
 
 
 def _forked_from() -> None:

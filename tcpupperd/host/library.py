@@ -1,7 +1,7 @@
 """The parts of Python's library that a long-running process may need late.
 
 An upgrade may remove or replace the library underneath a running process. What the process has not
-loaded by then can no longer be loaded, or does not fit the rest.
+loaded by then can no longer be loaded, or no longer matches what is loaded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def load() -> None:
     import difflib  # noqa: F401
     import encodings.idna  # noqa: F401
 
-    # For a traceback, each version of Python loads other parts when it needs them: here for one
-    # that quotes its source and suggests a similar name.
+    # For a traceback, each version of Python loads different parts when it needs them. This loads
+    # those for a traceback that quotes its source and suggests a similar name.
     try:
         getattr(sys, "exc_inf")  # noqa: B009
     except AttributeError as error:

@@ -1,5 +1,5 @@
-"""Remedies for errors that the operating system reports for lack of something, or by a rule of the
-administrator. None of them is a bug."""
+"""Remedies for errors that the operating system reports because a resource has run out, or because
+the administrator has forbidden something. None of these errors is a bug."""
 
 from __future__ import annotations
 

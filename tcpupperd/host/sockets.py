@@ -93,7 +93,7 @@ KEEPALIVE_PROBES = 4
 
 def keepalive_options(seconds: float) -> tuple[tuple[int, int, int], ...]:
     """The socket options in tcp(7) that make the kernel probe a client after this many seconds of
-    silence, and then up to four times within the same time again; 0 means never."""
+    silence, and then up to four times over the same length of time; 0 means never."""
     interval = max(1, round(seconds / KEEPALIVE_PROBES))
     return (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds)),
@@ -331,7 +331,7 @@ _ANY = {"0.0.0.0", "::"}
 
 
 def _overlap(address: Address, have: Iterable[socket.socket]) -> str:
-    """The address of one of our own sockets that keeps us from listening on another address; ""
+    """The address of one of the daemon's own sockets that keeps it from listening on another; ""
     if there is none. Only a socket for all addresses overlaps with others of its port."""
     if address.path:
         return ""
