@@ -41,12 +41,13 @@ class HAProxy:
         return int(self._row(server)["scur"])
 
     def check(self, backend: str, server: str) -> str:
-        """The result of a server's last health check."""
-        return next(
+        """The result of a server's last health check; "" if there has been none."""
+        found = (
             row["check_status"]
             for row in self._rows()
             if (row["pxname"], row["svname"]) == (backend, server)
         )
+        return next(found, "")
 
     def tell(self, command: str) -> str:
         """Give a command as an administrator; return its output, "" if HAProxy is not listening

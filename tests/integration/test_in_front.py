@@ -9,6 +9,7 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,11 @@ from waiting import DEADLINE, until
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 #: Of HAProxy.
-NAMES = ("haproxy.cfg", "tls.cfg", "send-proxy.cfg")
+NAMES = ("haproxy.cfg", "tls.cfg", "send-proxy.cfg", "sticky.cfg")
 
 #: The balancer's ports, and its servers': those of the examples, which may be in use, and 10000.
-LINES, TLS, INTRODUCED, UPPER, PROXY, AGENT = 19999, 19993, 19994, 19999, 19997, 19996
+LINES, TLS, INTRODUCED, STICKY = 19999, 19993, 19994, 19995
+UPPER, METRICS, PROXY, AGENT = 19999, 19998, 19997, 19996
 
 
 #: How the greetings of the servers begin.
@@ -52,7 +54,7 @@ def servers() -> Iterator[Servers]:
     with contextlib.ExitStack() as stack:
         daemons = []
         for number, address in enumerate(addresses.values()):
-            ports = {"upper": UPPER, "proxy": PROXY, "agent": AGENT}
+            ports = {"upper": UPPER, "proxy": PROXY, "agent": AGENT, "metrics": METRICS}
             listen = [f"{service}={address}:{port}" for service, port in ports.items()]
             greeting = f"server {number} has {{client}}"
             daemon = Daemon(
@@ -125,6 +127,39 @@ def test_agent_leaves_alone_what_an_administrator_has_set(
         # By a check each second, and the question to the agent twice a second.
         until(lambda: servers.daemons[0].counters()["accepted"] >= asked + 5)
         assert "DRAIN" in balancer.status("one")
+
+
+def test_sticky_clients_leave_a_server_that_is_not_ready(
+    tmp_path: Path, host: str, servers: Servers, certificate: Path
+) -> None:
+    """A weight of 0 does not move them, nor the state "drain"."""
+    with haproxy(tmp_path, host, servers, certificate) as balancer:
+        checks = partial(balancer.check, "tcpupperd-sticky")
+        until(lambda: set(map(checks, HAProxy.SERVERS)) == {"L7OK"})
+        with connected(host, STICKY) as client:
+            stays = exchange(client)[0][:8]
+            assert {ask(host, STICKY)[0][:8] for _ in range(6)} == {stays}
+            number = int(stays[-1])
+            server = HAProxy.SERVERS[number]
+            for command in ("weight 0", "state drain"):
+                balancer.tell(f"set server tcpupperd-sticky/{server} {command}")
+                assert ask(host, STICKY)[0][:8] == stays
+            balancer.tell(f"set server tcpupperd-sticky/{server} state ready")
+            balancer.tell(f"set server tcpupperd-sticky/{server} weight 100%")
+            daemon = servers.daemons[number]
+            daemon.reload(shutdown_delay=3600)
+            daemon.send_signal(signal.SIGTERM)
+            # Each client is answered, and in the end by another server.
+            until(lambda: moved(host, stays))
+            client.sendall(b"still\n")
+            assert client.recv(100) == b"STILL\n"
+
+
+def moved(host: str, before: str) -> bool:
+    """Whether a client, which is answered, gets another server than before."""
+    greeting, answer = ask(host, STICKY)
+    assert answer == "HELLO"
+    return not greeting.startswith(before)
 
 
 def test_nginx_serves_from_all_servers(tmp_path: Path, host: str, servers: Servers) -> None:
