@@ -95,6 +95,11 @@ class Fleet:
         return all(worker.is_accepting for worker in self._current())
 
     @property
+    def retired_have_stopped(self) -> bool:
+        """Whether no worker that was told to exit still accepts connections."""
+        return not any(worker.order and worker.is_accepting for worker in self._workers.values())
+
+    @property
     def next_wake(self) -> float:
         """The time at which something is due."""
         retry = self._retry_at if self.missing else math.inf

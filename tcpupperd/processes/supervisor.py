@@ -160,6 +160,7 @@ class Supervisor:
             if not self._fleet:
                 yield Input.EMPTY
             self._fleet.kill_late()
+            self._report_reload()
             self._send_status()
             yield from self._signal()
 
@@ -173,6 +174,7 @@ class Supervisor:
             case signal.SIGUSR2:
                 yield Input.RESTART if self._store.keeps else Input.STOP
             case signal.SIGHUP:
+                self._answer(COMPLETE)  # the reload before, whose workers are still exiting
                 self._reload_sender = self._signals.sender
                 yield Input.RELOAD
             case signal.SIGUSR1:
@@ -207,8 +209,6 @@ class Supervisor:
         self._notifier.ready()
         if first:
             self._started()
-        else:
-            answer(self._reload_sender, COMPLETE)
 
     def _log_ready(self, event: Event) -> None:
         config = self._generation.config
@@ -288,11 +288,20 @@ class Supervisor:
         self._listeners.keep(self._generation.config.listen)
         self._enter(State.SERVING)
         self._notifier.ready()
-        answer(self._reload_sender, FAILED)
+        self._answer(FAILED)
+
+    def _report_reload(self) -> None:
+        """Answer whoever asked for the reload once no previous worker accepts connections."""
+        if self.state is State.SERVING and self._fleet.retired_have_stopped:
+            self._answer(COMPLETE)
+
+    def _answer(self, outcome: signal.Signals) -> None:
+        answer(self._reload_sender, outcome)
+        self._reload_sender = 0
 
     def decline(self) -> None:
         log.warning("not reloading, because the daemon is about to stop")
-        answer(self._reload_sender, FAILED)
+        self._answer(FAILED)
 
     # Stop
 

@@ -203,7 +203,9 @@ def test_reload_reads_the_fragments(tmp_path: Path) -> None:
         (folder / "1.toml").write_text('greeting = "hello"\n')
         daemon.send_signal(signal.SIGCHLD)  # the supervisor checks
         until(lambda: "changed on disk; reload" in daemon.manager.status)
+        before = set(daemon.workers())
         daemon.reload()
+        until(lambda: not before & set(daemon.workers()))
         assert daemon.connect().read_line() == b"hello\n"
         until(lambda: "changed on disk" not in daemon.manager.status)
 
