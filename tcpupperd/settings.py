@@ -156,8 +156,24 @@ def networks(value: Any) -> tuple[str, ...]:
     raise ValueError('must be a list of addresses and networks, for example ["192.0.2.0/24"]')
 
 
+#: What a load balancer may say about a client in a PROXY header, besides its address.
+INTRODUCED = (
+    "balancer",
+    "balancer_port",
+    "destination",
+    "authority",
+    "alpn",
+    "tls_version",
+    "tls_cipher",
+    "tls_cn",
+    "unique_id",
+    "aws_vpce_id",
+    "gcp_psc_connection_id",
+    "azure_link_id",
+)
+
 #: The placeholders that a greeting may contain besides text.
-PLACEHOLDERS = ("host", "instance", "worker", "client")
+PLACEHOLDERS = ("host", "instance", "worker", "client", *INTRODUCED)
 
 #: The maximum number of characters of a greeting.
 GREETING_MAX = 200

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 from tcpupperd.address import connectable
 from tcpupperd.host import channel
 from tcpupperd.serving.connection import State
+from tcpupperd.settings import INTRODUCED
 
 #: tcpupperd 0.1.0, which had no services, used version 1.
 VERSION = 2
@@ -28,8 +29,8 @@ FORMAT = channel.Format(b"tcpupperd", VERSION, earlier=(1,))
 #: answered, seconds since the last activity, since an incomplete line began, and until lingering
 #: ends; the lengths of the client's host, the incomplete line, the unsent answer and the name of
 #: the service, which follow; seconds since the client connected; the length of the reason why the
-#: connection ended, which follows the service.
-_RECORD = struct.Struct("!HHBQdddHIIBdB")
+#: connection ended, which follows the service, and of its introduction, which follows the reason.
+_RECORD = struct.Struct("!HHBQdddHIIBdBH")
 _RECORDS = {1: struct.Struct("!HHBQdddHII"), 2: _RECORD}
 _MID_LINE, _FINISHED, _EOF, _LINGERS = 1, 2, 4, 8
 _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
@@ -38,6 +39,7 @@ _FLAGS_ALL = _MID_LINE | _FINISHED | _EOF | _LINGERS
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 _LINES_MAX = 2**63 - 1  # the counter saturates there
 _HOST_MAX = 255  # bytes
+_INTRODUCTION_MAX = 2**16 - 1  # bytes
 _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
 
 
@@ -60,7 +62,7 @@ class Limits(NamedTuple):
     @property
     def record(self) -> int:
         """The length of the longest record."""
-        return self.form.size + _HOST_MAX + self.held + self.unsent + 2 * 255
+        return self.form.size + _HOST_MAX + self.held + self.unsent + 2 * 255 + _INTRODUCTION_MAX
 
 
 class Connection(NamedTuple):
@@ -102,6 +104,7 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     _, address, state = connection
     host, port = connectable(address) if isinstance(address, tuple) else ("", 0)
     name, service, reason = os.fsencode(host), state.service.encode(), state.reason.encode()
+    introduction = "\n".join(f"{key} {text}" for key, text in state.introduction.items()).encode()
     flags = (
         _MID_LINE * state.mid_line
         | _FINISHED * state.finished
@@ -111,8 +114,8 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     sizes = len(name), len(state.held), len(state.unsent), len(service)
     times = state.idle_for, state.line_open_for, state.lingers_for or 0.0
     head = (connection.socket.family, port, flags, min(state.lines, _LINES_MAX))
-    file.write(_RECORD.pack(*head, *times, *sizes, state.open_for, len(reason)))
-    file.writelines((name, state.held, state.unsent, service, reason))
+    file.write(_RECORD.pack(*head, *times, *sizes, state.open_for, len(reason), len(introduction)))
+    file.writelines((name, state.held, state.unsent, service, reason, introduction))
 
 
 def _read_all(limits: Limits, file: BinaryIO, size: int, count: int) -> list[Record]:
@@ -140,7 +143,7 @@ def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
         raise ValueError("the state is truncated")
     family, port, flags, lines, *rest = form.unpack(head)
     times, (name_size, held_size, unsent_size, *later) = rest[:3], rest[3:]
-    service_size, open_for, reason_size = later or (0, 0.0, 0)
+    service_size, open_for, reason_size, introduction_size = later or (0, 0.0, 0, 0)
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
         raise ValueError(
             f"family {family}, flags {flags}, {lines} lines: at least one of these is out of range"
@@ -151,6 +154,7 @@ def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
         raise ValueError(f"{sizes}: at least one of these is too long")
     left -= form.size + name_size + held_size + unsent_size + service_size + reason_size
+    left -= introduction_size
     if left < 0:
         raise ValueError("the state is truncated")
     address = _address(file.read(name_size), port)
@@ -167,8 +171,15 @@ def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
         service=file.read(service_size).decode() if later else "upper",
         open_for=open_for,
         reason=file.read(reason_size).decode(),
+        introduction=_introduction(file.read(introduction_size).decode()),
     )
     return (family, address, state), left
+
+
+def _introduction(text: str) -> dict[str, str]:
+    """An introduction, of which only known names and harmless texts are kept."""
+    pairs = (line.partition(" ") for line in text.split("\n"))
+    return {name: value for name, _, value in pairs if name in INTRODUCED and value.isprintable()}
 
 
 def _address(name: bytes, port: int) -> object:

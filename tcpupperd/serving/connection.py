@@ -26,6 +26,7 @@ from tcpupperd.serving.counters import (
     reason,
 )
 from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path
+from tcpupperd.serving.introduction import NOBODY, Introduction
 from tcpupperd.serving.protocol import Protocol
 from tcpupperd.words import written
 
@@ -102,6 +103,7 @@ class State(NamedTuple):
     service: str = "upper"
     open_for: float = 0.0
     reason: str = ""  # why it ends, if it lingers
+    introduction: Introduction = NOBODY
 
 
 class Connection:
@@ -122,6 +124,7 @@ class Connection:
         "client_address",
         "eof",
         "fd",
+        "introduction",
         "last_activity",
         "limits",
         "line_began",
@@ -146,6 +149,7 @@ class Connection:
         self.fd = sock.fileno()
         self.client_address = client_address
         self.protocol = protocol
+        self.introduction = NOBODY  # what a load balancer says about the client
         self.limits = limits
         self.tally = tally
         self.unsent = NOTHING
@@ -317,6 +321,7 @@ class Connection:
             service=protocol.service,
             open_for=now - self.began,
             reason=self.reason,
+            introduction=self.introduction,
         )
 
     def resume(self, state: State, now: float) -> Next | None:
@@ -325,6 +330,7 @@ class Connection:
         answer = protocol.resume(state.lines, state.mid_line, state.held)
         if state.finished:
             protocol.finish()
+        self.introduction = state.introduction
         self.unsent = memoryview(state.unsent + answer)
         self.eof = state.eof
         self.began = now - state.open_for

@@ -38,10 +38,9 @@ class ConnectionLog:
         """Log that a connection has ended, or count its message as suppressed."""
         if self._may_log(now):
             log.info(
-                "%s: %s after %s in %.1f s",
+                "%s: %s in %.1f s",
                 connection,
-                connection.reason,
-                counted(connection.protocol.lines, "line"),
+                _end_of(connection),
                 now - connection.began,
                 extra=Event.CONNECTION_ENDED.fields(**about(connection, now)),
             )
@@ -71,6 +70,16 @@ class ConnectionLog:
         return True
 
 
+def _end_of(connection: Connection) -> str:
+    """How a connection has ended; only those of clients have lines."""
+    protocol, why = connection.protocol, connection.reason
+    if protocol.is_privileged:
+        return f"{protocol.service}: {why}"
+    if protocol.problem:
+        why += f": {protocol.problem},"
+    return f"{why} after {counted(protocol.lines, 'line')}"
+
+
 def about(connection: Connection, now: float) -> dict[str, object]:
     """The journal fields that describe a connection."""
     client, one = connection.client_address, connection.socket
@@ -80,8 +89,11 @@ def about(connection: Connection, now: float) -> dict[str, object]:
         "TCPUPPERD_WORKER": os.getpid(),
         "TCPUPPERD_REASON": connection.reason,
         "TCPUPPERD_LINES": connection.protocol.lines,
+        "TCPUPPERD_SERVICE": connection.protocol.service,
         "TCPUPPERD_DURATION_USEC": round((now - connection.began) * 1_000_000),
     }
+    for name, text in connection.introduction.items():
+        fields[f"TCPUPPERD_{name.upper()}"] = text
     with contextlib.suppress(OSError):  # it is closed, or is not a TCP connection
         fields["TCPUPPERD_CONNECTION"] = f"{tcp_info.cookie(one):x}"
         fields["TCPUPPERD_LISTENER"] = written(one.getsockname())

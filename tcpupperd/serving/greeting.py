@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from typing import Self
 
 from tcpupperd.config import Config
+from tcpupperd.serving.introduction import Introduction
+from tcpupperd.settings import INTRODUCED
 from tcpupperd.words import written
+
+_OF_CLIENT = re.compile(f"{{({'|'.join(('client', *INTRODUCED))})}}")
 
 
 class Greeting:
@@ -24,7 +29,9 @@ class Greeting:
         """The greeting in a configuration named `instance`, if it has one."""
         return cls(config.greeting, instance) if config.greeting else None
 
-    def line(self, client_address: object) -> bytes:
-        """The line for a client."""
-        text = self._template.replace("{client}", written(client_address))
+    def line(self, client_address: object, introduction: Introduction) -> bytes:
+        """The line for a client; what nobody has said about it is "-"."""
+        known = {"client": written(client_address), **introduction}
+        # In one pass: what a load balancer says is not searched for placeholders.
+        text = _OF_CLIENT.sub(lambda found: known.get(found[1], "-"), self._template)
         return f"{text}\n".encode(errors="surrogateescape")

@@ -54,6 +54,11 @@ class Protocol:
         """Answer nothing more."""
         self.finished = True
 
+    @property
+    def problem(self) -> str:
+        """Why the client is refused, in more words than the reason."""
+        return ""
+
     def successor(self, connection: Any) -> tuple[Protocol, bytes] | None:
         """The protocol for the client that this one has identified, and the data already received
         for it; None if the client is refused."""

@@ -11,10 +11,11 @@ accepts. Here, a number is ASCII digits, and an address is what inet_pton(3) acc
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -51,10 +52,12 @@ SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _HEAD = struct.Struct("!12sHH")
 _LOCAL, _PROXY = 0, 1  # commands
 _FAMILY_MAX, _TRANSPORT_MAX = 3, 2  # AF_UNIX, DGRAM
+_STREAM = 1
 
-#: The extensions after the addresses (TLVs: type, length, value), and the type that matters here.
+#: The extensions after the addresses (TLVs: type, length, value), and the types that matter here.
 _TLV = struct.Struct("!BH")
 _CRC32C = 3
+SSL = 0x20
 
 
 class Header(NamedTuple):
@@ -64,6 +67,9 @@ class Header(NamedTuple):
     source: tuple[str, int] | str | None
     """The client's host and port, or "" if it uses a Unix socket; None if the header names no
     client, in which case the peer of the connection is the client."""
+
+    destination: tuple[str, int] | None = None  # where the client has connected to
+    extensions: tuple[tuple[int, bytes], ...] = ()  # type and value of each
 
 
 class HeaderError(Exception):
@@ -123,6 +129,11 @@ class HeaderProtocol(Protocol):
         return (protocol, self.rest) if protocol else None
 
     @property
+    def problem(self) -> str:
+        """Why the header is rejected."""
+        return str(self.found) if isinstance(self.found, HeaderError) else ""
+
+    @property
     def rest(self) -> bytes:
         """The data received after the header."""
         found = self.found
@@ -177,22 +188,26 @@ def _parse_line(data: bytes | bytearray) -> Header | None:
         return None
     if data[size - 1] != ord("\n"):
         raise _invalid(f"byte {size - 1} is a CR without an LF")
-    return Header(size, _source_in(data[:end].decode("ascii", "backslashreplace").split(" ")))
+    return Header(size, *_ends_in(data[:end].decode("ascii", "backslashreplace").split(" ")))
 
 
-def _source_in(fields: list[str]) -> tuple[str, int] | None:
-    """The source in the fields of a line: keyword, family, two addresses, two ports."""
+#: The source and the destination.
+_Ends = tuple[tuple[str, int] | None, tuple[str, int] | None]
+
+
+def _ends_in(fields: list[str]) -> _Ends:
+    """The ends in the fields of a line: keyword, family, two addresses, two ports."""
     family = fields[1]
     if family == "UNKNOWN":  # "the receiver must ignore anything presented before the CRLF"
-        return None
+        return None, None
     if family not in _FAMILIES:
         raise _invalid(f"{family!r} is not TCP4, TCP6 or UNKNOWN")
     if len(fields) != 6:
         raise _invalid(f"expected 6 fields separated by single spaces, found {len(fields)}")
     _, _, source, destination, source_port, destination_port = fields
-    host, _ = _host(family, source), _host(family, destination)
-    port, _ = _port(source_port), _port(destination_port)
-    return host, port
+    hosts = _host(family, source), _host(family, destination)
+    ports = _port(source_port), _port(destination_port)
+    return (hosts[0], ports[0]), (hosts[1], ports[1])
 
 
 def _host(family: str, text: str) -> str:
@@ -220,12 +235,11 @@ class _Layout(NamedTuple):
     addresses: struct.Struct
 
 
-#: The layouts for streams in version 2, command PROXY, by all four numbers. "The receiver should
-#: ignore address information" of any other kind, and what follows it is unknown.
+#: The layouts in version 2, by address family. They are the same for all transport protocols.
 _LAYOUTS = {
-    0x2111: _Layout(socket.AF_INET, struct.Struct("!4s4sHH")),
-    0x2121: _Layout(socket.AF_INET6, struct.Struct("!16s16sHH")),
-    0x2131: _Layout(socket.AF_UNIX, struct.Struct("!108s108s")),
+    1: _Layout(socket.AF_INET, struct.Struct("!4s4sHH")),
+    2: _Layout(socket.AF_INET6, struct.Struct("!16s16sHH")),
+    3: _Layout(socket.AF_UNIX, struct.Struct("!108s108s")),
 }
 
 
@@ -233,34 +247,45 @@ def _parse_binary(data: bytes | bytearray) -> Header | None:
     if len(data) < _HEAD.size:
         return None
     _, kind, length = _HEAD.unpack_from(data)
+    is_introduction, layout, is_stream = _kind(kind)
     size = _HEAD.size + length
-    layout = _LAYOUTS.get(kind)
-    if not layout:
-        _check_kind(kind)
     if size > HEADER_MAX:
         raise _invalid(f"the header takes {size} bytes, but at most {HEADER_MAX} are allowed")
-    if not layout:
-        return Header(size, None) if len(data) >= size else None
-    family, addresses = layout
-    if length < addresses.size:
-        raise _invalid(f"the length is {length}, but the addresses take {addresses.size} bytes")
+    if layout and length < layout.addresses.size:
+        needed = layout.addresses.size
+        raise _invalid(f"the length is {length}, but the addresses take {needed} bytes")
     if len(data) < size:
         return None
-    if length > addresses.size:
-        _check_extensions(bytes(data[:size]), _HEAD.size + addresses.size)
+    if not is_introduction:  # "must [...] discard the protocol block including the family"
+        return Header(size, None)
+    return _introduction(bytes(data[:size]), layout, is_stream=is_stream)
+
+
+def _introduction(header: bytes, layout: _Layout | None, *, is_stream: bool) -> Header:
+    """A complete header that introduces a client."""
+    size = len(header)
+    if not layout:
+        _check_unspecified(header)
+        return Header(size, None)
+    family, addresses = layout
+    extensions = _checked_extensions(header, _HEAD.size + addresses.size)
+    if not is_stream:  # "the receiver should ignore address information"
+        return Header(size, None)
     if family == socket.AF_UNIX:
-        return Header(size, "")
-    host, _, port, _ = addresses.unpack_from(data, _HEAD.size)
-    return Header(size, (socket.inet_ntop(family, host), port))
+        return Header(size, "", None, extensions)
+    source, destination, *ports = addresses.unpack_from(header, _HEAD.size)
+    hosts = socket.inet_ntop(family, source), socket.inet_ntop(family, destination)
+    return Header(size, (hosts[0], ports[0]), (hosts[1], ports[1]), extensions)
 
 
-def _check_kind(kind: int) -> None:
-    """Raise HeaderError unless this is a kind of header whose addresses must be ignored."""
+def _kind(kind: int) -> tuple[bool, _Layout | None, bool]:
+    """Whether a header introduces a client, the layout of the addresses, and whether they are
+    those of a stream; raises HeaderError if there is no such kind of header."""
     version, command, family, transport = (kind >> shift & 15 for shift in (12, 8, 4, 0))
     if version != 2:
         raise _invalid(f"the version is {version}, not 2")
-    if command == _LOCAL:  # "must [...] discard the protocol block including the family"
-        return
+    if command == _LOCAL:
+        return False, None, False
     if command != _PROXY:
         raise _invalid(f"the command is {command}, not 0 (LOCAL) or 1 (PROXY)")
     if family > _FAMILY_MAX:
@@ -268,12 +293,43 @@ def _check_kind(kind: int) -> None:
     if transport > _TRANSPORT_MAX:
         highest = f"{_TRANSPORT_MAX}, DGRAM"
         raise _invalid(f"unknown transport protocol {transport} (the highest is {highest})")
+    return True, _LAYOUTS.get(family), transport == _STREAM
 
 
-def _check_extensions(header: bytes, start: int) -> None:
-    """Raise HeaderError unless the extensions end exactly where the header ends, and any checksum
-    among them is correct. Their other contents do not matter here."""
-    checksum = None
+def _check_unspecified(header: bytes) -> None:
+    """Verify the checksum in a header without a family. Addresses of unknown length may precede
+    the extensions; then there is nothing that could be verified."""
+    try:
+        _checked_extensions(header, _HEAD.size)
+    except HeaderError as error:
+        if error.counter == PROXY_CHECKSUM:
+            raise
+
+
+def _checked_extensions(header: bytes, start: int) -> tuple[tuple[int, bytes], ...]:
+    """The extensions, which must end exactly where the header ends. Any checksum among them is
+    verified."""
+    found, checksum = [], None
+    for at, kind, value in _extensions(header, start):
+        if kind == _CRC32C:
+            if checksum or len(value) != 4:
+                raise _invalid("the checksum must be a single TLV of 4 bytes")
+            checksum = slice(at, at + 4)
+        found.append((kind, value))
+    if checksum:
+        _verify(header, checksum)
+    return tuple(found)
+
+
+def in_extensions(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """The type and the value of each TLV up to the first one that is truncated."""
+    with contextlib.suppress(HeaderError):
+        for _, kind, value in _extensions(data, start):
+            yield kind, value
+
+
+def _extensions(header: bytes, start: int) -> Iterator[tuple[int, int, bytes]]:
+    """Each TLV: where its value begins, its type and its value."""
     at = start
     while at < len(header):
         value = at + _TLV.size
@@ -284,12 +340,7 @@ def _check_extensions(header: bytes, start: int) -> None:
         if at > len(header):
             excess = counted(at - len(header), "byte")
             raise _invalid(f"the TLV of type {kind:#04x} extends {excess} beyond the header")
-        if kind == _CRC32C:
-            if checksum or length != 4:
-                raise _invalid("the checksum must be a single TLV of 4 bytes")
-            checksum = slice(value, at)
-    if checksum:
-        _verify(header, checksum)
+        yield value, kind, header[value:at]
 
 
 def _verify(header: bytes, checksum: slice) -> None:

@@ -15,6 +15,7 @@ from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.serving.connection import Connection
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import PROXY_UNTRUSTED, SOURCE_LIMIT, Tally, reason
+from tcpupperd.serving.introduction import Introduction, introduction
 from tcpupperd.serving.protocol import Protocol
 from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol
 from tcpupperd.words import written
@@ -30,7 +31,7 @@ class ProxyClients:
         connections: Connections,
         tally: Tally,
         admit: Callable[[socket.socket, object], bool],
-        protocol: Callable[[object], Protocol],
+        protocol: Callable[[object, Introduction], Protocol],
         trusted: Iterable[str],
     ) -> None:
         """`admit` and `protocol` are those of the service that the clients use."""
@@ -68,12 +69,14 @@ class ProxyClients:
         client = balancer if header.source is None else header.source
         is_welcome = self._admit_client(connection.socket, client)
         connection.client_address = client
+        if header.source is not None:
+            connection.introduction = introduction(header, balancer)
         if not is_welcome or connection not in self._connections:  # a hook has closed it
             connection.reason = reason(SOURCE_LIMIT)  # already counted
             return None
         if self._tally.debug:
             log.debug("%s: connected through %s", written(client), written(balancer))
-        protocol = self._client_protocol(client)
+        protocol = self._client_protocol(client, connection.introduction)
         self._connections.sources.count(client)
         return protocol
 

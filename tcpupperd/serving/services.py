@@ -16,6 +16,7 @@ from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.health import live, ready
 from tcpupperd.serving.http import HttpProtocol
+from tcpupperd.serving.introduction import NOBODY, Introduction
 from tcpupperd.serving.metrics import page as metrics_page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 from tcpupperd.serving.proxy_clients import ProxyClients
@@ -65,9 +66,9 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         b"/live": live,
     }
 
-    def upper(client_address: object) -> Protocol:
+    def upper(client_address: object, introduction: Introduction = NOBODY) -> Protocol:
         """Answers in upper case, with the configured framing."""
-        opening = greeting.line(client_address) if greeting else b""
+        opening = greeting.line(client_address, introduction) if greeting else b""
         if config.framing == "none":
             return ChunkProtocol(config.lines_per_connection, opening)
         return LineProtocol(config.max_line, config.lines_per_connection, opening)

@@ -13,7 +13,7 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.journal import BUG, Journal
 from integration.service import Service
-from proxy_headers import line
+from proxy_headers import AUTHORITY, CLIENT, binary, line, tlv
 from tcpupperd.events import Event
 from waiting import until
 
@@ -67,6 +67,73 @@ def test_connection_is_logged_once_with_its_totals_from_all_processes(
     assert (entry["TCPUPPERD_RECEIVED"], entry["TCPUPPERD_SENT"]) == ("12", "12")
     assert int(entry["TCPUPPERD_DURATION_USEC"]) > 0
     assert int(entry["TCPUPPERD_CONNECTION"], 16) > 0
+
+
+def test_entry_of_an_introduced_client_survives_a_restart(
+    service: Service, journal: Journal, ended: Ended
+) -> None:
+    """What the load balancer has said is handed over with the connection."""
+    header = binary(tlvs=[tlv(AUTHORITY, b"example.org")])
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        host, port = proxy.getsockname()
+
+        def daemon() -> Daemon:
+            passed = [("proxy", proxy), *service.manager.stored.items()]
+            one = Daemon(
+                manager=service.manager,
+                passed=passed,
+                wrapper=journal.wrapper,
+                log_connections=True,
+                greeting="{balancer} {destination} {authority}",
+            )
+            one.ended_by = signal.SIGUSR2
+            return one
+
+        with daemon():
+            client = Client(f"{host}:{port}")
+            client.send(header + b"hel")
+            assert client.read_line() == b"127.0.0.1 192.0.2.1:443 example.org\n"
+        with daemon():
+            assert client.ask(b"lo") == b"HELLO"
+            balancers_port = str(client.port)
+            client.close()
+            entry = ended.the(CLIENT[1])
+    assert entry["TCPUPPERD_CLIENT"] == CLIENT[0]
+    assert entry["TCPUPPERD_BALANCER"] == "127.0.0.1"
+    assert entry["TCPUPPERD_BALANCER_PORT"] == balancers_port
+    assert entry["TCPUPPERD_DESTINATION"] == "192.0.2.1:443"
+    assert entry["TCPUPPERD_AUTHORITY"] == "example.org"
+
+
+def test_entries_of_refused_headers_all_say_why(journal: Journal, ended: Ended) -> None:
+    listen = ["proxy=127.0.0.1:0"]
+    with Daemon(listen=listen, wrapper=journal.wrapper, log_connections=True) as daemon:
+        for size in (3, 4):
+            client = daemon.connect(daemon.address_of("proxy"))
+            client.send(binary(bytes(size)))
+            assert client.read_to_end() == b""
+            entry = ended.the(client.port)
+            why = f"proxy invalid: the length is {size}, but the addresses take 12 bytes, after"
+            assert why in entry["MESSAGE"]
+            assert entry["TCPUPPERD_REASON"] == "proxy invalid"
+            assert entry["TCPUPPERD_SERVICE"] == "proxy"
+
+
+def test_entries_tell_services_apart(journal: Journal, ended: Ended) -> None:
+    listen = ["127.0.0.1:0", "agent=127.0.0.1:0"]
+    with Daemon(listen=listen, wrapper=journal.wrapper, log_connections=True) as daemon:
+        balancer = daemon.connect(daemon.address_of("agent"))
+        assert balancer.read_to_end() == b"up 100%\n"
+        port = balancer.port
+        balancer.close()
+        entry = ended.the(port)
+        assert entry["MESSAGE"].startswith(f"127.0.0.1:{port}: agent: complete in ")
+        assert entry["TCPUPPERD_SERVICE"] == "agent"
+        client = daemon.connect()
+        assert client.ask(b"hello") == b"HELLO"
+        port = client.port
+        client.close()
+        assert ended.the(port)["TCPUPPERD_SERVICE"] == "upper"
 
 
 def say_nothing(client: Client) -> None:

@@ -14,7 +14,7 @@ from waiting import until
 
 def record(family: int, lines: int, host: bytes, held: int = 0, service: bytes = b"") -> bytes:
     sizes = len(host), held, 0, len(service)
-    return _RECORD.pack(family, 5, 0, lines, 0, 0, 0, *sizes, 0, 0) + host + service
+    return _RECORD.pack(family, 5, 0, lines, 0, 0, 0, *sizes, 0, 0, 0) + host + service
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ OTHERS = {
     "listen": 'must be a list of addresses, for example ["localhost:9999"]',
     "proxy_from": 'must be a list of addresses and networks, for example ["192.0.2.0/24"]',
     "greeting": "must be a line of up to 200 characters;"
-    " it may contain {host}, {instance}, {worker}, {client}",
+    " it may contain {host}, {instance}, {worker}, {client}, {balancer}, {balancer_port},"
+    " {destination}, {authority}, {alpn}, {tls_version}, {tls_cipher}, {tls_cn}, {unique_id},"
+    " {aws_vpce_id}, {gcp_psc_connection_id}, {azure_link_id}",
     "log_connections": "must be true or false",
 }
 

@@ -23,6 +23,7 @@ RECORD = "".join(
         "4029000000000000400a0000000000000000000000000000",
         "0009000000040000000605",
         "000000000000000000",
+        "0000",
         b"192.0.2.7".hex() + b"half".hex() + b"ANSWER".hex() + b"upper".hex(),
     )
 )
@@ -38,6 +39,7 @@ STATES: list[dict[str, Any]] = [
     {"mid_line": True},
     {"service": "another"},
     {"open_for": 86400.5},
+    {"introduction": {"balancer": "192.0.2.1", "tls_cn": "a b\\x0a=é"}},
     {"service": "proxy", "held": b"PROXY TCP4 192.0.2", "mid_line": True, "line_open_for": 0.5},
 ]
 

@@ -186,6 +186,7 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
         "service": 0,
         "open_for": 0.0,
         "reason": 0,
+        "introduction": 0,
     } | changed
     return handover._RECORD.pack(family, *fields.values()) + host
 

@@ -71,7 +71,9 @@ GOOD = [
     (binary(addresses(), UDP4), None),
     (binary(V6, UDP6), None),
     (binary(bytes(216), UNIX_DATAGRAM), None),
-    (binary(b"\1", 0x10), None),
+    (binary(bytes(12), 0x10), None),
+    (binary(addresses(), UDP4, tlvs=[tlv(ALPN, b"h2")], checksum=True), None),
+    (binary(b"", UNSPEC, checksum=True), None),
     (binary(b"", UNSPEC, LOCAL), None),
     (binary(b"", UNSPEC, LOCAL, checksum=True), None),
     (binary(b"", TCP4, LOCAL), None),
@@ -145,6 +147,12 @@ BAD = [
     (binary(bytes(11)), "proxy_invalid", "the length is 11, but the addresses take 12 bytes"),
     (binary(kind=TCP6), "proxy_invalid", "the length is 12, but the addresses take 36 bytes"),
     (binary(bytes(215), UNIX_STREAM), "proxy_invalid", "the length is 215, but the addresses"),
+    (binary(bytes(215), UNIX_DATAGRAM), "proxy_invalid", "the length is 215, but the addresses"),
+    (binary(bytes(11), UDP4), "proxy_invalid", "the length is 11, but the addresses take 12"),
+    (binary(bytes(35), UDP6), "proxy_invalid", "the length is 35, but the addresses take 36"),
+    (binary(b"", UNSPEC, tlvs=[tlv(CRC32C, b"1234")]), "proxy_checksum", "the CRC32c is 0x313233"),
+    (binary(kind=UDP4, tlvs=[tlv(CRC32C, b"1234")]), "proxy_checksum", "the CRC32c is 0x313233"),
+    (binary(bytes(216), UNIX_DATAGRAM, tlvs=[b"\2\0\5"]), "proxy_invalid", "5 bytes beyond"),
     (
         # As soon as its length is known: nothing has to be received or checked to the end.
         binary(tlvs=[tlv(NOOP, bytes(60_000))], checksum=True)[:16],
@@ -190,8 +198,10 @@ def test_header_is_found_when_its_last_byte_has_come(
     for size in {*range(min(len(header), 300)), len(header) - 1}:
         assert parse(header[:size]) is None
     for rest in (b"", b"hello\n", b"\0", header):
-        assert parse(header + rest) == Header(len(header), source)
-        assert parse(bytearray(header + rest)) == Header(len(header), source)
+        for data in (header + rest, bytearray(header + rest)):
+            found = parse(data)
+            assert found
+            assert found[:2] == (len(header), source)
 
 
 @pytest.mark.parametrize(("data", "kind", "reason"), BAD, ids=range(len(BAD)))
@@ -283,7 +293,7 @@ def test_protocol_answers_nothing_and_keeps_what_follows(header: bytes) -> None:
             assert heir.mid_line
             assert heir.receive(sent[at:]) == b""
             assert (heir.finished, heir.mid_line, heir.held, heir.lines) == (True, False, b"", 0)
-            assert heir.found == Header(len(header), CLIENT)
+            assert heir.found == parse(header)
             assert heir.rest == sent[len(header) :]
 
 
