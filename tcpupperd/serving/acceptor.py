@@ -150,7 +150,7 @@ class Acceptor:
         except OSError as error:
             self._failed(error)
             return False
-        self._tally.numbers[ACCEPTED] += 1
+        self._tally.numbers[PRIVILEGED.get(listener.name, ACCEPTED)] += 1
         if self._poller.now >= self._may_time_at:
             self._time(request)
         self._accepted[listener] += 1

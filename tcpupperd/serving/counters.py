@@ -72,6 +72,9 @@ HANDED_OVER = Metric(
 DIED = Metric(
     "workers_died", "Workers that exited unexpectedly or had to be killed, by reason.", "reason"
 )
+REQUESTED = Metric(
+    "requests", "Connections of administrators and load balancers, by service.", "service"
+)
 RELOADED = Metric("reloads", "Reloads, by result.", "result")
 
 #: The metrics whose counters say why connections ended.
@@ -92,7 +95,11 @@ LONGEST_QUEUE = WORKER.number("longest_queue")  # time that a connection waited 
 OPEN_PRIVILEGED = WORKER.number("open_privileged")  # those of `open` that are not clients'
 MOST_OPEN = WORKER.number("most_open")  # connections open at the same time
 OPEN = WORKER.number("open")  # connections open now
-ACCEPTED = WORKER.counter(Metric("connections_accepted", "Connections accepted."))
+ACCEPTED = WORKER.counter(Metric("connections_accepted", "Connections of clients accepted."))
+REQUESTS_AGENT = WORKER.counter(REQUESTED, "agent", "Connections to the agent.")
+REQUESTS_METRICS = WORKER.counter(
+    REQUESTED, "metrics", "Connections for metrics, the status page or a probe."
+)
 HANDED_OVER_OUT = WORKER.counter(HANDED_OVER, "out", "Connections handed over to another process.")
 HANDED_OVER_IN = WORKER.counter(HANDED_OVER, "in", "Connections taken over from another process.")
 LINES = WORKER.counter(Metric("lines", "Lines answered."))

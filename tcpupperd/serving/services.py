@@ -12,7 +12,7 @@ from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.agent import AgentProtocol
 from tcpupperd.serving.connections import Connections
-from tcpupperd.serving.counters import Tally
+from tcpupperd.serving.counters import REQUESTS_AGENT, REQUESTS_METRICS, Tally
 from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.health import live, ready
 from tcpupperd.serving.http import HttpProtocol
@@ -91,5 +91,6 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
     }
 
 
-#: The services for administrators and load balancers, who must get through while clients wait.
-PRIVILEGED = {AGENT, METRICS}
+#: The services for administrators and load balancers, who must get through while clients wait, and
+#: the counters of their connections.
+PRIVILEGED = {AGENT: REQUESTS_AGENT, METRICS: REQUESTS_METRICS}

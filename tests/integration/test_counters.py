@@ -9,11 +9,24 @@ import pytest
 
 from integration.daemon import Daemon
 from integration.processes import stopped
-from integration.scraper import LISTEN, value
+from integration.scraper import LISTEN, get, value
 from integration.service import Service
 from tcpupperd.host.memfd import sealed
 from tcpupperd.processes.store import RESTARTS, RESTARTS_MAX
 from waiting import until
+
+
+def test_administrators_and_load_balancers_are_no_clients() -> None:
+    listen = ["127.0.0.1:0", "agent=127.0.0.1:0", "metrics=127.0.0.1:0"]
+    with Daemon(listen=listen) as daemon:
+        for _ in range(3):
+            assert daemon.connect(daemon.address_of("agent")).read_to_end() == b"up 100%\n"
+        assert get(daemon.address_of("metrics"))[0] == 200
+        counters = daemon.counters()
+        assert counters["accepted"] == 0
+        assert (counters["requests_agent"], counters["requests_metrics"]) == (3, 1)
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        assert daemon.counters()["accepted"] == 1
 
 
 def test_counters_of_a_killed_worker_stay_in_the_totals() -> None:
@@ -92,7 +105,8 @@ def test_every_connection_is_counted_once_by_the_reason_of_its_end() -> None:
 
         until(lambda: daemon.counters()["open"] == 0)
         counters = daemon.counters()
-        assert sum(expected.values()) == counters["accepted"] == 7
+        accepted = counters["accepted"] + counters["requests_metrics"]
+        assert sum(expected.values()) == accepted == 7
         assert counters["handed_over_in"] == counters["handed_over_out"]
 
 

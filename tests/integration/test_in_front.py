@@ -123,9 +123,8 @@ def test_agent_leaves_alone_what_an_administrator_has_set(
         until(balancer.sees_all)
         balancer.tell("set server tcpupperd/one state drain")
         balancer.wait_until_missed("one")
-        asked = servers.daemons[0].counters()["accepted"]
-        # By a check each second, and the question to the agent twice a second.
-        until(lambda: servers.daemons[0].counters()["accepted"] >= asked + 5)
+        asked = servers.daemons[0].counters()["requests_agent"]
+        until(lambda: servers.daemons[0].counters()["requests_agent"] >= asked + 5)
         assert "DRAIN" in balancer.status("one")
 
 
