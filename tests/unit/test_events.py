@@ -8,6 +8,7 @@ import pytest
 
 from tcpupperd.events import MANUAL, Event
 from tcpupperd.serving.counters import ENDS, PROXY_UNTRUSTED, RESET, WORKER, reason
+from tcpupperd.settings import INTRODUCED
 from tools import need
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,8 @@ def catalog() -> dict[str, tuple[dict[str, str], str]]:
 def used_fields() -> set[str]:
     """Our fields that the code sets."""
     texts = (path.read_text() for path in (ROOT / "tcpupperd").rglob("*.py"))
-    return set(re.findall(r"TCPUPPERD_[A-Z_]+(?==|\")", "\n".join(texts))) - {
+    introduced = {f"TCPUPPERD_{name.upper()}" for name in INTRODUCED}
+    return introduced | set(re.findall(r"TCPUPPERD_[A-Z_]+(?==|\")", "\n".join(texts))) - {
         "TCPUPPERD_PURE_PYTHON",
         "TCPUPPERD_SOCKET_UNIT",
     }
