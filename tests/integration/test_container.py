@@ -7,9 +7,12 @@ own, and as its user if run by root.
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +24,10 @@ from tools import need
 from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
-RECIPE = (ROOT / "examples/container/Containerfile").read_text()
+#: The stage that builds, and that of the image.
+BUILD, RECIPE = re.split(
+    r"^FROM .*\n", (ROOT / "examples/container/Containerfile").read_text(), flags=re.MULTILINE
+)[1:]
 AS_ROOT = os.geteuid() == 0
 #: With the path of images: one of root's own may lead to a Python that only root can read.
 ENVIRONMENT = {
@@ -36,6 +42,7 @@ class Container(NamedTuple):
     folder: Path  # WORKDIR
     outer: subprocess.Popen[bytes]  # ends with the status of process 1
     pid: int  # of process 1, as seen here
+    ready: str  # the message that it serves
 
     def enter(self, *words: str) -> list[str]:
         """The command that runs another one inside, as an engine's "exec" does."""
@@ -72,6 +79,11 @@ def test_process_1_serves_reaps_orphans_and_stops() -> None:
         assert container.outer.wait(DEADLINE) == 0
 
 
+def test_image_has_the_c_module() -> None:
+    with running() as container:
+        assert ", using the C module, " in container.ready
+
+
 def test_health_check_asks_the_service() -> None:
     with running() as container:
         until(container.is_healthy)
@@ -89,17 +101,31 @@ def instruction(name: str) -> str:
 def running() -> Iterator[Container]:
     """Start the entry point, in a copy of what the recipe copies."""
     with tempfile.TemporaryDirectory() as root:
-        source, target = instruction("COPY").split()
-        shutil.copytree(ROOT / source, f"{root}{target}")
+        stage, source, target = instruction("COPY").split()
+        assert stage == "--from=build"
+        build(Path(f"{root}/build"))
+        shutil.copytree(f"{root}{source}", f"{root}{target}")
         subprocess.run(["chmod", "--recursive", "a+rX", root], check=True)
         folder = Path(f"{root}{instruction('WORKDIR')}")
         with subprocess.Popen(
             command(), cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE
         ) as outer:
             try:
-                yield Container(folder, outer, first_process(outer))
+                yield Container(folder, outer, *first_process(outer))
             finally:
                 outer.kill()
+
+
+def build(folder: Path) -> None:
+    """Do in a folder what the stage "build" does in /build, except install packages."""
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        cannot("Python's headers are not installed (apt-get install python3-dev)")
+    need("gcc")
+    left_out = shutil.ignore_patterns(".*", "*.so", "build", "tests", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    [script] = re.findall(r"^RUN cd /build && (.+)", BUILD, re.MULTILINE)
+    script = script.replace("python3", shlex.quote(sys.executable))
+    subprocess.run(["sh", "-c", script], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def command() -> list[str]:
@@ -115,13 +141,13 @@ def command() -> list[str]:
     ]
 
 
-def first_process(outer: subprocess.Popen[bytes]) -> int:
-    """Process 1 inside, once it serves."""
+def first_process(outer: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """Process 1 inside, once it serves, and what it says then."""
     assert outer.stderr
     for line in outer.stderr:
         if b" ready: " in line:
             [pid] = children(outer.pid)
-            return pid
+            return pid, line.decode()
         if b"Operation not permitted" in line:
             cannot("this system lets only root make namespaces")
     raise AssertionError(f"exited with status {outer.wait()}")
