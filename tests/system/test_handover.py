@@ -27,7 +27,7 @@ SOAK = bool(os.environ.get("SOAK"))
 CONNECTIONS = 5000 if SOAK else 2000
 
 #: What one worker can hold where the limit of descriptors cannot be raised, in steps of 500.
-MANY = min(18_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 500 * 500 - 500)
+MANY = min(16_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 500 * 500 - 500)
 
 #: Answers that wait in the kernel do not wait in the daemon: by default two megabytes of them.
 SMALL_BUFFERS = "4096 16384 131072"

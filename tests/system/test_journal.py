@@ -26,14 +26,25 @@ JOURNALD = ("systemd-journald.service", "systemd-journald.socket")
 #: that kind, for they look the same from outside.
 DAMAGE = """
 import ctypes, os, socket, sys
-pid = int(sys.argv[1])
+
+def sockets(pid):
+    names = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    return {fd: name for fd, name in names.items() if name.startswith("socket:")}
+
+pid, worker = map(int, sys.argv[1:3])
 pidfd = os.pidfd_open(pid)
-for name in os.listdir(f"/proc/{pid}/fd"):
-    if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+shared = sockets(worker).values()  # the channel, but not the worker's control socket
+for name, target in sockets(pid).items():
+    if target not in shared:
         continue
     SYS_pidfd_getfd = 438
-    one = socket.socket(fileno=ctypes.CDLL(None).syscall(SYS_pidfd_getfd, pidfd, int(name), 0))
-    if one.type == socket.SOCK_SEQPACKET:
+    fd = ctypes.CDLL(None).syscall(SYS_pidfd_getfd, pidfd, int(name), 0)
+    if fd < 0:  # it has just been closed
+        continue
+    one = socket.socket(fileno=fd)
+    if one.type == socket.SOCK_SEQPACKET and sys.argv[3] == "shut down":
+        one.shutdown(socket.SHUT_RDWR)
+    elif one.type == socket.SOCK_SEQPACKET:
         ours, theirs = socket.socketpair()
         socket.send_fds(one, [b"of another program"], [theirs.fileno()])
 """
@@ -85,9 +96,16 @@ def hand_over(machine: Container) -> None:
         until(lambda: told(machine, Event.RELOADED))
 
 
+def damage(machine: Container, how: str) -> None:
+    (worker,) = workers(machine)
+    machine.run("python3", "-c", DAMAGE, str(main_pid(machine)), str(worker), how)
+
+
 def damage_a_hand_over(machine: Container) -> None:
-    machine.run("python3", "-c", DAMAGE, str(main_pid(machine)))
+    damage(machine, "write")
     until(lambda: told(machine, Event.HANDOVER_DAMAGED))
+    damage(machine, "shut down")
+    until(lambda: told(machine, Event.CHANNEL_REPLACED))
     assert answer(machine, "still here\n") == "STILL HERE"
 
 
