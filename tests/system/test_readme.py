@@ -111,7 +111,7 @@ def test_tests_name_missing_packages(release: str, clone: Path) -> None:
     """
     output = newcomer(release, clone, script, *registry_access())
     assert "lock file" not in output
-    assert "The tests run with what this Python has." in output
+    assert "Running the tests with the modules of this Python." in output
     assert re.search(r"^=+ \d+ passed", output, re.M)
 
 

@@ -13,11 +13,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-import release
 from tcpupperd import __version__
 from tools import need
 
 ROOT = Path(__file__).parents[2]
+
+# The package's own test runs without the tree in its path, where release.py is.
+sys.path.append(str(ROOT))
+import release  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = PROJECT["dependencies"]
 ADDRESS = PROJECT["urls"]["Homepage"]
