@@ -115,6 +115,12 @@ def test_modules_are_private(machine: Container) -> None:
     assert machine.try_run("python3", "-c", "import tcpupperd").returncode == 1
 
 
+def test_modules_are_compiled(machine: Container) -> None:
+    """Otherwise each start would compile them, and what root ran would outlive the package."""
+    found = machine.run("find", "/usr/lib/tcpupperd", "-name", "*.pyc")
+    assert "/processes/__pycache__/supervisor." in found
+
+
 def test_daemonize_says_what_it_needs(machine: Container) -> None:
     """python3-daemon is recommended, and the service works without it."""
     machine.run("apt-get", "purge", "--yes", "python3-daemon")

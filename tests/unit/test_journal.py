@@ -27,6 +27,12 @@ HUGE = "x" * (16 << 20)
 
 
 @pytest.fixture
+def no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be requested before the handler, which looks for the journal when it is created."""
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
+
+
+@pytest.fixture
 def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entries]:
     monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "socket"))
     with Entries(tmp_path / "socket") as entries:
@@ -271,9 +277,8 @@ def test_without_the_journals_socket_messages_are_lines(
 
 
 def test_without_anywhere_to_write_messages_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: JournalHandler, pipe: Pipe
+    no_journal: None, handler: JournalHandler, pipe: Pipe
 ) -> None:
-    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
     pipe.close()
     emit_all(handler, message("lost"), failure())
     assert handler._dropped == 2
@@ -288,8 +293,7 @@ def test_fatal_message_also_goes_to_standard_error(
 
 
 def test_fatal_message_is_not_told_twice_without_a_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: JournalHandler, pipe: Pipe
+    no_journal: None, handler: JournalHandler, pipe: Pipe
 ) -> None:
-    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "none"))
     emit_all(handler, message("the end", level=logging.CRITICAL))
     assert pipe.read() == ["<2>the end"]
