@@ -141,10 +141,15 @@ def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_end_by_reset_costs_no_more_than_an_end_of_file() -> None:
     """It is how health checks and many clients end their connections."""
-    by_end_of_file, by_reset = calls_for_ends(Client.end), calls_for_ends(Client.reset)
+    by_end_of_file, by_reset = fewest_calls(Client.end), fewest_calls(Client.reset)
     print(by_end_of_file.most_common(), by_reset.most_common())
     assert by_reset.total() <= by_end_of_file.total()
     assert "Connections._failed" not in by_reset  # which handles exceptions
+
+
+def fewest_calls(end: Callable[[Client], None]) -> Counter[str]:
+    """Those of several attempts: as time passes, deadlines are checked in between."""
+    return min((calls_for_ends(end) for _ in range(5)), key=Counter.total)
 
 
 def calls_for_ends(end: Callable[[Client], None]) -> Counter[str]:
