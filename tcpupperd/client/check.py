@@ -11,44 +11,44 @@ import time
 
 from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.greeting import Greeting
-from tcpupperd.client.lines import Lines, WrongAnswerError
+from tcpupperd.client.pending_lines import PendingLines, WrongAnswerError
 from tcpupperd.client.plugin import CRITICAL, OK, UNKNOWN, WARNING, report
 from tcpupperd.errors import ExpectedError
 
 #: Local errors, which say nothing about the server.
-OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 #: A status, a message about it, and performance data if there is any.
-Verdict = tuple[int, str, str]
+Result = tuple[int, str, str]
 
 
 def check(options: argparse.Namespace) -> int:
     """Check the server, print the line for the monitoring system, and return the status."""
-    return report(*in_time(options))
+    return report(*run_with_timeout(options))
 
 
-def in_time(options: argparse.Namespace) -> Verdict:
-    """The verdict, reached within the timeout.
+def run_with_timeout(options: argparse.Namespace) -> Result:
+    """The result, reached within the timeout.
 
     Only a separate thread can be abandoned if a name lookup hangs. Other plugins use alarm(2), but
     Python handles no signal before getaddrinfo(3) has returned.
     """
-    verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(judge(options)), daemon=True)
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(run_check(options)), daemon=True)
     thread.start()
     thread.join(options.timeout)
     late = f"no answer from {options.endpoint.name} for {options.timeout:g} s"
-    return verdicts[0] if verdicts else (CRITICAL, late, "")
+    return results[0] if results else (CRITICAL, late, "")
 
 
-def judge(options: argparse.Namespace) -> Verdict:
+def run_check(options: argparse.Namespace) -> Result:
     start = time.monotonic()
     try:
         connection = ask(options)
     except ExpectedError as error:
         cause = error.__cause__
-        is_ours = isinstance(cause, OSError) and cause.errno in OURS
-        return UNKNOWN if is_ours else CRITICAL, str(error), ""
+        is_local = isinstance(cause, OSError) and cause.errno in LOCAL_ERRORS
+        return UNKNOWN if is_local else CRITICAL, str(error), ""
     except Exception as error:  # a bug, which must not look like a state of the server
         # The module traceback would take longer to import than everything else.
         sys.excepthook(type(error), error, error.__traceback__)
@@ -64,7 +64,8 @@ def ask(options: argparse.Namespace) -> str:
     addresses of the connection if they are to be shown."""
     name = options.endpoint.name
     try:
-        with options.endpoint.connect_within(options.timeout) as server:  # as does `in_time`
+        # `run_with_timeout` limits the time for the rest.
+        with options.endpoint.connect_within(options.timeout) as server:
             # Afterwards, the server may have reset the connection, which then has no addresses.
             connection = ends(server) if options.verbose else ""
             converse(server, Greeting(options.greeting))
@@ -76,7 +77,7 @@ def ask(options: argparse.Namespace) -> str:
 
 
 def converse(server: socket.socket, greeting: Greeting) -> None:
-    lines = Lines(f"tcpupper {os.urandom(6).hex()} check")
+    lines = PendingLines(f"tcpupper {os.urandom(6).hex()} check")
     server.sendall(lines.ask(0.0))
     while lines.pending:
         data = server.recv(4096)

@@ -8,11 +8,11 @@ import resource
 import signal
 import time
 
+from tcpupperd.client.ping_connection import PingConnection
+from tcpupperd.client.ping_statistics import PingStatistics
 from tcpupperd.client.poller import Poller
-from tcpupperd.client.probe import Probe
 from tcpupperd.client.report import Report
 from tcpupperd.client.signals import ENDS, Signals
-from tcpupperd.client.tally import Tally
 from tcpupperd.errors import ExpectedError
 from tcpupperd.output import write_output
 
@@ -31,7 +31,7 @@ class Ping:
         options.addresses = options.endpoint.addresses()
         self.options = options
         self.poller = Poller()
-        self.tally = Tally()
+        self.statistics = PingStatistics()
         self.output: list[str] = []  # since it was last written
         self.signals = Signals()
         self.poller.watch(self.signals.descriptor, self.obey_signals)
@@ -39,16 +39,19 @@ class Ping:
         self.deadline = start + (options.deadline or math.inf)
         self.end = math.inf
         run = os.urandom(6).hex()
-        self.probes = [self.make_probe(run, number) for number in range(options.connections)]
-        for number, probe in enumerate(self.probes):
-            probe.turn = start + number * options.interval / options.connections
-        self.agenda = [(probe.turn, number) for number, probe in enumerate(self.probes)]
+        count = options.connections
+        self.connections = [self.make_connection(run, number) for number in range(count)]
+        for number, connection in enumerate(self.connections):
+            connection.turn = start + number * options.interval / count
+        self.agenda = [(one.turn, number) for number, one in enumerate(self.connections)]
 
-    def make_probe(self, run: str, number: int) -> Probe:
+    def make_connection(self, run: str, number: int) -> PingConnection:
         name = f"connection={number + 1}"
         prefix = f"{name} " if self.options.connections > 1 else ""
         report = Report(self.output, prefix, self.options)
-        return Probe(f"tcpupper {run} {name}", self.options, self.poller, self.tally, report)
+        return PingConnection(
+            f"tcpupper {run} {name}", self.options, self.poller, self.statistics, report
+        )
 
     def run(self) -> bool:
         """Run until all lines are sent and answered, or until stopped; return whether nothing was
@@ -62,18 +65,20 @@ class Ping:
             now = time.monotonic()
             for call in self.poller.wait(self.next_time() - now):
                 call()
-            self.act(now)
-        for probe in self.probes:
-            probe.end()
+            self.run_due(now)
+        for connection in self.connections:
+            connection.end()
         if self.options.show != "json":
             self.output.append(f"--- {self.options.endpoint.name} ping statistics ---\n")
         self.output.append(self.summary())
         self.write()
-        tally = self.tally
-        return tally.is_complete if self.options.allow_disconnects else tally.is_perfect
+        statistics = self.statistics
+        return statistics.is_complete if self.options.allow_disconnects else statistics.is_perfect
 
     def summary(self) -> str:
-        return self.tally.as_json() if self.options.show == "json" else self.tally.summary()
+        return (
+            self.statistics.as_json() if self.options.show == "json" else self.statistics.summary()
+        )
 
     def header(self) -> str:
         count = self.options.connections
@@ -83,16 +88,16 @@ class Ping:
         )
 
     def has_ended(self) -> bool:
-        if any(probe.has_turn for probe in self.probes):
+        if any(connection.has_turn for connection in self.connections):
             return False
-        return not self.tally.outstanding or time.monotonic() >= self.end
+        return not self.statistics.outstanding or time.monotonic() >= self.end
 
     def next_time(self) -> float:
         """The time at which something is due next."""
         turn = self.agenda[0][0] if self.agenda else math.inf
         return min(turn, self.end, self.deadline)
 
-    def act(self, now: float) -> None:
+    def run_due(self, now: float) -> None:
         """Do some of what is due."""
         if now >= self.deadline:
             self.stop(math.inf)  # every line has its own time limit
@@ -100,7 +105,7 @@ class Ping:
             if not self.agenda or self.agenda[0][0] > now:
                 return
             _, number = heapq.heappop(self.agenda)
-            due = self.probes[number].act(now)
+            due = self.connections[number].run_due(now)
             if due is not None:
                 heapq.heappush(self.agenda, (due, number))
 
@@ -108,8 +113,8 @@ class Ping:
         """Send no more lines, and wait this many seconds for outstanding answers."""
         self.deadline = math.inf
         self.end = time.monotonic() + grace
-        for probe in self.probes:
-            probe.stop()
+        for connection in self.connections:
+            connection.stop()
 
     def obey_signals(self) -> None:
         received = self.signals.received()

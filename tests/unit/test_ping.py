@@ -2,22 +2,22 @@
 
 import pytest
 
-from tcpupperd.client.lines import Lines, WrongAnswerError
 from tcpupperd.client.options import parse_arguments
-from tcpupperd.client.tally import Tally, Times, duration, milliseconds
+from tcpupperd.client.pending_lines import PendingLines, WrongAnswerError
+from tcpupperd.client.ping_statistics import PingStatistics, Times, duration, milliseconds
 
 # Lines and answers
 
 
 def test_answers_are_matched_in_order() -> None:
-    lines = Lines("run 7")
+    lines = PendingLines("run 7")
     assert [lines.ask(10.0), lines.ask(11.0)] == [b"run 7 seq=1\n", b"run 7 seq=2\n"]
     assert list(lines.receive(b"RUN 7 SEQ=1\nRUN 7 SEQ=2\n")) == [(1, 10.0), (2, 11.0)]
     assert not lines.pending
 
 
 def test_answers_may_come_in_pieces() -> None:
-    lines = Lines("run")
+    lines = PendingLines("run")
     lines.ask(1.0)
     lines.ask(2.0)
     pieces = [b"RU", b"N SEQ=1", b"\nRUN SE", b"Q=2\n"]
@@ -34,7 +34,7 @@ def test_answers_may_come_in_pieces() -> None:
     ],
 )
 def test_wrong_answer(answer: bytes, shown: str) -> None:
-    lines = Lines("run")
+    lines = PendingLines("run")
     lines.ask(1.0)
     with pytest.raises(WrongAnswerError) as told:
         list(lines.receive(answer))
@@ -44,11 +44,11 @@ def test_wrong_answer(answer: bytes, shown: str) -> None:
 
 def test_unsolicited_data_is_wrong() -> None:
     with pytest.raises(WrongAnswerError):
-        list(Lines("run").receive(b"220 ready\r\n"))
+        list(PendingLines("run").receive(b"220 ready\r\n"))
 
 
 def test_after_giving_up_nothing_is_left_of_an_answer() -> None:
-    lines = Lines("run")
+    lines = PendingLines("run")
     lines.ask(1.0)
     assert list(lines.receive(b"RUN S")) == []
     assert lines.give_up() == [1]
@@ -83,13 +83,13 @@ def test_memory_of_times_does_not_grow_with_their_number() -> None:
 
 
 def test_summary_of_a_perfect_run() -> None:
-    tally = Tally()
-    tally.sent = 2
-    tally.add_answer(0.0002)
-    tally.add_answer(0.0004)
-    tally.add_gap(0.0004)
-    assert tally.is_perfect
-    assert tally.summary() == (
+    statistics = PingStatistics()
+    statistics.sent = 2
+    statistics.add_answer(0.0002)
+    statistics.add_answer(0.0004)
+    statistics.add_gap(0.0004)
+    assert statistics.is_perfect
+    assert statistics.summary() == (
         "2 sent, 2 answered, 0 lost (0 %), 0 wrong, 0 disconnected, 0 reconnected, longest gap"
         " 0.400 ms\n"
         "time min/avg/max/p99 = 0.200/0.300/0.400/0.400 ms\n"
@@ -97,29 +97,29 @@ def test_summary_of_a_perfect_run() -> None:
 
 
 def test_summary_without_an_answer_has_no_times() -> None:
-    tally = Tally()
-    tally.sent = tally.lost = 3
-    tally.add_gap(2.5)
-    assert not tally.is_perfect
+    statistics = PingStatistics()
+    statistics.sent = statistics.lost = 3
+    statistics.add_gap(2.5)
+    assert not statistics.is_perfect
     expected = "3 sent, 0 answered, 3 lost (100 %), 0 wrong, 0 disconnected, 0 reconnected\n"
-    assert tally.summary() == expected
+    assert statistics.summary() == expected
 
 
 def test_lost_connection_is_not_perfect_even_if_nothing_is_lost() -> None:
-    tally = Tally()
-    tally.sent = tally.answered = tally.disconnected = 1
-    assert tally.is_complete
-    assert not tally.is_perfect
+    statistics = PingStatistics()
+    statistics.sent = statistics.answered = statistics.disconnected = 1
+    assert statistics.is_complete
+    assert not statistics.is_perfect
 
 
 def test_nothing_sent_is_not_perfect() -> None:
-    assert not Tally().is_perfect
+    assert not PingStatistics().is_perfect
 
 
 def test_wrong_data_is_not_perfect_even_if_nothing_is_lost() -> None:
-    tally = Tally()
-    tally.sent = tally.answered = tally.wrong = 1
-    assert not tally.is_perfect
+    statistics = PingStatistics()
+    statistics.sent = statistics.answered = statistics.wrong = 1
+    assert not statistics.is_perfect
 
 
 @pytest.mark.parametrize(

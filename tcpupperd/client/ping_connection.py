@@ -8,16 +8,16 @@ import time
 
 from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.greeting import Greeting
-from tcpupperd.client.lines import Lines, WrongAnswerError
+from tcpupperd.client.pending_lines import PendingLines, WrongAnswerError
+from tcpupperd.client.ping_statistics import PingStatistics, milliseconds
 from tcpupperd.client.poller import Poller
 from tcpupperd.client.report import Report
-from tcpupperd.client.tally import Tally, milliseconds
 
 CHUNK = 65536  # bytes
 PAUSE = 0.1  # seconds between a failed attempt to connect and the next
 
 
-class Probe:
+class PingConnection:
     """A line waits for its answer until the connection is lost, or for ``timeout`` seconds from
     its turn. Then all pending lines are lost, and the next turn begins with a new connection:
     attempts to connect are no more frequent than lines.
@@ -28,14 +28,14 @@ class Probe:
         name: str,
         options: argparse.Namespace,
         poller: Poller,
-        tally: Tally,
+        statistics: PingStatistics,
         report: Report,
     ) -> None:
-        self.lines = Lines(name)
+        self.lines = PendingLines(name)
         self.turn = 0.0  # when the next line is due
         self.options = options
         self.poller = poller
-        self.tally = tally
+        self.statistics = statistics
         self.report = report
         self.last = options.count  # seq of the last line; None if there is no end
         self.greeting = Greeting(False)
@@ -64,11 +64,11 @@ class Probe:
         self.lose("no answer before the run ended")
         self.close()
         if self.waiting_since is not None:
-            self.tally.add_gap(time.monotonic() - self.waiting_since)
+            self.statistics.add_gap(time.monotonic() - self.waiting_since)
 
     # Timing
 
-    def act(self, now: float) -> float | None:
+    def run_due(self, now: float) -> float | None:
         """Do what is due; return when something may be due again, or None if nothing will be."""
         if self.lines.pending and self.deadline <= now:
             self.give_up()
@@ -110,7 +110,7 @@ class Probe:
         missed = (now - self.turn) // self.options.interval  # skipped, to avoid bursts
         self.turn += self.options.interval * (1 + missed)
         line = self.lines.ask(now)
-        self.tally.sent += 1
+        self.statistics.sent += 1
         if self.waiting_since is None:
             self.waiting_since = now
         if self.is_connected:
@@ -155,7 +155,7 @@ class Probe:
         self.unsent = self.lines.unanswered()
         how = f"connected {ends(self.socket)}" if self.options.verbose else "connected"
         if self.was_connected:
-            self.tally.reconnected += 1
+            self.statistics.reconnected += 1
             self.report.problem(f"re{how}")
         elif self.options.verbose:
             self.report.normal(how)
@@ -178,7 +178,7 @@ class Probe:
         except BlockingIOError:
             self.close_if_done()
         except WrongAnswerError as error:
-            self.tally.wrong += 1
+            self.statistics.wrong += 1
             self.disconnect(f"wrong answer {error}")
         except OSError as error:
             self.close_if_done()  # a server may close the connection after the last answer
@@ -201,9 +201,9 @@ class Probe:
         while data := self.socket.recv(CHUNK):
             now = time.monotonic()
             for seq, turn in self.lines.receive(self.strip(data)):
-                self.tally.add_answer(now - turn)
+                self.statistics.add_answer(now - turn)
                 self.report.normal(f"seq={seq} time={milliseconds(now - turn)} ms")
-                self.end_gap(now)
+                self.finish_gap(now)
         raise ConnectionError("the server closed the connection")
 
     def strip(self, data: bytes) -> bytes:
@@ -214,9 +214,9 @@ class Probe:
             self.report.normal(f"greeting: {self.greeting.text}")
         return rest
 
-    def end_gap(self, now: float) -> None:
+    def finish_gap(self, now: float) -> None:
         assert self.waiting_since is not None
-        self.tally.add_gap(now - self.waiting_since)
+        self.statistics.add_gap(now - self.waiting_since)
         pending = self.lines.pending
         self.waiting_since = pending[0][1] if pending else None
 
@@ -225,7 +225,7 @@ class Probe:
     def disconnect(self, why: str) -> None:
         """The connection ended."""
         self.close()
-        self.tally.disconnected += 1
+        self.statistics.disconnected += 1
         if not self.lines.pending:
             self.report.problem(f"disconnected: {why}")
         self.lose(why)
@@ -233,7 +233,7 @@ class Probe:
     def lose(self, why: str) -> None:
         """Count and report the pending lines as lost."""
         for seq in self.lines.give_up():
-            self.tally.lost += 1
+            self.statistics.lost += 1
             self.report.problem(f"seq={seq} lost: {why}")
 
     def close(self) -> None:

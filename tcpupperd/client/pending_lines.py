@@ -14,7 +14,7 @@ class WrongAnswerError(Exception):
     """The message shows the answer."""
 
 
-class Lines:
+class PendingLines:
     """Lines sent but not answered yet, the oldest first."""
 
     def __init__(self, name: str) -> None:

@@ -42,7 +42,7 @@ class Times:
         return self.most
 
 
-class Tally:
+class PingStatistics:
     """The counts of all connections of a ping."""
 
     def __init__(self) -> None:
