@@ -86,7 +86,7 @@ def check(options: argparse.Namespace) -> int:
 MODES = {"exchange": exchange, "ping": ping, "check": check}
 
 
-def end_as_filters_do() -> None:
+def restore_default_signals() -> None:
     """Let SIGINT and SIGPIPE terminate the process silently, like cat(1).
 
     The exit status then tells the shell the cause, and Ctrl-C works during a slow name lookup.
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the client; return the exit status. (The parser exits with its own.)"""
     options = parse_arguments(argv)
     if options.mode != "check":  # whose exit status reports only the result of the check
-        end_as_filters_do()
+        restore_default_signals()
     try:
         # The connection would get the descriptor number of a closed standard stream.
         if sys.stdout is None:

@@ -148,7 +148,7 @@ class Exchange:
         write_output(answer)
         if self.show:
             self.show(self.answered)
-        self.require_no_more_than_asked()
+        self.reject_excess()
         self.restart_clock()
 
     def require_complete(self) -> None:
@@ -158,7 +158,7 @@ class Exchange:
         if self.reading_input or self.unsent or self.answered < self.taken:
             raise ExpectedError(f"{self.name} closed the connection early{self.tally()}")
 
-    def require_no_more_than_asked(self) -> None:
+    def reject_excess(self) -> None:
         """Raise ExpectedError if the server sends more than it was asked for, such as a greeting.
         It might then wait for the client or close the connection, and the reason would remain
         hidden."""

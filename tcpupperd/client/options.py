@@ -35,7 +35,7 @@ def port_number(text: str) -> int:
     return port
 
 
-def own_address(text: str) -> tuple[int, tuple[object, ...]]:
+def local_address(text: str) -> tuple[int, tuple[object, ...]]:
     """The value of --bind: the family, and the argument for `socket.bind`."""
     bare = text[1:-1] if re.fullmatch(r"\[.*\]", text) else text
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
@@ -99,7 +99,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(mode=mode)
     MODES[mode](parser)
     options = parser.parse(words)
-    check_together(parser, options)
+    check_combinations(parser, options)
     options.endpoint = endpoint(options)
     return options
 
@@ -111,7 +111,7 @@ def endpoint(options: argparse.Namespace) -> Endpoint:
     )
 
 
-def check_together(parser: Parser, options: argparse.Namespace) -> None:
+def check_combinations(parser: Parser, options: argparse.Namespace) -> None:
     """Check the options that depend on each other."""
     if options.unix is not None and (options.host is not None or options.port is not None):
         parser.error("--unix cannot be used together with --host or --port")
@@ -189,7 +189,7 @@ def add_address_options(parser: Parser) -> None:
     # A number such as -5 remains TEXT, as it was before there was -4.
     parser._has_negative_number_optionals.clear()
     parser.add_argument(
-        "--bind", type=own_address, metavar="ADDRESS", help="connect from this local address"
+        "--bind", type=local_address, metavar="ADDRESS", help="connect from this local address"
     )
 
 
