@@ -40,6 +40,7 @@ class Endpoint:
         self.unix = unix
         self.family = family
         self.source = source
+        self._addresses: list[tuple[int, SocketAddress]] = []
 
     @property
     def name(self) -> str:
@@ -49,10 +50,14 @@ class Endpoint:
         return written((self.host, self.port))
 
     def addresses(self) -> list[tuple[int, SocketAddress]]:
-        """The families and addresses to try, in order; raises ExpectedError if there are none.
+        """The families and addresses to try, in order, which are looked up only once; raises
+        ExpectedError if there are none."""
+        if not self._addresses:
+            self._addresses = self._look_up()
+        return self._addresses
 
-        ``@name`` is a Unix socket in the abstract namespace, as in systemd's units.
-        """
+    def _look_up(self) -> list[tuple[int, SocketAddress]]:
+        """``@name`` is a Unix socket in the abstract namespace, as in systemd's units."""
         if self.unix is not None:
             path = "\0" + self.unix[1:] if self.unix.startswith("@") else self.unix
             return [(socket.AF_UNIX, path)]
