@@ -1,6 +1,5 @@
 """``tcpupper --check``: a plugin that follows the Monitoring Plugins Development Guidelines."""
 
-import argparse
 import errno
 import math
 import os
@@ -11,6 +10,7 @@ import time
 
 from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.greeting import Greeting
+from tcpupperd.client.options import CheckOptions
 from tcpupperd.client.pending_lines import PendingLines, WrongAnswerError
 from tcpupperd.client.plugin import CRITICAL, OK, UNKNOWN, WARNING, report
 from tcpupperd.errors import ExpectedError
@@ -22,12 +22,12 @@ LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.E
 Result = tuple[int, str, str]
 
 
-def check(options: argparse.Namespace) -> int:
+def check(options: CheckOptions) -> int:
     """Check the server, print the line for the monitoring system, and return the status."""
     return report(*run_with_timeout(options))
 
 
-def run_with_timeout(options: argparse.Namespace) -> Result:
+def run_with_timeout(options: CheckOptions) -> Result:
     """The result, reached within the timeout.
 
     Only a separate thread can be abandoned if a name lookup hangs. Other plugins use alarm(2), but
@@ -41,7 +41,7 @@ def run_with_timeout(options: argparse.Namespace) -> Result:
     return results[0] if results else (CRITICAL, late, "")
 
 
-def run_check(options: argparse.Namespace) -> Result:
+def run_check(options: CheckOptions) -> Result:
     start = time.monotonic()
     try:
         connection = ask(options)
@@ -59,7 +59,7 @@ def run_check(options: argparse.Namespace) -> Result:
     return rate(options, seconds), said + more, performance(options, seconds)
 
 
-def ask(options: argparse.Namespace) -> str:
+def ask(options: CheckOptions) -> str:
     """Ask the server and verify its answer; raises ExpectedError if it is not correct. Returns the
     addresses of the connection if they are to be shown."""
     name = options.endpoint.name
@@ -86,14 +86,14 @@ def converse(server: socket.socket, greeting: Greeting) -> None:
         list(lines.receive(greeting.strip(data)))
 
 
-def rate(options: argparse.Namespace, seconds: float) -> int:
+def rate(options: CheckOptions, seconds: float) -> int:
     """The status for a correct answer that took this long."""
     if seconds > options.critical:
         return CRITICAL
     return WARNING if seconds > options.warning else OK
 
 
-def performance(options: argparse.Namespace, seconds: float) -> str:
+def performance(options: CheckOptions, seconds: float) -> str:
     """The time, its thresholds and its range."""
     thresholds = (options.warning, options.critical)
     limits = ["" if math.isinf(limit) else f"{limit:g}" for limit in thresholds]

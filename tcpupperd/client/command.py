@@ -1,6 +1,5 @@
 """The command: ``main()``. All exit statuses are decided here."""
 
-import argparse
 import os
 import signal
 import socket
@@ -9,12 +8,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from tcpupperd.client.endpoint import ends, reason
-from tcpupperd.client.options import parse_arguments
+from tcpupperd.client.options import CheckOptions, Options, PingOptions, parse_arguments
 from tcpupperd.client.plugin import UNKNOWN, report
 from tcpupperd.errors import ExpectedError
 
 
-def exchange(options: argparse.Namespace) -> int:
+def exchange(options: Options) -> int:
     if sys.stdin is None and not options.text:
         raise ExpectedError("standard input is closed and no TEXT was given")
     endpoint = options.endpoint
@@ -48,20 +47,20 @@ def receive_greeting(server: socket.socket, name: str) -> None:
     print(f"tcpupper: greeting: {greeting.text}", file=sys.stderr)
 
 
-def send_text(server: socket.socket, options: argparse.Namespace) -> None:
+def send_text(server: socket.socket, options: Options) -> None:
     from tcpupperd.client.exchange import Exchange
 
     text = os.fsencode(" ".join(options.text) + "\n")
     Exchange(server, options.endpoint.name, text, options.timeout).run()
 
 
-def converse(server: socket.socket, options: argparse.Namespace) -> None:
+def converse(server: socket.socket, options: Options) -> None:
     from tcpupperd.client.conversation import Conversation
 
     Conversation(server, options.endpoint.name, options.timeout).run()
 
 
-def filter_input(server: socket.socket, options: argparse.Namespace) -> None:
+def filter_input(server: socket.socket, options: Options) -> None:
     from tcpupperd.client.exchange import STDIN, Exchange
     from tcpupperd.client.progress import Progress
     from tcpupperd.output import STDOUT
@@ -70,20 +69,17 @@ def filter_input(server: socket.socket, options: argparse.Namespace) -> None:
         Exchange(server, options.endpoint.name, None, options.timeout, progress.show).run()
 
 
-def ping(options: argparse.Namespace) -> int:
-    from tcpupperd.client.ping import Ping
+def run(options: Options) -> int:
+    """Run in the selected mode, each of which imports only what it needs."""
+    if isinstance(options, PingOptions):
+        from tcpupperd.client.ping import Ping
 
-    return 0 if Ping(options).run() else 1
+        return 0 if Ping(options).run() else 1
+    if isinstance(options, CheckOptions):
+        from tcpupperd.client.check import check
 
-
-def check(options: argparse.Namespace) -> int:
-    from tcpupperd.client.check import check
-
-    return check(options)
-
-
-#: Each mode of the client imports only what it needs.
-MODES = {"exchange": exchange, "ping": ping, "check": check}
+        return check(options)
+    return exchange(options)
 
 
 def restore_default_signals() -> None:
@@ -100,15 +96,16 @@ def restore_default_signals() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the client; return the exit status. (The parser exits with its own.)"""
     options = parse_arguments(argv)
-    if options.mode != "check":  # whose exit status reports only the result of the check
+    is_check = isinstance(options, CheckOptions)
+    if not is_check:  # the exit status of a check reports only its result
         restore_default_signals()
     try:
         # The connection would get the descriptor number of a closed standard stream.
         if sys.stdout is None:
             raise ExpectedError("standard output is closed")
-        return MODES[options.mode](options)
+        return run(options)
     except KeyboardInterrupt:  # only in a check
         return report(UNKNOWN, "interrupted")
     except ExpectedError as error:
         print(f"tcpupper: {error}", file=sys.stderr)
-        return UNKNOWN if options.mode == "check" else error.status
+        return UNKNOWN if is_check else error.status

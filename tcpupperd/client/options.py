@@ -8,15 +8,54 @@ import math
 import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tcpupperd import __version__
 from tcpupperd.arguments import Parser
 from tcpupperd.client.endpoint import Endpoint
 from tcpupperd.client.plugin import PluginParser
 
+TYPE_CHECKING = False  # as in typing, which the client does not import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
 LONGEST_TIMEOUT = 86400.0  # a day; far below what poll(2) can count in milliseconds
 SHORTEST_INTERVAL = 0.001  # what epoll_wait(2) can count
+
+
+class Options:
+    """The options of a filter and of a conversation, which the other modes also have."""
+
+    def __init__(self, values: argparse.Namespace) -> None:
+        self.endpoint: Final[Endpoint] = endpoint(values)
+        self.timeout: Final[float] = values.timeout
+        self.greeting: Final[bool] = values.greeting
+        self.verbose: Final[bool] = values.verbose
+        self.text: Final[list[str]] = values.text
+
+
+class PingOptions(Options):
+    """The options of --ping."""
+
+    def __init__(self, values: argparse.Namespace) -> None:
+        super().__init__(values)
+        self.count: Final[int | None] = values.count
+        self.interval: Final[float] = values.interval
+        self.deadline: Final[float | None] = values.deadline
+        self.connections: Final[int] = values.connections
+        self.allow_disconnects: Final[bool] = values.allow_disconnects
+        self.show: Final[str] = values.show
+        self.timestamps: Final[bool] = values.timestamps
+
+
+class CheckOptions(Options):
+    """The options of --check."""
+
+    def __init__(self, values: argparse.Namespace) -> None:
+        super().__init__(values)
+        self.warning: Final[float] = values.warning
+        self.critical: Final[float] = values.critical
 
 
 def host_name(text: str) -> str:
@@ -83,12 +122,13 @@ def decimal(text: str) -> float:
         return 0.0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The values and the `mode`; exits with status 2, or 3 with --check, if they are invalid."""
+def parse_arguments(argv: Sequence[str] | None) -> Options:
+    """The options; exits with status 2, or 3 with --check, if the command line is invalid."""
     words = list(sys.argv[1:] if argv is None else argv)
     options_end = words.index("--") if "--" in words else len(words)
     chosen = [mode for mode in MODES if f"--{mode}" in words[:options_end]]
     mode = chosen[-1] if chosen else "exchange"
+    options_class, add_options = MODES[mode]
     parser = (PluginParser if mode == "check" else Parser)(
         prog=" ".join(["tcpupper", *(f"--{one}" for one in chosen[-1:])]),
         description=DESCRIPTIONS[mode],
@@ -97,35 +137,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if len(chosen) > 1:
         parser.error("--ping and --check cannot be used together")
     parser.set_defaults(mode=mode)
-    MODES[mode](parser)
-    options = parser.parse(words)
-    check_combinations(parser, options)
-    options.endpoint = endpoint(options)
-    return options
+    add_options(parser)
+    values = parser.parse(words)
+    check_combinations(parser, values)
+    return options_class(values)
 
 
-def endpoint(options: argparse.Namespace) -> Endpoint:
-    family, source = options.bind or (options.family, None)
-    return Endpoint(
-        options.host or "localhost", options.port or 9999, options.unix, family, source
-    )
+def endpoint(values: argparse.Namespace) -> Endpoint:
+    family, source = values.bind or (values.family, None)
+    return Endpoint(values.host or "localhost", values.port or 9999, values.unix, family, source)
 
 
-def check_combinations(parser: Parser, options: argparse.Namespace) -> None:
+def check_combinations(parser: Parser, values: argparse.Namespace) -> None:
     """Check the options that depend on each other."""
-    if options.unix is not None and (options.host is not None or options.port is not None):
+    if values.unix is not None and (values.host is not None or values.port is not None):
         parser.error("--unix cannot be used together with --host or --port")
-    if options.unix is not None and (options.family or options.bind):
+    if values.unix is not None and (values.family or values.bind):
         parser.error("-4, -6 and --bind apply to IP addresses and cannot be used with --unix")
-    if options.bind and options.family not in (socket.AF_UNSPEC, options.bind[0]):
+    if values.bind and values.family not in (socket.AF_UNSPEC, values.bind[0]):
         parser.error("the --bind address does not belong to the family selected with -4 or -6")
-    if options.mode != "exchange" and options.text:
-        wrong = options.text[0]
+    if values.mode != "exchange" and values.text:
+        wrong = values.text[0]
         parser.error(f"unexpected argument: {wrong!r}; use --host {wrong} to specify the server")
-    if options.mode == "check" and options.critical < options.warning < math.inf:
+    if values.mode == "check" and values.critical < values.warning < math.inf:
         parser.error(
-            f"--warning {options.warning:g} has no effect, because --critical is only"
-            f" {options.critical:g}"
+            f"--warning {values.warning:g} has no effect, because --critical is only"
+            f" {values.critical:g}"
         )
 
 
@@ -290,10 +327,11 @@ def add_check_options(parser: Parser) -> None:
     )
 
 
-MODES: dict[str, Callable[[Parser], None]] = {
-    "exchange": add_exchange_options,
-    "ping": add_ping_options,
-    "check": add_check_options,
+#: For each mode, the class of its options, and what adds them to the parser.
+MODES: dict[str, tuple[type[Options], Callable[[Parser], None]]] = {
+    "exchange": (Options, add_exchange_options),
+    "ping": (PingOptions, add_ping_options),
+    "check": (CheckOptions, add_check_options),
 }
 DESCRIPTIONS = {
     "exchange": "Send text to a tcpupperd server and print its upper-case answer.",

@@ -1,6 +1,5 @@
 """``tcpupper --ping``: lines at intervals over many connections, like ping(8)."""
 
-import argparse
 import heapq
 import math
 import os
@@ -8,6 +7,7 @@ import resource
 import signal
 import time
 
+from tcpupperd.client.options import PingOptions
 from tcpupperd.client.ping_connection import PingConnection
 from tcpupperd.client.ping_statistics import PingStatistics
 from tcpupperd.client.poller import Poller
@@ -24,11 +24,11 @@ SPARE = 32  # descriptors other than connections
 class Ping:
     """The event loop. Its connections take turns that are spread evenly over the interval."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: PingOptions) -> None:
         """Look up the server's addresses; raises ExpectedError if there are none, or too few
         descriptors for the connections."""
         allow_descriptors(options.connections)
-        options.addresses = options.endpoint.addresses()
+        options.endpoint.addresses()  # while signals still end the process
         self.options = options
         self.poller = Poller()
         self.statistics = PingStatistics()
@@ -49,9 +49,8 @@ class Ping:
         name = f"connection={number + 1}"
         prefix = f"{name} " if self.options.connections > 1 else ""
         report = Report(self.output, prefix, self.options)
-        return PingConnection(
-            f"tcpupper {run} {name}", self.options, self.poller, self.statistics, report
-        )
+        name = f"tcpupper {run} {name}"
+        return PingConnection(name, self.options, self.poller, self.statistics, report)
 
     def run(self) -> bool:
         """Run until all lines are sent and answered, or until stopped; return whether nothing was

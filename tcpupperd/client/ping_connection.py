@@ -1,6 +1,5 @@
 """One connection of a ping: sends lines, verifies the answers, and reconnects when it is lost."""
 
-import argparse
 import contextlib
 import os
 import socket
@@ -8,6 +7,7 @@ import time
 
 from tcpupperd.client.endpoint import ends, reason
 from tcpupperd.client.greeting import Greeting
+from tcpupperd.client.options import PingOptions
 from tcpupperd.client.pending_lines import PendingLines, WrongAnswerError
 from tcpupperd.client.ping_statistics import PingStatistics, milliseconds
 from tcpupperd.client.poller import Poller
@@ -26,7 +26,7 @@ class PingConnection:
     def __init__(
         self,
         name: str,
-        options: argparse.Namespace,
+        options: PingOptions,
         poller: Poller,
         statistics: PingStatistics,
         report: Report,
@@ -90,7 +90,7 @@ class PingConnection:
     @property
     def deadline(self) -> float:
         """The latest time at which the oldest pending line may be answered."""
-        return float(self.lines.pending[0][1] + self.options.timeout)
+        return self.lines.pending[0][1] + self.options.timeout
 
     @property
     def is_connecting(self) -> bool:
@@ -120,7 +120,7 @@ class PingConnection:
     # Connecting
 
     def connect(self) -> None:
-        addresses = self.options.addresses
+        addresses = self.options.endpoint.addresses()
         self.attempt_deadline = time.monotonic() + self.options.timeout / len(addresses)
         try:
             self.socket = self.options.endpoint.begin(*addresses[self.attempts % len(addresses)])
@@ -140,7 +140,7 @@ class PingConnection:
         self.close()
         self.attempts += 1
         self.failures += 1
-        if self.failures % len(self.options.addresses):
+        if self.failures % len(self.options.endpoint.addresses()):
             self.connect()
         else:
             self.lose(f"cannot connect: {why}")

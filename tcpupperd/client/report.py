@@ -1,14 +1,15 @@
 """The lines in which the connections of a ping report what happens."""
 
-import argparse
 import time
+
+from tcpupperd.client.options import PingOptions
 
 
 class Report:
     """What one connection reports: normal events and problems, of which the options may omit
     some."""
 
-    def __init__(self, output: list[str], prefix: str, options: argparse.Namespace) -> None:
+    def __init__(self, output: list[str], prefix: str, options: PingOptions) -> None:
         """Lines are appended to ``output`` and begin with ``prefix``."""
         self._output = output
         self._prefix = prefix

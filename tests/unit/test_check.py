@@ -1,16 +1,20 @@
 """`tcpupper --check`: its command line, and what it prints."""
 
-import math
-from argparse import Namespace
-
 import pytest
 
 from tcpupperd.client.check import performance, rate
-from tcpupperd.client.options import parse_arguments
+from tcpupperd.client.options import CheckOptions, parse_arguments
 from tcpupperd.client.plugin import CRITICAL, OK, UNKNOWN, WARNING, report
 
-LIMITS = Namespace(warning=0.5, critical=1.0, timeout=10.0)
-NO_LIMITS = Namespace(warning=math.inf, critical=math.inf, timeout=2.5)
+
+def check_options(*words: str) -> CheckOptions:
+    options = parse_arguments(["--check", *words])
+    assert isinstance(options, CheckOptions)
+    return options
+
+
+LIMITS = check_options("--warning", "0.5", "--critical", "1")
+NO_LIMITS = check_options("--timeout", "2.5")
 
 
 @pytest.mark.parametrize(
@@ -33,9 +37,8 @@ def test_line_is_one_line_with_one_bar(capfdbinary: pytest.CaptureFixture[bytes]
 
 
 def test_options_have_the_letters_of_plugins() -> None:
-    words = ["--check", "-H", "::1", "-p", "7", "-w", "0.5", "-c", "1", "-t", "2", "-v"]
-    options = parse_arguments(words)
-    assert (options.mode, options.endpoint.name) == ("check", "[::1]:7")
+    options = check_options("-H::1", "-p", "7", "-w", "0.5", "-c", "1", "-t", "2", "-v")
+    assert (options.endpoint.name, options.verbose) == ("[::1]:7", True)
     assert (options.warning, options.critical, options.timeout) == (0.5, 1.0, 2.0)
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_defaults_name_the_default_server() -> None:
     options = parse_arguments([])
     assert options.endpoint.name == "localhost:9999"
-    assert (options.unix, options.timeout, options.text) == (None, 10.0, [])
+    assert (options.endpoint.unix, options.timeout, options.text) == (None, 10.0, [])
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_server_is_named_as_the_user_knows_it(arguments: list[str], name: str) -
 )
 def test_text_may_stand_before_or_after_options(arguments: list[str]) -> None:
     options = parse_arguments(arguments)
-    assert (options.port, options.text) == (7, ["a", "b"])
+    assert (options.endpoint.port, options.text) == (7, ["a", "b"])
 
 
 def test_number_is_text_unless_it_is_an_option() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tcpupperd.client.options import parse_arguments
+from tcpupperd.client.options import PingOptions, parse_arguments
 from tcpupperd.client.pending_lines import PendingLines, WrongAnswerError
 from tcpupperd.client.ping_statistics import PingStatistics, Times, duration, milliseconds
 
@@ -140,7 +140,8 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_defaults() -> None:
     options = parse_arguments(["--ping"])
-    assert (options.mode, options.endpoint.name) == ("ping", "localhost:9999")
+    assert isinstance(options, PingOptions)
+    assert options.endpoint.name == "localhost:9999"
     assert (options.interval, options.count, options.deadline) == (1.0, None, None)
     assert (options.connections, options.timeout, options.show) == (1, 10.0, "all")
 
@@ -148,13 +149,15 @@ def test_defaults() -> None:
 def test_options_of_ping_are_those_of_ping() -> None:
     words = ["-c3", "-i", "0.2", "-w", "5", "-q", "--connections", "7", "--ping", "--port", "7"]
     options = parse_arguments(words)
+    assert isinstance(options, PingOptions)
     assert (options.count, options.interval, options.deadline) == (3, 0.2, 5.0)
     assert (options.show, options.connections, options.endpoint.port) == ("summary", 7, 7)
 
 
 def test_ping_after_two_dashes_is_text() -> None:
     options = parse_arguments(["--", "--ping"])
-    assert (options.mode, options.text) == ("exchange", ["--ping"])
+    assert not isinstance(options, PingOptions)
+    assert options.text == ["--ping"]
 
 
 @pytest.mark.parametrize(
