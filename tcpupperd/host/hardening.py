@@ -8,7 +8,7 @@ import ctypes
 PR_SET_DUMPABLE = 4
 
 
-def close_memory() -> None:
+def protect_memory() -> None:
     """Prevent other processes of the same user from reading or writing this process's memory.
 
     Forked processes inherit this. Their files in /proc then belong to root, and they dump no core,
