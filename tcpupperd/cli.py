@@ -26,7 +26,7 @@ from tcpupperd.host.remedies import remedy
 from tcpupperd.host.sockets import ListenError, Listeners
 from tcpupperd.output import write_output
 from tcpupperd.processes import spares
-from tcpupperd.processes.conflicts import not_judged
+from tcpupperd.processes.conflicts import cannot_check
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.reloading import reload
 from tcpupperd.processes.source import Source
@@ -86,7 +86,7 @@ def check(arguments: argparse.Namespace) -> None:
                 " (chmod 644 for a file, 755 for a folder)",
                 path,
             )
-    if unknown := not_judged(config_file.load(arguments.config, given)):
+    if unknown := cannot_check(config_file.load(arguments.config, given)):
         log.info("cannot be checked outside the unit: %s", ", ".join(unknown))
 
 

@@ -28,7 +28,7 @@ def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, 
     return found
 
 
-def not_judged(settings: Config) -> list[str]:
+def cannot_check(settings: Config) -> list[str]:
     """Settings that cannot be checked without knowing the unit."""
     found = []
     if is_set(settings, "listen"):
