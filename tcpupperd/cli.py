@@ -93,7 +93,7 @@ def check(arguments: argparse.Namespace) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until told to stop."""
     if arguments.daemonize:
-        background.forbid_service_manager(os.environ)
+        background.require_no_service_manager(os.environ)
     socket_unit = os.environ.get("TCPUPPERD_SOCKET_UNIT", "")
     passed = passed_in(os.environ, NAMES | spares.NAMES.keys(), required=bool(socket_unit))
     notifier = Notifier(os.environ)

@@ -43,7 +43,7 @@ class Owner(NamedTuple):
     groups: list[int]  # supplementary
 
 
-def forbid_service_manager(environ: Mapping[str, str]) -> None:
+def require_no_service_manager(environ: Mapping[str, str]) -> None:
     """Raise BackgroundError if a service manager started this process.
 
     A service manager watches the process that it started, and only that process may use the
@@ -217,7 +217,7 @@ class Background:
         sys.stderr.flush()
         if os.fork() > 0:
             os.close(self.launcher)
-            repeat_report(reading)
+            relay_report(reading)
         os.close(reading)
         try:
             self._open_context([*preserve, self.launcher])
@@ -271,7 +271,7 @@ class Background:
         self.launcher = None
 
 
-def repeat_report(reading: int) -> NoReturn:
+def relay_report(reading: int) -> NoReturn:
     """Act as the launcher: wait for the daemon's report, print it and exit."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -140,9 +140,9 @@ def test_interrupted_launcher_leaves_the_daemon_alone(python: str) -> None:
 )
 def test_refused_under_a_service_manager(environ: dict[str, str]) -> None:
     with pytest.raises(background.BackgroundError, match=r"^--daemonize: a service manager"):
-        background.forbid_service_manager(environ)
+        background.require_no_service_manager(environ)
 
 
 @pytest.mark.parametrize("environ", [{}, {"LISTEN_PID": str(os.getppid()), "LISTEN_FDS": "1"}])
 def test_variables_for_another_process_do_not_matter(environ: dict[str, str]) -> None:
-    background.forbid_service_manager(environ)
+    background.require_no_service_manager(environ)
