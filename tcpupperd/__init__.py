@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tcpupperd.serving.handlers import ChunkHandler, UpperHandler
     from tcpupperd.serving.server import UpperServer
 
-_HOMES = {
+_MODULES = {
     "ChunkHandler": "tcpupperd.serving.handlers",
     "Config": "tcpupperd.config",
     "UpperHandler": "tcpupperd.serving.handlers",
@@ -28,8 +28,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562): the client needs none of them."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

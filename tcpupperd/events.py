@@ -58,8 +58,8 @@ class Event(Enum):
 
     def fields(self, **values: object) -> Extra:
         """The fields of a message that reports this event."""
-        return fields(MESSAGE_ID=self.message_id, DOCUMENTATION=MANUAL, **values)
+        return fields(MESSAGE_ID=self.message_id, DOCUMENTATION=DOCUMENTATION, **values)
 
 
 #: What explains an event, in the form of DOCUMENTATION=.
-MANUAL = "man:tcpupperd(8)"
+DOCUMENTATION = "man:tcpupperd(8)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpupperd.events import MANUAL, Event
+from tcpupperd.events import DOCUMENTATION, Event
 from tcpupperd.serving.counters import ENDS, PROXY_UNTRUSTED, RESET, WORKER, reason
 from tcpupperd.settings import INTRODUCED
 from tools import need
@@ -53,7 +53,7 @@ def test_catalog_names_only_pages_and_fields_that_exist() -> None:
         page, section = re.fullmatch(r"man:([\w.]+)\((\d)\)", headers["Documentation"]).groups()  # type: ignore[union-attr]
         assert (ROOT / f"data/man/{page}.{section}").exists()
         assert set(re.findall("@(.*?)@", text)) <= used_fields()
-    assert MANUAL == "man:tcpupperd(8)"
+    assert DOCUMENTATION == "man:tcpupperd(8)"
 
 
 def test_catalog_lists_every_reason_why_a_connection_ends() -> None:
