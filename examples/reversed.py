@@ -71,7 +71,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     notifier, kept = Notifier(os.environ), activation.keeps_descriptors(os.environ)
-    passed = activation.passed_in(os.environ, channel.NAMES)
+    passed = activation.passed_descriptors(os.environ, channel.NAMES)
     ends = {name: socket.socket(fileno=fd) for name, fd in passed.stored}
     ours = channel.open_channel(ends, notifier, store=kept)
     with DefaultSelector() as selector:

@@ -19,7 +19,7 @@ from tcpupperd.config_file import ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import background, library, messages
-from tcpupperd.host.activation import keeps_descriptors, passed_in
+from tcpupperd.host.activation import keeps_descriptors, passed_descriptors
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.remedies import remedy
@@ -95,7 +95,8 @@ def serve(arguments: argparse.Namespace) -> None:
     if arguments.daemonize:
         background.require_no_service_manager(os.environ)
     socket_unit = os.environ.get("TCPUPPERD_SOCKET_UNIT", "")
-    passed = passed_in(os.environ, NAMES | spares.NAMES.keys(), required=bool(socket_unit))
+    stores = NAMES | spares.NAMES.keys()
+    passed = passed_descriptors(os.environ, stores, required=bool(socket_unit))
     notifier = Notifier(os.environ)
     with ExitStack() as stack:
         offered = keeps_descriptors(os.environ)

@@ -33,7 +33,7 @@ _OTHER_TYPES: dict[int, tuple[str, str]] = {
 _UNKNOWN_SOCKET = "a socket of another kind", "the directive for it"
 
 
-class Passed(NamedTuple):
+class PassedDescriptors(NamedTuple):
     """The descriptors passed by the service manager."""
 
     listening: list[Listener]
@@ -46,9 +46,9 @@ def keeps_descriptors(environ: Mapping[str, str]) -> bool:
     return "NOTIFY_SOCKET" in environ and environ.get("FDSTORE", "0") not in ("", "0")
 
 
-def passed_in(
+def passed_descriptors(
     environ: MutableMapping[str, str], stores: Container[str] = (), *, required: bool = False
-) -> Passed:
+) -> PassedDescriptors:
     """The passed descriptors, by the rules of sd_listen_fds(3): only for this process, starting at
     descriptor 3, with names by position. The variables are removed from `environ`.
 
@@ -65,8 +65,8 @@ def passed_in(
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
         if name in environ
     }
-    passed = Passed([], [], [])
-    if not _meant_for_us(variables):
+    passed = PassedDescriptors([], [], [])
+    if not _is_for_this_process(variables):
         _tell_of_another_process(variables, required=required)
         return passed
     count = _number(variables, "LISTEN_FDS")
@@ -77,7 +77,7 @@ def passed_in(
     for index in range(count):
         fd, name = LISTEN_FDS_START + index, names[index] if names else "unknown"
         try:
-            _sort_in(fd, name, passed, stored=name in stores, kept=kept)
+            _classify(fd, name, passed, stored=name in stores, kept=kept)
         except ListenError as error:
             objections.append(str(error))
     if objections and not any(passed):
@@ -102,7 +102,7 @@ def _tell_of_another_process(variables: dict[str, str], *, required: bool) -> No
     log.warning("%s", text)
 
 
-def _meant_for_us(variables: dict[str, str]) -> bool:
+def _is_for_this_process(variables: dict[str, str]) -> bool:
     if "LISTEN_PID" not in variables or _number(variables, "LISTEN_PID") != os.getpid():
         return False
     identity = variables.get("LISTEN_PIDFDID")
@@ -135,7 +135,7 @@ def _number(variables: dict[str, str], name: str) -> int:
     )
 
 
-def _sort_in(fd: int, name: str, passed: Passed, *, stored: bool, kept: bool) -> None:
+def _classify(fd: int, name: str, passed: PassedDescriptors, *, stored: bool, kept: bool) -> None:
     what = f'descriptor {fd} ("{name}"), which was passed by the service manager,'
     try:
         os.set_inheritable(fd, False)
