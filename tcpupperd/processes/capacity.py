@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tcpupperd.config import Config
 from tcpupperd.host.channel import BATCH
-from tcpupperd.serving.acceptor import SPARE
+from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 from tcpupperd.words import counted
 
 #: Descriptors that a worker needs in addition to those of its connections.
@@ -50,7 +50,7 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     descriptors = max(1, limit - batch - min(RESERVE, limit // 4))
     room = max(1, limit - min(RESERVE, max(16, limit // 8)))
     messages = limit // 16
-    in_flight = max(workers, limit - messages - workers * (1 + SPARE))
+    in_flight = max(workers, limit - messages - workers * (1 + PRIVILEGED_EXTRA))
     together = in_flight if kept else workers * descriptors
     accepted = min(config.max_connections, descriptors, together // workers)
     # During a reload, there are twice as many workers, and perhaps those of an earlier reload.

@@ -44,7 +44,7 @@ TIMING_INTERVAL = 0.1
 
 #: Connections of privileged services that are accepted beyond the capacity: someone trying to find
 #: out why a worker is full must not have to wait until it no longer is.
-SPARE = 8
+PRIVILEGED_EXTRA = 8
 
 LISTENING = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
@@ -94,7 +94,7 @@ class Acceptor:
         room = self.capacity - connections
         if self.listeners and -math.inf < room <= 0:
             self._complain("the limit set by max_connections or RLIMIT_NOFILE is reached")
-        may_come = (False, False) if self._pause.pending else (room > 0, room > -SPARE)
+        may_come = (False, False) if self._pause.pending else (room > 0, room > -PRIVILEGED_EXTRA)
         if may_come != self._may_come:
             self._may_come = may_come
             self._poll(*may_come)
@@ -135,7 +135,7 @@ class Acceptor:
 
     def _accept(self, listener: Listener) -> None:
         """Accept a few connections from a listener's queue."""
-        capacity = self.capacity + SPARE * (listener.name in PRIVILEGED)
+        capacity = self.capacity + PRIVILEGED_EXTRA * (listener.name in PRIVILEGED)
         room = min(ACCEPTS_PER_ITERATION, capacity - len(self._connections))
         while room > 0 and self._accept_one(listener):
             room -= 1

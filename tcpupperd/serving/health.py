@@ -11,12 +11,12 @@ from tcpupperd.serving.report import Report, WorkerReport
 
 #: Seconds without a heartbeat after which a worker is suspected to hang; a healthy one, busy or
 #: idle, stays far below it.
-SILENT = 10.0
+HEARTBEAT_WARNING = 10.0
 
 
 def is_silent(worker: WorkerReport) -> bool:
     """Whether a worker may be hanging."""
-    return worker.silent_for is not None and worker.silent_for > SILENT
+    return worker.since_heartbeat is not None and worker.since_heartbeat > HEARTBEAT_WARNING
 
 
 def obstacle(report: Report) -> str:

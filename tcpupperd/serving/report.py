@@ -43,7 +43,7 @@ class WorkerReport(NamedTuple):
     most_connections: int  # at the same time
     lines: int
     age: float
-    silent_for: float | None  # since its last heartbeat; None without a watchdog
+    since_heartbeat: float | None  # seconds; None without a watchdog
     longest_iteration: float
     longest_queue: float  # time that a connection waited to be accepted
     privileged: int = 0  # connections that are not clients'
@@ -116,7 +116,7 @@ def report_of_worker(numbers: Sequence[int], now: int, *, leaving: bool) -> Work
         lines=numbers[LINES] - numbers[EARLIER_LINES],
         age=max(0, now - began) / 1_000_000,
         # The first heartbeat, set at the start, proves nothing.
-        silent_for=max(0, now - beat) / 1_000_000 if beat > began else None,
+        since_heartbeat=max(0, now - beat) / 1_000_000 if beat > began else None,
         longest_iteration=numbers[LONGEST_ITERATION] / 1_000_000,
         longest_queue=numbers[LONGEST_QUEUE] / 1_000_000,
         privileged=numbers[OPEN_PRIVILEGED],

@@ -15,7 +15,7 @@ from tcpupperd.serving.report import Report, WorkerReport
 from tcpupperd.words import counted
 
 #: Fraction of a limit above which a warning is shown.
-NEARLY = 0.9
+NEARLY_FULL = 0.9
 
 #: The counters of connections that the daemon lost.
 LOST = ("worker_died", "state_unreadable", "bug")
@@ -66,11 +66,11 @@ def troubles(report: Report) -> Iterator[str]:
             " invalid or is missing."
         )
     for worker in report.workers:
-        if worker.silent_for and is_silent(worker):
-            silence = duration(worker.silent_for)
+        if worker.since_heartbeat and is_silent(worker):
+            silence = duration(worker.since_heartbeat)
             yield f"Worker {worker.pid} has not responded for {silence}."
     for one in report.listeners:
-        if one.queue and one.queue_limit and one.queue > NEARLY * one.queue_limit:
+        if one.queue and one.queue_limit and one.queue > NEARLY_FULL * one.queue_limit:
             yield f"The queue of {one.address} is nearly full."
     yield from _fullness(report)
     if lost := sum(report.counters.get(name, 0) for name in LOST):
@@ -82,7 +82,7 @@ def _fullness(report: Report) -> Iterator[str]:
     if report.limit and count >= report.limit:
         waiting = counted(report.waiting, "client")
         yield f"Full: all {report.limit:,} allowed connections are in use; waiting: {waiting}."
-    elif report.limit and count > NEARLY * report.limit:
+    elif report.limit and count > NEARLY_FULL * report.limit:
         yield f"Nearly all of the {report.limit:,} allowed connections are in use."
 
 
@@ -157,7 +157,7 @@ def _worker(worker: WorkerReport) -> str:
         f"{worker.connections:,}",
         f"{worker.most_connections:,}",
         f"{worker.lines:,}",
-        "-" if worker.silent_for is None else duration(worker.silent_for),
+        "-" if worker.since_heartbeat is None else duration(worker.since_heartbeat),
         duration(worker.longest_iteration),
         duration(worker.age),
         numbers=6,

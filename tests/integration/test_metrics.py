@@ -20,7 +20,7 @@ from integration.scraper import LISTEN, get, scrape, value
 from integration.service import Service
 from tcpupperd.host.sockets import Listener
 from tcpupperd.host.tcp_info import queue_of, time_in_queue
-from tcpupperd.serving.acceptor import SPARE
+from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 from tcpupperd.serving.report import report_of, reports_of
 from tools import need
 from waiting import DEADLINE, until
@@ -215,7 +215,7 @@ def test_full_worker_is_still_scraped() -> None:
         assert {client.ask(b"hello") for client in served} == {b"HELLO"}
         waiting = daemon.connect()
         waiting.send(b"waiting\n")
-        for _ in range(2 * SPARE):
+        for _ in range(2 * PRIVILEGED_EXTRA):
             assert value(daemon, "tcpupperd_connections_open") >= 5
         assert value(daemon, "tcpupperd_connections_limit") == 5
         assert value(daemon, "tcpupperd_lines_total") == 5
@@ -223,10 +223,12 @@ def test_full_worker_is_still_scraped() -> None:
         assert "accepting connections again" not in daemon.log
 
         # Scrapers are limited as well, and never permanently take the place of a client.
-        silent = [daemon.connect(daemon.address_of("metrics")) for _ in range(SPARE + 3)]
-        until(lambda: daemon.counters()["open"] == 5 + SPARE)
+        silent = [
+            daemon.connect(daemon.address_of("metrics")) for _ in range(PRIVILEGED_EXTRA + 3)
+        ]
+        until(lambda: daemon.counters()["open"] == 5 + PRIVILEGED_EXTRA)
         assert [client.ask(b"more") for client in served] == [b"MORE"] * 5
-        assert daemon.counters()["open"] == 5 + SPARE
+        assert daemon.counters()["open"] == 5 + PRIVILEGED_EXTRA
         for client in silent + served:
             client.close()
         assert waiting.read_line() == b"WAITING\n"

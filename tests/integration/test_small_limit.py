@@ -17,7 +17,7 @@ from integration.daemon import Daemon
 from integration.processes import cannot, is_running, stopped
 from integration.service import Service
 from tcpupperd.processes.worker import SETTLE_INTERVAL
-from tcpupperd.serving.acceptor import SPARE
+from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 from waiting import DEADLINE, until
 
 LIMIT = 256
@@ -25,7 +25,7 @@ WORKERS = 4
 
 #: What all workers may have: less a sixteenth for messages, and for each worker one for its last
 #: message and those accepted beyond its capacity.
-TOGETHER = (LIMIT - LIMIT // 16 - WORKERS * (1 + SPARE)) // WORKERS * WORKERS
+TOGETHER = (LIMIT - LIMIT // 16 - WORKERS * (1 + PRIVILEGED_EXTRA)) // WORKERS * WORKERS
 
 
 def limited(limit: int = LIMIT) -> list[str]:

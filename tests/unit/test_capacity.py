@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tcpupperd.config import Config
 from tcpupperd.host.channel import BATCH
 from tcpupperd.processes.capacity import capacity
-from tcpupperd.serving.acceptor import SPARE
+from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 
 
 def test_usual_limit_does_not_bind() -> None:
@@ -39,6 +39,8 @@ def test_all_can_be_in_flight(workers: int, limit: int, most: int) -> None:
     # Each worker's last message may have room left.
     assert workers * allowed.accepted + allowed.messages + workers <= limit
     if allowed.together > workers:
-        assert workers * (allowed.accepted + SPARE) + allowed.messages + workers <= limit
+        assert (
+            workers * (allowed.accepted + PRIVILEGED_EXTRA) + allowed.messages + workers <= limit
+        )
     assert allowed.accepted <= allowed.descriptors
     assert allowed.descriptors + allowed.batch < limit

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tcpupperd.serving.health import SILENT, live, obstacle, ready
+from tcpupperd.serving.health import HEARTBEAT_WARNING, live, obstacle, ready
 from tcpupperd.serving.report import Report, WorkerReport
 from unit.reports import REPORT
 
 SERVING = WorkerReport(1, "serving", 10, 0, 0, 60.0, 0.1, 0.0, 0.0)
-HUNG = SERVING._replace(silent_for=SILENT + 1)
+HUNG = SERVING._replace(since_heartbeat=HEARTBEAT_WARNING + 1)
 
 
 def of(*workers: WorkerReport, leaving: bool = False) -> Report:
@@ -18,7 +18,7 @@ def of(*workers: WorkerReport, leaving: bool = False) -> Report:
     ("report", "problem"),
     [
         (of(SERVING), ""),
-        (of(SERVING._replace(silent_for=None)), ""),
+        (of(SERVING._replace(since_heartbeat=None)), ""),
         (of(SERVING, HUNG._replace(connections=9)), ""),
         (of(SERVING, SERVING), "full"),
         (of(SERVING, SERVING._replace(privileged=1)), ""),

@@ -153,7 +153,7 @@ def test_heading_of_each_table_and_row_is_known_to_a_screen_reader() -> None:
             "The queue of [::1]:1 is nearly full",
         ),
         (
-            {"workers": [REPORT.workers[0]._replace(silent_for=75.2)]},
+            {"workers": [REPORT.workers[0]._replace(since_heartbeat=75.2)]},
             "Worker 11 has not responded for 1 min 15 s",
         ),
     ],
