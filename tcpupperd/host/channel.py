@@ -103,7 +103,7 @@ def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store:
     for name, end in stored.items():
         log.warning("closing the stored socket %s, which cannot be used", name)
         end.close()
-        notifier.forget(name)
+        notifier.remove_descriptor(name)
     return _new_channel(notifier, store=store)
 
 
@@ -111,7 +111,7 @@ def replaced(old: Channel, notifier: Notifier) -> Channel:
     """A new channel in place of one that does not work, with the messages that are still there."""
     if old.outlives_us:
         for name in NAMES:
-            notifier.forget(name)
+            notifier.remove_descriptor(name)
     new = _new_channel(notifier, store=old.outlives_us)
     _move(old, new)
     old.give.close()
@@ -130,8 +130,8 @@ def _new_channel(notifier: Notifier, *, store: bool) -> Channel:
     give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stored = (
         store
-        and notifier.store(GIVE_END, give.fileno())
-        and notifier.store(TAKE_END, take.fileno())
+        and notifier.store_descriptor(GIVE_END, give.fileno())
+        and notifier.store_descriptor(TAKE_END, take.fileno())
     )
     channel = Channel(give, take, stored)
     _prepare(channel)

@@ -73,13 +73,13 @@ class Notifier:
         """Announce that the start or stop will take up to this long from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
-    def store(self, name: str, fd: int) -> bool:
+    def store_descriptor(self, name: str, fd: int) -> bool:
         """Have the service manager keep a descriptor and pass it to the next run. With FDPOLL=0,
         it is kept even if its other end hangs up. Returns whether it could be sent: this may fail
         while other descriptors are in flight (ETOOMANYREFS in unix(7))."""
         return self._send_file(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
-    def forget(self, name: str) -> None:
+    def remove_descriptor(self, name: str) -> None:
         """Have the service manager close the descriptors that it keeps under this name."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 

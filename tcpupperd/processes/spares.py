@@ -64,7 +64,7 @@ class Spares:
     def keep(self, listeners: Iterable[Listener]) -> None:
         """Store the listeners of a daemon that is ready, replacing what was stored."""
         for name in self._names:
-            self._notifier.forget(name)
+            self._notifier.remove_descriptor(name)
         if self._unit:
             self._to_store = list(listeners)
         self.store_rest()
@@ -81,7 +81,7 @@ class Spares:
         self._to_store = [
             one
             for one in self._to_store
-            if not self._notifier.store(_name(one), one.socket.fileno())
+            if not self._notifier.store_descriptor(_name(one), one.socket.fileno())
         ]
 
     def _set_remedy(self, spare: list[Listener]) -> None:

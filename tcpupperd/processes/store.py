@@ -163,7 +163,7 @@ class Store:
             self.configuration = read_sealed(fd)
         except (OSError, ValueError) as error:
             log.warning("the stored configuration cannot be used: %s", error)
-            self._notifier.forget(CONFIGURATION)
+            self._notifier.remove_descriptor(CONFIGURATION)
         os.close(fd)
 
     def _read_restarts(self, fd: int) -> None:
@@ -201,8 +201,8 @@ class Store:
             if name == CONFIGURATION:
                 self._failure = self._failure or NOT_STORED
             return True
-        self._notifier.forget(name)
-        sent = self._notifier.store(name, file)
+        self._notifier.remove_descriptor(name)
+        sent = self._notifier.store_descriptor(name, file)
         os.close(file)
         if name == CONFIGURATION and self._failure == NOT_STORED:
             self._failure = ""
@@ -212,7 +212,7 @@ class Store:
         os.close(fd)
         if name != CANARY:  # which every process creates again
             log.warning("closing the stored descriptor %s, which cannot be used", name)
-            self._notifier.forget(name)
+            self._notifier.remove_descriptor(name)
 
 
 class Canary:
@@ -225,8 +225,8 @@ class Canary:
 
     def __init__(self, notifier: Notifier) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        notifier.forget(CANARY)  # the canary of the previous process
-        self.was_sent = notifier.store(CANARY, theirs.fileno())
+        notifier.remove_descriptor(CANARY)  # the canary of the previous process
+        self.was_sent = notifier.store_descriptor(CANARY, theirs.fileno())
         theirs.close()
         self._poll = select.poll()
         self._poll.register(self._ours, 0)  # POLLHUP is always reported

@@ -45,5 +45,5 @@ def test_notifying_without_a_service_manager_is_no_error(caplog: pytest.LogCaptu
     notifier.status("nobody reads this")
     notifier.watchdog()
     notifier.extend_timeout(1.5)
-    notifier.forget("channel")
+    notifier.remove_descriptor("channel")
     assert caplog.records == []
