@@ -77,7 +77,7 @@ def main() -> None:
     with DefaultSelector() as selector:
         selector.register(orders, EVENT_READ)
         for listener in passed.listening:
-            listener.prepare(keepalive=60)
+            listener.set_options(keepalive=60)
             selector.register(listener.socket, EVENT_READ, listener)
         for sock, state in channel.take_all(ours.take, FORMAT):
             unsent, newline, held = state.rpartition(b"\n")

@@ -49,7 +49,7 @@ class Listener:
         self.name = name
         self._kind = int(listening.family), int(listening.type), listening.proto
 
-    def prepare(self, keepalive: float) -> None:
+    def set_options(self, keepalive: float) -> None:
         """Make accepting non-blocking, and set the options that its connections inherit;
         `keepalive` as in the settings."""
         # Between epoll and accept(2), the client may disconnect, or another worker may be faster.
@@ -376,7 +376,7 @@ class Listeners:
 
     def __exit__(self, *exception: object) -> None:
         """Stop listening; sockets that were passed are only closed."""
-        self.keep(())
+        self.keep_only(())
         for listener in self._passed:
             listener.socket.close()
 
@@ -392,19 +392,19 @@ class Listeners:
                     self._bound = self._bound | {text: self._listen(text, addresses)}
             self._check_services(addresses)
         except ListenError:
-            self.keep(before)
+            self.keep_only(before)
             raise
 
-    def keep(self, addresses: Iterable[str]) -> bool:
+    def keep_only(self, addresses: Iterable[str]) -> bool:
         """Stop listening on all other addresses; return whether there were any."""
-        dropped = self._leave_out(addresses)
+        dropped = self._keep_only(addresses)
         close(dropped)
         return bool(dropped)
 
-    def narrow(self, addresses: Iterable[str]) -> None:
+    def close_others_in_worker(self, addresses: Iterable[str]) -> None:
         """For a process that shares the sockets: close those on other addresses. Another process
         is still listening on them, so no path is removed."""
-        for one in self._leave_out(addresses):
+        for one in self._keep_only(addresses):
             one.close()
 
     def __iter__(self) -> Iterator[Listener]:
@@ -448,7 +448,7 @@ class Listeners:
             }.values()
         )
 
-    def _leave_out(self, addresses: Iterable[str]) -> list[socket.socket]:
+    def _keep_only(self, addresses: Iterable[str]) -> list[socket.socket]:
         """Keep only these addresses; return the sockets that have no address left."""
         before, wanted = self.sockets(), set(addresses)
         self._bound = {text: found for text, found in self._bound.items() if text in wanted}

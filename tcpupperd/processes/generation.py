@@ -26,5 +26,5 @@ class Generation(NamedTuple):
         Applying another generation undoes this. Raises ListenError; then nothing has changed."""
         listeners.bind(self.config.listen)
         for listener in listeners:
-            listener.prepare(self.config.keepalive)
+            listener.set_options(self.config.keepalive)
         messages.set_level(self.config.log_level)

@@ -196,7 +196,7 @@ class Supervisor:
     def settle(self) -> None:
         """All workers of the generation accept connections: the others may exit."""
         generation, first = self._generation, self.state is State.STARTING
-        dropped = self._listeners.keep(generation.config.listen)
+        dropped = self._listeners.keep_only(generation.config.listen)
         if not first:
             self._scoreboard.reload_ended(failed=False)
         self._source.keep(generation)
@@ -285,7 +285,7 @@ class Supervisor:
         for line in why.splitlines():
             text = "reload failed, keeping the current configuration: %s"
             log.error(text, line, extra=Event.RELOAD_REFUSED.fields())
-        self._listeners.keep(self._generation.config.listen)
+        self._listeners.keep_only(self._generation.config.listen)
         self._enter(State.SERVING)
         self._notifier.ready()
         self._answer(FAILED)
@@ -340,7 +340,7 @@ class Supervisor:
         self._notifier.extend_timeout(self._exit_timeout + GRACE)
         self._fleet.serve(None)
         self._fleet.retire(order, self._exit_timeout)
-        self._listeners.keep(())  # so that no client connects once the workers do not accept
+        self._listeners.keep_only(())  # so that no client connects once the workers do not accept
         self._enter(state)
 
     def recall(self) -> None:
@@ -424,7 +424,8 @@ class Supervisor:
 
     def _work(self, generation: Generation, slot: Slot, orders: int) -> None:
         """Run as a worker."""
-        self._listeners.narrow(generation.config.listen)  # a reload may have removed an address
+        # A reload may have removed an address.
+        self._listeners.close_others_in_worker(generation.config.listen)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
         worker.run(
             worker.WorkerContext(

@@ -110,7 +110,7 @@ class UpperServer(socketserver.BaseServer):
     def prepare(self, listeners: Sequence[Listener]) -> None:
         """Set the options of the listeners, which their connections inherit."""
         for listener in listeners:
-            listener.prepare(self.config.keepalive)
+            listener.set_options(self.config.keepalive)
 
     # Serving
 

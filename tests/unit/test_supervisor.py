@@ -117,6 +117,9 @@ class World:
     def has_changed_on_disk(self, generation: Generation) -> bool:
         return False
 
+    def keep(self, good: Generation) -> None:
+        pass
+
     # Listeners
 
     passed = False
@@ -125,18 +128,15 @@ class World:
     def bind(self, addresses: tuple[str, ...]) -> None:
         self.addresses |= set(addresses)
 
-    def keep(self, kept: Any) -> bool:
-        """Source keeps a generation, and Listeners keep addresses."""
-        if isinstance(kept, Generation):
-            return False
-        dropped = self.addresses - set(kept)
+    def keep_only(self, addresses: tuple[str, ...]) -> bool:
+        dropped = self.addresses - set(addresses)
         self.addresses -= dropped
         return bool(dropped)
 
     def __iter__(self) -> Iterator[World]:
         return iter([self])
 
-    def prepare(self, keepalive: float) -> None:
+    def set_options(self, keepalive: float) -> None:
         self.keepalive = keepalive
 
     # Notifier and Store
