@@ -19,18 +19,20 @@ class Capacity(NamedTuple):
     accepted: int  # by one worker: at this number, it stops accepting
     descriptors: int  # in one worker: below this number, it has room for another full message
     room: int  # in one worker: the most that it may have after taking over a message
-    together: int  # in all workers: as many as can be handed over to the next process
+    total_connections: int  # in all workers: as many as can be handed over to the next process
     batch: int  # in one message
     messages: int  # that may be in flight at a time
     limit: int  # RLIMIT_NOFILE, from which these numbers are derived
-    kept: bool  # whether a restart keeps connections
-    scarce: bool  # whether two generations must not accept at the same time
+    restart_keeps_connections: bool
+    one_generation_accepts: bool  # whether two must not accept at the same time
 
-    def complaint(self, config: Config) -> str:
+    def problem(self, config: Config) -> str:
         """A message if a limit lower than max_connections applies; "" otherwise."""
         if self.accepted >= config.max_connections:
             return ""
-        why = "a restart could not hand over more" if self.kept else "there is no room for more"
+        why = "there is no room for more"
+        if self.restart_keeps_connections:
+            why = "a restart could not hand over more"
         return (
             f"max_connections is {config.max_connections}, but each worker will accept at most"
             f" {self.accepted} connections: with {counted(config.worker_count, 'worker')} and a"
@@ -51,8 +53,10 @@ def capacity(config: Config, limit: int, *, kept: bool) -> Capacity:
     room = max(1, limit - min(RESERVE, max(16, limit // 8)))
     messages = limit // 16
     in_flight = max(workers, limit - messages - workers * (1 + PRIVILEGED_EXTRA))
-    together = in_flight if kept else workers * descriptors
-    accepted = min(config.max_connections, descriptors, together // workers)
+    total = in_flight if kept else workers * descriptors
+    accepted = min(config.max_connections, descriptors, total // workers)
     # During a reload, there are twice as many workers, and perhaps those of an earlier reload.
-    scarce = together < 4 * workers * accepted
-    return Capacity(accepted, descriptors, room, together, batch, messages, limit, kept, scarce)
+    one_at_a_time = total < 4 * workers * accepted
+    return Capacity(
+        accepted, descriptors, room, total, batch, messages, limit, kept, one_at_a_time
+    )

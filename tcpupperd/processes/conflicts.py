@@ -22,9 +22,9 @@ def conflicts(settings: Config, *, passed: bool, kept: bool) -> list[tuple[int, 
             " set the addresses in the socket unit"
         )
         found.append((logging.WARNING, text))
-    if complaint := capacity(settings, descriptors.limit(), kept=kept).complaint(settings):
+    if problem := capacity(settings, descriptors.limit(), kept=kept).problem(settings):
         level = logging.WARNING if is_set(settings, "max_connections") else logging.INFO
-        found.append((level, complaint))
+        found.append((level, problem))
     return found
 
 

@@ -318,13 +318,13 @@ class Taker:
     def _warn_of_excess(self) -> None:
         """Warn if the limit was lowered, and a restart could not hand over all connections."""
         found, limit = self._scoreboard.open(), self._capacity.limit
-        if self._capacity.kept and found > self._capacity.together:
+        if self._capacity.restart_keeps_connections and found > self._capacity.total_connections:
             self._warnings.warn(
                 "%s are open, but with a limit of %d descriptors (RLIMIT_NOFILE; LimitNOFILE= in"
                 " the unit), a restart can hand over only about %d; raise it before a restart",
                 counted(found, "connection"),
                 limit,
-                self._capacity.together,
+                self._capacity.total_connections,
             )
 
     def _without_strange(

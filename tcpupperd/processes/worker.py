@@ -76,7 +76,8 @@ class Worker(UpperServer):
         self._capacity = capacity(context.config, limit, kept=kept)
         self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
         self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
-        self.acceptor.capacity = -math.inf if self._capacity.scarce else self._capacity.accepted
+        waits = self._capacity.one_generation_accepts
+        self.acceptor.capacity = -math.inf if waits else self._capacity.accepted
         self._announce_by = self.poller.now + ANNOUNCE_TIME
         self.poller.add(context.control, self._handle_order)
 

@@ -25,7 +25,7 @@ WORKERS = 4
 
 #: What all workers may have: less a sixteenth for messages, and for each worker one for its last
 #: message and those accepted beyond its capacity.
-TOGETHER = (LIMIT - LIMIT // 16 - WORKERS * (1 + PRIVILEGED_EXTRA)) // WORKERS * WORKERS
+TOTAL = (LIMIT - LIMIT // 16 - WORKERS * (1 + PRIVILEGED_EXTRA)) // WORKERS * WORKERS
 
 
 def limited(limit: int = LIMIT) -> list[str]:
@@ -51,9 +51,9 @@ def fill(service: Service, daemon: Daemon) -> list[Client]:
     clients = [service.connect() for _ in range(2 * LIMIT)]
     for client in clients:
         client.send(b"x\n")
-    until(lambda: is_full(daemon, TOGETHER))
+    until(lambda: is_full(daemon, TOTAL))
     served = [client for client in clients if is_answered(client)]
-    assert len(served) == TOGETHER
+    assert len(served) == TOTAL
     return served
 
 
@@ -100,7 +100,7 @@ def test_a_reload_does_not_let_in_more(service: Service) -> None:
         for _ in range(3):
             daemon.reload()
             assert all(client.ask(b"y") == b"Y" for client in served)
-            assert daemon.counters()["open"] <= TOGETHER
+            assert daemon.counters()["open"] <= TOTAL
         restart_loses_nobody(daemon)
     with small(service) as daemon:
         assert all(client.ask(b"y") == b"Y" for client in served)
@@ -130,7 +130,7 @@ def test_restarts_in_a_row_keep_no_new_client_waiting(service: Service) -> None:
     the clients that wait, so each restart serves them, even if the next one follows
     immediately."""
     with small(service) as daemon:
-        served = [service.connect() for _ in range(TOGETHER - 40)]
+        served = [service.connect() for _ in range(TOTAL - 40)]
         assert {client.ask(b"x") for client in served} == {b"X"}
     for _ in range(5):
         new = service.connect()
@@ -167,7 +167,7 @@ def test_those_that_wait_are_accepted_when_there_is_room(service: Service) -> No
         for client in served:
             client.close()
         waiting = [client for client in service.clients if client not in served]
-        for client in waiting[:TOGETHER]:
+        for client in waiting[:TOTAL]:
             assert client.read_line() == b"X\n"
 
 

@@ -14,15 +14,15 @@ def test_usual_limit_does_not_bind() -> None:
     allowed = capacity(config, 524_288, kept=True)
     assert allowed.accepted == config.max_connections
     assert allowed.batch == BATCH
-    assert allowed.complaint(config) == ""
+    assert allowed.problem(config) == ""
 
 
 def test_limit_that_binds_is_named() -> None:
     config = Config(workers=2)
-    complaint = capacity(config, 1024, kept=True).complaint(config)
-    assert "max_connections is 10000" in complaint
-    assert "each worker will accept at most 471 connections: with 2 workers" in complaint
-    assert "1024 descriptors (RLIMIT_NOFILE; LimitNOFILE= in the unit)" in complaint
+    problem = capacity(config, 1024, kept=True).problem(config)
+    assert "max_connections is 10000" in problem
+    assert "each worker will accept at most 471 connections: with 2 workers" in problem
+    assert "1024 descriptors (RLIMIT_NOFILE; LimitNOFILE= in the unit)" in problem
 
 
 def test_without_a_store_each_worker_has_the_limit_to_itself() -> None:
@@ -38,7 +38,7 @@ def test_all_can_be_in_flight(workers: int, limit: int, most: int) -> None:
     assert 1 <= allowed.accepted <= most
     # Each worker's last message may have room left.
     assert workers * allowed.accepted + allowed.messages + workers <= limit
-    if allowed.together > workers:
+    if allowed.total_connections > workers:
         assert (
             workers * (allowed.accepted + PRIVILEGED_EXTRA) + allowed.messages + workers <= limit
         )
