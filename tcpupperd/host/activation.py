@@ -73,17 +73,17 @@ def passed_descriptors(
     names = variables["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in variables else []
     if names and len(names) != count:
         raise ListenError(f"LISTEN_FDNAMES has {len(names)} names for LISTEN_FDS={count} sockets")
-    objections = []
+    problems = []
     for index in range(count):
         fd, name = LISTEN_FDS_START + index, names[index] if names else "unknown"
         try:
             _classify(fd, name, passed, stored=name in stores, kept=kept)
         except ListenError as error:
-            objections.append(str(error))
-    if objections and not any(passed):
-        raise ListenError("\n".join(objections))
-    for objection in objections:
-        log.error("%s", objection)
+            problems.append(str(error))
+    if problems and not any(passed):
+        raise ListenError("\n".join(problems))
+    for problem in problems:
+        log.error("%s", problem)
     return passed
 
 
@@ -151,9 +151,9 @@ def _classify(fd: int, name: str, passed: PassedDescriptors, *, stored: bool, ke
     elif stored or (kept and not _is_of_a_socket_unit(name)):
         passed.stored.append((name, one.detach() if one else fd))
     else:
-        objection = _objection(one, fd)
+        problem = _problem(one, fd)
         os.close(one.detach() if one else fd)
-        raise ListenError(f"{what} {objection}")
+        raise ListenError(f"{what} {problem}")
 
 
 def can_listen(one: socket.socket) -> bool:
@@ -190,7 +190,7 @@ def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:
     return one.family in FAMILIES
 
 
-def _objection(one: socket.socket | None, fd: int) -> str:
+def _problem(one: socket.socket | None, fd: int) -> str:
     """Why a descriptor cannot be served, and what to change in its socket unit."""
     if one and one.family in FAMILIES and one.type == socket.SOCK_STREAM:
         return "is neither listening nor connected; use ListenStream="

@@ -94,7 +94,7 @@ class Notifier:
             with _Socket(self._address) as notifier.socket:
                 notifier.notify(state.encode().decode("latin-1"))
         except (OSError, ImportError) as error:
-            self._complain("messages", state, error)
+            self._log_problem("messages", state, error)
         else:
             self._failing.discard("messages")
 
@@ -105,12 +105,12 @@ class Notifier:
             with _Socket(self._address) as one:
                 one.send_file(state.encode(), fd)
         except OSError as error:
-            self._complain("descriptors", state, error)
+            self._log_problem("descriptors", state, error)
             return False
         self._failing.discard("descriptors")
         return True
 
-    def _complain(self, what: str, state: str, error: Exception) -> None:
+    def _log_problem(self, what: str, state: str, error: Exception) -> None:
         if what not in self._failing:
             self._failing.add(what)
             name = state.split(maxsplit=1)[0]

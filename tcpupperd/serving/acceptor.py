@@ -81,8 +81,8 @@ class Acceptor:
         self._pause = poller.at(math.inf)  # pending during a pause
         self._open_at_pause = 0
         self._short = False  # whether there has been a shortage since a queue was last empty
-        self._complained = False  # whether this was logged
-        self._may_complain_at = 0.0
+        self._problem_logged = False  # whether this was logged
+        self._may_log_at = 0.0
         self._may_time_at = 0.0
         poller.each.append(self.update_interest)
 
@@ -93,7 +93,7 @@ class Acceptor:
             self._pause.cancel()  # a closed connection has freed its descriptor
         room = self.capacity - connections
         if self.listeners and -math.inf < room <= 0:
-            self._complain("the limit set by max_connections or RLIMIT_NOFILE is reached")
+            self._log_problem("the limit set by max_connections or RLIMIT_NOFILE is reached")
         may_come = (False, False) if self._pause.pending else (room > 0, room > -PRIVILEGED_EXTRA)
         if may_come != self._may_come:
             self._may_come = may_come
@@ -173,20 +173,20 @@ class Acceptor:
             log.debug("a connection failed before it was accepted: %s", error)
             return
         self._begin_pause()
-        self._complain(os.strerror(error.errno), ERRNO=error.errno)
+        self._log_problem(os.strerror(error.errno), ERRNO=error.errno)
 
     def _begin_pause(self) -> None:
         self._pause.set(self._poller.now + SHORTAGE_PAUSE)
         self._open_at_pause = len(self._connections)
 
-    def _complain(self, why: str, **fields: object) -> None:
+    def _log_problem(self, why: str, **fields: object) -> None:
         """Count a shortage and log it immediately, but at a limited rate."""
         if not self._short:
             self._short = True
             self._tally.add(ACCEPT_PAUSES)
-        if not self._complained and self._poller.now >= self._may_complain_at:
-            self._complained = True
-            self._may_complain_at = self._poller.now + RateLimitedLog.INTERVAL
+        if not self._problem_logged and self._poller.now >= self._may_log_at:
+            self._problem_logged = True
+            self._may_log_at = self._poller.now + RateLimitedLog.INTERVAL
             log.warning(
                 "not accepting connections: %s; %s open, new ones wait in the accept queue",
                 why,
@@ -196,6 +196,6 @@ class Acceptor:
 
     def _queue_seen_empty(self) -> None:
         self._short = False
-        if self._complained:
-            self._complained = False
+        if self._problem_logged:
+            self._problem_logged = False
             log.warning("accepting connections again", extra=Event.ACCEPTING_RESUMED.fields())

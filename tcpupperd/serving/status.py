@@ -38,7 +38,7 @@ def page(report: Report) -> Page:
     """The whole page."""
     text = _TEMPLATE.substitute(
         host=escaped(report.host),
-        trouble="".join(f"<li>{escaped(text)}" for text in troubles(report)),
+        trouble="".join(f"<li>{escaped(text)}" for text in problems(report)),
         figures=_figures(report),
         facts=_facts(report),
         workers="".join(map(_worker, report.workers)),
@@ -54,7 +54,7 @@ def page(report: Report) -> Page:
     return Page("text/html; charset=utf-8", text, (POLICY, "Referrer-Policy: no-referrer"))
 
 
-def troubles(report: Report) -> Iterator[str]:
+def problems(report: Report) -> Iterator[str]:
     """Problems that need the administrator's attention."""
     if report.leaving:
         yield "The service is about to stop; load balancers should send new clients elsewhere."

@@ -9,7 +9,7 @@ import pytest
 
 from tcpupperd.serving.metrics import counters
 from tcpupperd.serving.report import ListenerReport, Report
-from tcpupperd.serving.status import LOST, POLICY, SCRIPT, STYLE, duration, page, troubles
+from tcpupperd.serving.status import LOST, POLICY, SCRIPT, STYLE, duration, page, problems
 from unit import reports
 from unit.reports import NASTY, REPORT
 
@@ -160,9 +160,9 @@ def test_heading_of_each_table_and_row_is_known_to_a_screen_reader() -> None:
 )
 def test_trouble_comes_first(changed: dict[str, object], trouble: str) -> None:
     healthy = REPORT._replace(counters=UNHARMED)
-    assert list(troubles(healthy)) == []
+    assert list(problems(healthy)) == []
     report = healthy._replace(**changed)  # type: ignore[arg-type]
-    (found,) = troubles(report)
+    (found,) = problems(report)
     assert trouble in found
     text = read(report).text
     assert text.index(trouble) < text.index("Lines answered")
