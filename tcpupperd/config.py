@@ -53,13 +53,13 @@ class Config:
     )
     lines_per_connection = Setting(
         0,
-        settings.whole(0, 2**31 - 1),
+        settings.whole_number(0, 2**31 - 1),
         "N",
         "close a connection after this many lines (0 for no limit)",
     )
     max_line = Setting(
         65536,
-        settings.whole(1, 2**30),
+        settings.whole_number(1, 2**30),
         "BYTES",
         "answer lines longer than this in pieces",
     )
@@ -72,14 +72,14 @@ class Config:
     )
     max_connections = Setting(
         10000,
-        settings.whole(1, 10**6),
+        settings.whole_number(1, 10**6),
         "N",
         "maximum number of open connections per worker; additional clients wait in the accept"
         " queue",
     )
     max_connections_per_source = Setting(
         0,
-        settings.whole(0, 10**6),
+        settings.whole_number(0, 10**6),
         "N",
         "maximum number of open connections per worker from one client address (one /64 for"
         " IPv6); any more are closed immediately (0 for no limit)",

@@ -85,7 +85,7 @@ class Setting(Generic[T]):
         return float(text) if re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", text) else text
 
 
-def whole(low: int, high: int) -> Callable[[Any], int]:
+def whole_number(low: int, high: int) -> Callable[[Any], int]:
     """A whole number from `low` to `high`."""
 
     def check(value: Any) -> int:
@@ -133,7 +133,7 @@ def workers(value: Any) -> int | str:
     if value == "auto":
         return "auto"
     try:
-        return whole(1, WORKERS_MAX)(value)
+        return whole_number(1, WORKERS_MAX)(value)
     except ValueError:
         raise ValueError(f'must be "auto" or a whole number from 1 to {WORKERS_MAX}') from None
 

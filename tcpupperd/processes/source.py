@@ -36,7 +36,7 @@ class Source:
 
     def load(self) -> Generation:
         """The configuration from the file and the options. Raises ConfigError if it is invalid."""
-        self._tried = identity(self.path)
+        self._tried = file_identity(self.path)
         return generation_of(config_file.load(self.path, self._options), self._tried)
 
     def last_good(self) -> Generation | None:
@@ -82,7 +82,7 @@ class Source:
         last reload, which may have failed."""
         if generation.file == NO_FILE:
             return False
-        return identity(self.path) not in (generation.file, self._tried)
+        return file_identity(self.path) not in (generation.file, self._tried)
 
 
 def generation_of(settings: Config, file: tuple[int, int], problem: str = "") -> Generation:
@@ -91,7 +91,7 @@ def generation_of(settings: Config, file: tuple[int, int], problem: str = "") ->
     return Generation(resolved, to_toml(settings), file, problem)
 
 
-def identity(path: str | None) -> tuple[int, int]:
+def file_identity(path: str | None) -> tuple[int, int]:
     """What shows whether the file or one of its fragments was changed or replaced: the inode of
     the file, and a digest of the inodes and the times of the last changes of the contents.
     NO_FILE if one of them cannot be examined."""

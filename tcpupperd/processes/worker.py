@@ -13,10 +13,10 @@ from tcpupperd.host import descriptors
 from tcpupperd.host.send_queue import send_queue
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
+from tcpupperd.processes.daemon_report import collect_report
 from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import wake_supervisor
-from tcpupperd.processes.survey import survey
 from tcpupperd.processes.transfer import Giver, Taker
 from tcpupperd.serving.counters import (
     ACCEPTING,
@@ -118,7 +118,7 @@ class Worker(UpperServer):
         """The state of the daemon."""
         limit = self._capacity.accepted * self.config.worker_count
         listeners, path = self.acceptor.listeners, self._context.path
-        return survey(
+        return collect_report(
             self._context.scoreboard,
             listeners,
             limit=limit,

@@ -190,7 +190,7 @@ def reason(counter: int) -> str:
     return WORKER.rows[counter].name.replace("_", " ")
 
 
-def alone() -> list[int]:
+def new_row() -> list[int]:
     """The numbers of a server without other workers."""
     numbers = [0] * len(WORKER.rows)
     numbers[STATE], numbers[PID], numbers[STARTED] = ACCEPTING, os.getpid(), microseconds()
@@ -225,7 +225,7 @@ class Tally:
     def __init__(
         self, numbers: MutableSequence[int] | memoryview | None = None, *, debug: bool = False
     ) -> None:
-        self.numbers = alone() if numbers is None else numbers
+        self.numbers = new_row() if numbers is None else numbers
         self.debug = debug  # whether connections and data are also logged
         # Lines answered, and bytes sent by `fast_path`, which has received the same number.
         self.counts = array("Q", [self.numbers[LINES], 0])

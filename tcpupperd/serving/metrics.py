@@ -19,12 +19,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4"
 
 
 #: A metric: name, type, help, and the values with their labels.
-Family = tuple[str, str, str, Iterable[tuple[Mapping[str, str], float]]]
+MetricFamily = tuple[str, str, str, Iterable[tuple[Mapping[str, str], float]]]
 
 
 def page(report: Report) -> Page:
     """All metrics."""
-    return Page(CONTENT_TYPE, "".join(map(_written, (*_counters(report), *_gauges(report)))))
+    return Page(CONTENT_TYPE, "".join(map(_format, (*_counters(report), *_gauges(report)))))
 
 
 def counters(report: Report) -> dict[Metric, list[tuple[Row, int]]]:
@@ -36,7 +36,7 @@ def counters(report: Report) -> dict[Metric, list[tuple[Row, int]]]:
     return found
 
 
-def _counters(report: Report) -> Iterator[Family]:
+def _counters(report: Report) -> Iterator[MetricFamily]:
     for metric, rows in counters(report).items():
         values = [
             ({metric.label: row.value} if metric.label else {}, count) for row, count in rows
@@ -44,8 +44,8 @@ def _counters(report: Report) -> Iterator[Family]:
         yield f"tcpupperd_{metric.name}_total", "counter", metric.help, values
 
 
-def _gauges(report: Report) -> Iterator[Family]:
-    def gauge(name: str, text: str, value: float | None) -> Family:
+def _gauges(report: Report) -> Iterator[MetricFamily]:
+    def gauge(name: str, text: str, value: float | None) -> MetricFamily:
         return name, "gauge", text, [] if value is None else [({}, value)]
 
     python = ".".join(map(str, sys.version_info[:3]))
@@ -93,7 +93,7 @@ def _gauges(report: Report) -> Iterator[Family]:
     )
 
 
-def _queues(report: Report) -> Iterator[Family]:
+def _queues(report: Report) -> Iterator[MetricFamily]:
     known = [
         ({"listener": one.address, "service": one.service}, one.queue, one.queue_limit)
         for one in report.listeners
@@ -109,7 +109,7 @@ def _queues(report: Report) -> Iterator[Family]:
     yield "tcpupperd_accept_queue_limit", "gauge", text, limits
 
 
-def _times(report: Report) -> Iterator[Family]:
+def _times(report: Report) -> Iterator[MetricFamily]:
     """Times and maxima; the report has the counter of time in microseconds."""
     seconds = report.counters.get("loop_microseconds", 0) / 1_000_000
     text = "Time spent by workers in event loop iterations, excluding time spent waiting."
@@ -122,7 +122,7 @@ def _times(report: Report) -> Iterator[Family]:
     yield "tcpupperd_accept_queue_longest_seconds", "gauge", text, [({}, longest)]
 
 
-def _written(family: Family) -> str:
+def _format(family: MetricFamily) -> str:
     name, kind, text, values = family
     lines = [f"{name}{_labels(labels)} {_number(value)}\n" for labels, value in values]
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{''.join(lines)}" if lines else ""

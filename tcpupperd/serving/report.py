@@ -82,7 +82,7 @@ class Report(NamedTuple):
         return sum(one.queue or 0 for one in self.listeners)
 
 
-def report_of_one(
+def report_of_single_server(
     numbers: Sequence[int] | memoryview,
     listeners: Iterable[Listener],
     *,

@@ -35,7 +35,7 @@ from tcpupperd.serving.counters import BUG, RESET, SOURCE_LIMIT, Tally
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
-from tcpupperd.serving.report import Report, report_of_one
+from tcpupperd.serving.report import Report, report_of_single_server
 from tcpupperd.serving.services import Service, services
 from tcpupperd.words import written
 
@@ -164,7 +164,7 @@ class UpperServer(socketserver.BaseServer):
         """The state of this server, for the service `metrics`."""
         limit = int(self.acceptor.capacity)
         listeners, leaving = self.acceptor.listeners, self.is_stopping_soon()
-        return report_of_one(self.tally.numbers, listeners, limit=limit, leaving=leaving)
+        return report_of_single_server(self.tally.numbers, listeners, limit=limit, leaving=leaving)
 
     def drain(self, *, take_queues: bool = True, gentle: bool = True) -> Drain:
         """Stop accepting, answer what has been received, and close all connections.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tcpupperd.config import SETTINGS
 from tcpupperd.config_file import FILE_SIZE_MAX, ConfigError, explain, load
-from tcpupperd.processes.source import identity
+from tcpupperd.processes.source import file_identity
 from unit.configurations import NAMES, complaint, write
 
 # Files
@@ -167,13 +167,13 @@ def test_errors_in_all_files_are_reported(tmp_path: Path) -> None:
 
 def test_change_of_a_fragment_is_a_change(tmp_path: Path) -> None:
     path = write(tmp_path, "")
-    found = [identity(path)]
+    found = [file_identity(path)]
     one = fragment(tmp_path, "1.toml", "")
-    found.append(identity(path))
+    found.append(file_identity(path))
     os.utime(one, (1, 1))
-    found.append(identity(path))
+    found.append(file_identity(path))
     one.unlink()
-    assert identity(path) == found[0]
+    assert file_identity(path) == found[0]
     assert len(set(found)) == 3
 
 

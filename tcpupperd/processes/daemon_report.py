@@ -9,7 +9,7 @@ from time import time
 from tcpupperd import __version__
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.scoreboard import Scoreboard
-from tcpupperd.processes.source import identity
+from tcpupperd.processes.source import file_identity
 from tcpupperd.serving.counters import (
     BEGAN,
     FILE_NUMBER,
@@ -22,7 +22,7 @@ from tcpupperd.serving.counters import (
 from tcpupperd.serving.report import Report, report_of_worker, reports_of
 
 
-def survey(
+def collect_report(
     scoreboard: Scoreboard,
     listeners: Iterable[Listener],
     *,
@@ -47,7 +47,7 @@ def survey(
         limit=limit,
         configuration=path or "",
         loaded=daemon[LOADED] / 1_000_000,
-        current=identity(path) == loaded != (0, 0) if path else None,
+        current=file_identity(path) == loaded != (0, 0) if path else None,
         last_reload=daemon[LAST_RELOAD] / 1_000_000,
         last_reload_failed=bool(daemon[LAST_RELOAD_FAILED]),
         leaving=leaving,
