@@ -79,7 +79,7 @@ def main() -> None:
         for listener in passed.listening:
             listener.set_options(keepalive=60)
             selector.register(listener.socket, EVENT_READ, listener)
-        for sock, state in channel.take_all(ours.take, FORMAT):
+        for sock, state in channel.receive_all(ours.receive_end, FORMAT):
             unsent, newline, held = state.rpartition(b"\n")
             selector.register(sock, EVENT_WRITE, Connection(sock, unsent + newline, held))
         notifier.ready()
@@ -89,7 +89,7 @@ def main() -> None:
             states = [
                 (one.socket, one.unsent + one.held) for one in left if type(one) is Connection
             ]
-            channel.give_all(ours.give, FORMAT, states)
+            channel.send_all(ours.send_end, FORMAT, states)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def serve(arguments: argparse.Namespace) -> None:
         library.load()
         supervisor = Supervisor(generation, source, listeners, notifier, store)
         if stage:
-            ends = [store.channel.give, store.channel.take]
+            ends = [store.channel.send_end, store.channel.receive_end]
             run_in_background(stage, supervisor, [*listeners.sockets(), *ends])
         else:
             supervisor.run(started=lambda: store.spares.keep(listeners))

@@ -36,10 +36,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-GIVE_END, TAKE_END = "handover-give", "handover-take"
-
-#: The names of the ends in the service manager's store.
-NAMES = frozenset({GIVE_END, TAKE_END})
+#: The names of the ends in the service manager's store, which every version must find.
+SEND_END, RECEIVE_END = "handover-give", "handover-take"
+NAMES = frozenset({SEND_END, RECEIVE_END})
 
 #: Bytes to request for the channel's buffer, up to net.core.wmem_max. With the default of 208 KiB,
 #: the channel is full after 278 messages.
@@ -58,7 +57,7 @@ MESSAGES_MAX = 2 * BUFFER // 512
 #: Of socket(7); Python has no name for it.
 SO_DETACH_FILTER = 27
 
-#: The longest state that `take_all` reads, in bytes.
+#: The longest state that `receive_all` reads, in bytes.
 STATE_MAX = 2**30
 _LENGTH = struct.Struct("!I")
 
@@ -83,8 +82,8 @@ class Channel(NamedTuple):
     """The sending and the receiving end of a channel. All processes of the daemon share them, and
     if the service manager also keeps them, the channel outlives the daemon."""
 
-    give: socket.socket
-    take: socket.socket
+    send_end: socket.socket
+    receive_end: socket.socket
     outlives_us: bool
 
 
@@ -95,7 +94,7 @@ def open_channel(stored: dict[str, socket.socket], notifier: Notifier, *, store:
     replaced, because connections may be waiting in it.
     """
     if stored.keys() == NAMES:
-        channel = Channel(stored[GIVE_END], stored[TAKE_END], True)
+        channel = Channel(stored[SEND_END], stored[RECEIVE_END], True)
         if _works(channel):
             return channel
         log.error("the stored handover channel does not work; using a new one")
@@ -114,26 +113,26 @@ def replaced(old: Channel, notifier: Notifier) -> Channel:
             notifier.remove_descriptor(name)
     new = _new_channel(notifier, store=old.outlives_us)
     _move(old, new)
-    old.give.close()
-    old.take.close()
+    old.send_end.close()
+    old.receive_end.close()
     return new
 
 
 def is_shut_down(channel: Channel) -> bool:
     """Whether a process has called shutdown(2) for an end. The daemon never does, but all
     processes share the ends, and an attacker in a worker may do it."""
-    return any(_polled(end, select.POLLRDHUP) for end in (channel.give, channel.take))
+    return any(_polled(end, select.POLLRDHUP) for end in (channel.send_end, channel.receive_end))
 
 
 def _new_channel(notifier: Notifier, *, store: bool) -> Channel:
     """A new channel. If it cannot be sent to the service manager, it ends with the daemon."""
-    give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    send_end, receive_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stored = (
         store
-        and notifier.store_descriptor(GIVE_END, give.fileno())
-        and notifier.store_descriptor(TAKE_END, take.fileno())
+        and notifier.store_descriptor(SEND_END, send_end.fileno())
+        and notifier.store_descriptor(RECEIVE_END, receive_end.fileno())
     )
-    channel = Channel(give, take, stored)
+    channel = Channel(send_end, receive_end, stored)
     _prepare(channel)
     return channel
 
@@ -141,8 +140,8 @@ def _new_channel(notifier: Notifier, *, store: bool) -> Channel:
 def _prepare(channel: Channel) -> None:
     """Set the options of a channel, whatever another process has set. Raises OSError if there is
     a filter that drops messages and cannot be removed."""
-    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-    for end in (channel.give, channel.take):
+    channel.send_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    for end in (channel.send_end, channel.receive_end):
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         with contextlib.suppress(FileNotFoundError):  # there is none
@@ -155,7 +154,7 @@ def _works(channel: Channel) -> bool:
         _prepare(channel)
         if is_shut_down(channel):
             return False
-        return _polled(channel.take, select.POLLIN) or _carries(channel)
+        return _polled(channel.receive_end, select.POLLIN) or _carries(channel)
     except OSError:
         return False
 
@@ -163,8 +162,8 @@ def _works(channel: Channel) -> bool:
 def _carries(channel: Channel) -> bool:
     """Whether an empty channel carries a message."""
     probe = os.urandom(GREETING.size)
-    _send(channel.give, probe, [])
-    data, files, _ = _receive(channel.take)
+    _send_message(channel.send_end, probe, [])
+    data, files, _ = _receive_message(channel.receive_end)
     for fd in files:
         os.close(fd)
     return data == probe
@@ -174,11 +173,11 @@ def _move(old: Channel, new: Channel) -> None:
     """Move the messages of a channel to another one, as far as that is possible."""
     with contextlib.suppress(OSError):
         for _ in range(MESSAGES_MAX):
-            data, files, _ = _receive(old.take)
+            data, files, _ = _receive_message(old.receive_end)
             if not data and not files:  # the end
                 break
             try:
-                _send(new.give, data, files)
+                _send_message(new.send_end, data, files)
             finally:
                 for fd in files:
                     os.close(fd)
@@ -206,7 +205,7 @@ def is_end(fd: int) -> bool:
         one.detach()
 
 
-def give(
+def send(
     end: socket.socket,
     form: Format,
     sockets: Sequence[socket.socket],
@@ -226,7 +225,7 @@ def give(
     try:
         files = [state, *(one.fileno() for one in sockets)]
         greeting = GREETING.pack(form.program, form.version, len(sockets))
-        _send(end, greeting, files)
+        _send_message(end, greeting, files)
     finally:
         os.close(state)
 
@@ -270,13 +269,13 @@ def peek(end: socket.socket) -> int:
     return min(int(count), BATCH)
 
 
-def take(end: socket.socket, form: Format) -> Message:
+def receive(end: socket.socket, form: Format) -> Message:
     """Take one message out of a channel.
 
     Raises BlockingIOError if there is no message, EOFError if none can ever arrive, and
     HandoverError if it has another format.
     """
-    data, files, flags = _receive(end)
+    data, files, flags = _receive_message(end)
     if not data and not files and _polled(end, select.POLLRDHUP):
         raise EOFError
     try:
@@ -326,16 +325,16 @@ class Message:
         return sockets
 
 
-def give_all(
+def send_all(
     end: socket.socket, form: Format, connections: Sequence[tuple[socket.socket, bytes]]
 ) -> None:
     """Put any number of connections into a channel, each with some bytes of state, and close them
-    here. Raises what `give` raises; the connections that did not fit are then still open."""
+    here. Raises what `send` raises; the connections that did not fit are then still open."""
     for start in range(0, len(connections), BATCH):
         batch = connections[start : start + BATCH]
         parts = [part for _, state in batch for part in (_LENGTH.pack(len(state)), state)]
         content = b"".join(parts)
-        give(end, form, [one for one, _ in batch], partial(_write, content))
+        send(end, form, [one for one, _ in batch], partial(_write, content))
         for one, _ in batch:
             one.close()
 
@@ -344,13 +343,13 @@ def _write(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 
-def take_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, bytes]]:
-    """Take the connections of all messages that `give_all` put into a channel. Connections whose
+def receive_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, bytes]]:
+    """Take the connections of all messages that `send_all` put into a channel. Connections whose
     state cannot be read are closed, with an error in the log."""
     with contextlib.suppress(BlockingIOError):
         while True:
             try:
-                message = take(end, form)
+                message = receive(end, form)
                 states = message.read(_read_states)
                 sockets = message.sockets()
             except HandoverError as error:
@@ -381,14 +380,14 @@ def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
     return states
 
 
-def _send(end: socket.socket, data: bytes, files: list[int]) -> None:
+def _send_message(end: socket.socket, data: bytes, files: list[int]) -> None:
     """Send a message without waiting: all processes share O_NONBLOCK, and any may have cleared it.
     (`socket.send_fds` ignores flags.)"""
     packed = b"".join(map(_FD.pack, files))
     end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)], socket.MSG_DONTWAIT)
 
 
-def _receive(end: socket.socket) -> tuple[bytes, list[int], int]:
+def _receive_message(end: socket.socket) -> tuple[bytes, list[int], int]:
     """A message, its descriptors and flags. (`socket.recv_fds` does not set MSG_CMSG_CLOEXEC.)"""
     room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
     wanted = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT

@@ -77,21 +77,21 @@ class Connection(NamedTuple):
 Record = tuple[int, object, State]
 
 
-def give(end: socket.socket, connections: Sequence[Connection]) -> None:
-    """Put up to `BATCH` connections into a channel; raises what `channel.give` raises."""
+def send(end: socket.socket, connections: Sequence[Connection]) -> None:
+    """Put up to `BATCH` connections into a channel; raises what `channel.send` raises."""
 
     def write(file: BinaryIO) -> None:
         for connection in connections:
             _pack(file, connection)
 
-    channel.give(end, FORMAT, [connection.socket for connection in connections], write)
+    channel.send(end, FORMAT, [connection.socket for connection in connections], write)
 
 
-def take(end: socket.socket, max_line: int) -> list[Connection]:
+def receive(end: socket.socket, max_line: int) -> list[Connection]:
     """Take the connections of one message out of a channel; `max_line` is the largest with which
-    any of them may have been served. Raises what `channel.take` raises, and HandoverError if the
-    state of a connection is invalid."""
-    message = channel.take(end, FORMAT)
+    any of them may have been served. Raises what `channel.receive` raises, and HandoverError if
+    the state of a connection is invalid."""
+    message = channel.receive(end, FORMAT)
     records = message.read(partial(_read_all, Limits.of(message.version, max_line)))
     sockets = message.sockets([family for family, _, _ in records])
     return [

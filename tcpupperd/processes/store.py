@@ -145,8 +145,8 @@ class Store:
 
     def __exit__(self, *exception: object) -> None:
         """Close this process's descriptors; those in the store stay there."""
-        self.channel.give.close()
-        self.channel.take.close()
+        self.channel.send_end.close()
+        self.channel.receive_end.close()
         if self._canary:
             self._canary.close()
 

@@ -433,7 +433,7 @@ class Supervisor:
                 instance=self._source.instance,
                 listeners=list(self._listeners),
                 listeners_outlive_us=self._listeners.passed,
-                channel=(self._store.channel.give, self._store.channel.take),
+                channel=(self._store.channel.send_end, self._store.channel.receive_end),
                 channel_outlives_us=lambda: self._store.keeps,
                 control=socket.socket(fileno=orders),
                 numbers=slot.numbers,

@@ -128,7 +128,7 @@ class Giver:
         as several, and leave out those for which even that fails. Raises OSError if the channel
         has no room at the moment."""
         try:
-            handover.give(self._end, [self._packed(one) for one in batch])
+            handover.send(self._end, [self._packed(one) for one in batch])
         except (OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EPIPE):
                 raise
@@ -271,7 +271,7 @@ class Taker:
         # Count them before they leave the channel: they must not be missed in `excess`.
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
-            connections = handover.take(self._end, self._longest_line())
+            connections = handover.receive(self._end, self._longest_line())
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()

@@ -68,7 +68,7 @@ class WorkerProcess:
             socket.socket(fileno=os.dup(self._control)) as control,
         ):
             control.setblocking(False)
-            ends = [channel.give.fileno(), channel.take.fileno()]
+            ends = [channel.send_end.fileno(), channel.receive_end.fileno()]
             socket.send_fds(control, [CHANNEL], ends)
 
     def close(self) -> None:

@@ -139,14 +139,14 @@ def handover_message(data: bytes) -> None:
     count, family, size = data[0] % 4, data[0] // 4 % len(FAMILIES), data[1]
     lowest_free = os.dup(0)
     os.close(lowest_free)
-    give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with give, take:
-        send_message(give, data[2 : size + 2], data[size + 2 :], count, FAMILIES[family])
+    send_end, receive_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with send_end, receive_end:
+        send_message(send_end, data[2 : size + 2], data[size + 2 :], count, FAMILIES[family])
         try:
-            connections = handover.take(take, MAX_LINE)
+            connections = handover.receive(receive_end, MAX_LINE)
             sockets = [one.socket for one in connections]
-            handover.give(give, connections)
-            sockets += [one.socket for one in handover.take(take, MAX_LINE)]
+            handover.send(send_end, connections)
+            sockets += [one.socket for one in handover.receive(receive_end, MAX_LINE)]
         except HandoverError as error:
             sockets = error.sockets
         except EOFError:

@@ -10,8 +10,8 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.processes import PROC, descriptors, state, stopped
 from integration.service import Service
-from tcpupperd.host.channel import BATCH, GIVE_END
-from tcpupperd.processes.handover import Connection, give
+from tcpupperd.host.channel import BATCH, SEND_END
+from tcpupperd.processes.handover import Connection, send
 from waiting import until
 
 #: How many times the connections of the idlest worker the busiest one may have.
@@ -105,7 +105,7 @@ def test_large_messages_of_an_older_version_are_dealt_out(service: Service) -> N
     clients = [service.connect() for _ in range(4 * BATCH)]
     given = [Connection(*service.listener.accept()) for _ in clients]
     for start in range(0, len(given), BATCH):
-        give(service.manager.stored[GIVE_END], given[start : start + BATCH])
+        send(service.manager.stored[SEND_END], given[start : start + BATCH])
     for connection in given:
         connection.socket.close()
     with service.daemon(workers=4) as daemon:
@@ -123,7 +123,7 @@ def test_a_worker_that_hangs_does_not_keep_connections_waiting(service: Service)
                 for _ in clients:
                     request, address = service.listener.accept()
                     with request:
-                        give(service.manager.stored[GIVE_END], [Connection(request, address)])
+                        send(service.manager.stored[SEND_END], [Connection(request, address)])
             are_served(clients)
 
 

@@ -12,7 +12,7 @@ import pytest
 from integration.daemon import PASS_SOCKETS, ROOT
 from integration.processes import descriptors, polled_for
 from integration.service import Service
-from tcpupperd.host.channel import GIVE_END, NAMES, Format, give
+from tcpupperd.host.channel import NAMES, SEND_END, Format, send
 from waiting import DEADLINE, until
 
 REVERSED = ROOT / "examples/reversed.py"
@@ -106,7 +106,7 @@ def test_client_of_a_damaged_message_ends_alone(service: Service, log: Path) -> 
     request, _ = service.listener.accept()
     with request:
         form = Format(b"reversed", 2)
-        give(service.manager.stored[GIVE_END], form, [request], lambda file: file.write(b"?"))
+        send(service.manager.stored[SEND_END], form, [request], lambda file: file.write(b"?"))
     with Reversed(service, log):
         assert lost.read_to_end() == b""
         assert whole.ask(b"two") == b"owt"

@@ -42,17 +42,17 @@ ANY_PORT = ("127.0.0.1", 0)
 @pytest.fixture
 def worker() -> Iterator[Worker]:
     """A worker in this process, with a channel that has both ends here."""
-    give, take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    send_end, receive_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     orders, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     scoreboard = Scoreboard(4)
     scoreboard.put(LONGEST_LINE, Config().max_line)
-    take.setblocking(False)
+    receive_end.setblocking(False)
     context = WorkerContext(
         config=Config(),
         instance="tcpupperd",
         listeners=[],
         listeners_outlive_us=False,
-        channel=(give, take),
+        channel=(send_end, receive_end),
         channel_outlives_us=lambda: False,
         control=orders,
         numbers=scoreboard.claim().numbers,
@@ -60,7 +60,7 @@ def worker() -> Iterator[Worker]:
         heartbeat=0.0,
         path=None,
     )
-    with Worker(context) as worker, give, take, context.control:
+    with Worker(context) as worker, send_end, receive_end, context.control:
         yield worker
     control.close()
 
@@ -80,7 +80,7 @@ def test_connection_that_cannot_be_watched_is_the_only_one_that_ends(
     monkeypatch.setattr(worker.poller, "watch", watch_or_fail)
     pairs = [socket.socketpair() for _ in range(3)]
     given = [handover.Connection(theirs, "") for _, theirs in pairs]
-    handover.give(worker._context.channel[0], given)
+    handover.send(worker._context.channel[0], given)
     for _, theirs in pairs:
         theirs.close()
     worker.handle_request()

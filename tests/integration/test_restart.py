@@ -20,9 +20,9 @@ from integration.manager import Manager
 from integration.processes import is_running, stopped
 from integration.service import Service
 from tcpupperd.config_file import FILE_SIZE_MAX
-from tcpupperd.host.channel import GIVE_END, TAKE_END
+from tcpupperd.host.channel import RECEIVE_END, SEND_END
 from tcpupperd.host.memfd import sealed
-from tcpupperd.processes.handover import VERSION, Connection, give
+from tcpupperd.processes.handover import VERSION, Connection, send
 from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed
 from waiting import until
 
@@ -44,7 +44,7 @@ def test_channel_is_stored_once(service: Service) -> None:
         until(lambda: service.manager.stored.keys() == NAMES)
     with service.daemon() as daemon:
         daemon.reload()
-    for name in (GIVE_END, TAKE_END):
+    for name in (SEND_END, RECEIVE_END):
         stores = [one for one in service.manager.messages if f"FDNAME={name}" in one.lines]
         assert len(stores) == 1
         assert {"FDSTORE=1", "FDPOLL=0"} <= set(stores[0].lines)
@@ -90,9 +90,9 @@ def test_channel_that_was_shut_down_is_replaced_while_it_runs(service: Service) 
         clients = [service.connect() for _ in range(20)]
         for client in clients:
             assert client.ask(b"one") == b"ONE"
-        before = service.manager.stored[TAKE_END]
+        before = service.manager.stored[RECEIVE_END]
         before.shutdown(socket.SHUT_RD)
-        until(lambda: service.manager.stored.get(TAKE_END, before) is not before)
+        until(lambda: service.manager.stored.get(RECEIVE_END, before) is not before)
         until(lambda: "using a new one" in daemon.log)
         daemon.reload()
         for client in clients:
@@ -104,7 +104,7 @@ def test_channel_that_was_shut_down_is_replaced_while_it_runs(service: Service) 
         assert daemon.counters()["handed_over_in"] == len(clients)
 
 
-@pytest.mark.parametrize("end", [GIVE_END, TAKE_END])
+@pytest.mark.parametrize("end", [SEND_END, RECEIVE_END])
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
 def test_channel_that_is_shut_down_just_before_a_restart_is_replaced(
     service: Service, end: str, how: int
@@ -125,7 +125,7 @@ def test_channel_that_was_shut_down_in_between_is_replaced(service: Service) -> 
     with service.daemon():
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
-    service.manager.stored[TAKE_END].shutdown(socket.SHUT_RDWR)
+    service.manager.stored[RECEIVE_END].shutdown(socket.SHUT_RDWR)
     with service.daemon() as daemon:
         assert client.ask(b"two") == b"TWO"
         assert "the stored handover channel does not work" in daemon.log
@@ -240,7 +240,7 @@ def test_drain_closes_connections_not_taken_over_yet(service: Service) -> None:
                 client.send(b"one\n")
                 request, address = service.listener.accept()
                 with request:
-                    give(service.manager.stored[GIVE_END], [Connection(request, address)])
+                    send(service.manager.stored[SEND_END], [Connection(request, address)])
             daemon.send_signal(signal.SIGTERM)
             until(daemon.has_dismissed_workers)
         assert [client.read_to_end() for client in clients] == [b"ONE\n"] * 10
@@ -272,7 +272,7 @@ def test_connections_that_cannot_be_read_end_politely(
     with request:
         files = [state, request.fileno()]
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
-        service.manager.stored[GIVE_END].sendmsg([greeting], [rights])
+        service.manager.stored[SEND_END].sendmsg([greeting], [rights])
     os.close(state)
 
     with service.daemon() as daemon:
@@ -309,10 +309,10 @@ def test_useless_stored_descriptors_are_closed_and_harm_nothing(service: Service
 
 def test_channel_that_is_none_is_replaced(service: Service) -> None:
     memfd = FileIO(os.memfd_create("a memfd"))
-    service.manager.stored |= {GIVE_END: memfd, TAKE_END: socket.socket()}
+    service.manager.stored |= {SEND_END: memfd, RECEIVE_END: socket.socket()}
     with service.daemon() as daemon:
         until(lambda: service.manager.stored.keys() == NAMES)
-        until(lambda: service.manager.stored[GIVE_END] is not memfd)
+        until(lambda: service.manager.stored[SEND_END] is not memfd)
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
         assert daemon.log.count("which cannot be used") == 2

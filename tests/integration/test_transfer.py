@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from integration.service import Service
-from tcpupperd.host.channel import GIVE_END, GREETING
+from tcpupperd.host.channel import GREETING, SEND_END
 from tcpupperd.processes.handover import _RECORD, VERSION
 from waiting import until
 
@@ -45,7 +45,7 @@ def test_invalid_message_costs_only_its_own_connection(
         rights = array.array("i", [file, request.fileno()])
         message = GREETING.pack(b"tcpupperd\0", VERSION, 1)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-        service.manager.stored[GIVE_END].sendmsg([message], ancillary)
+        service.manager.stored[SEND_END].sendmsg([message], ancillary)
     os.close(file)
     with service.daemon() as daemon:
         assert lost.read_to_end() == b""
@@ -61,7 +61,7 @@ def test_empty_message_costs_nothing(service: Service) -> None:
         client = service.connect()
         assert client.ask(b"one") == b"ONE"
         for _ in range(1000):
-            until(lambda: sent(service.manager.stored[GIVE_END], b""))
+            until(lambda: sent(service.manager.stored[SEND_END], b""))
         until(lambda: "the message is empty" in daemon.log)
         assert client.ask(b"two") == b"TWO"
         assert "Traceback" not in daemon.log

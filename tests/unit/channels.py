@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tcpupperd.host.channel import Channel
 from tcpupperd.host.notify import Notifier
-from tcpupperd.processes.handover import Connection, take
+from tcpupperd.processes.handover import Connection, receive
 from waiting import DEADLINE
 
 NOBODY = Notifier({})
@@ -14,9 +14,9 @@ NOBODY = Notifier({})
 MAX_LINE = 2**20
 
 
-def take_from(channel: Channel) -> list[Connection]:
+def receive_from(channel: Channel) -> list[Connection]:
     """The connections of the next message."""
-    return take(channel.take, MAX_LINE)
+    return receive(channel.receive_end, MAX_LINE)
 
 
 def tcp_pairs(count: int, host: str = "127.0.0.1") -> list[tuple[socket.socket, socket.socket]]:

@@ -39,5 +39,5 @@ def no_leak() -> Iterator[None]:
 def channel(no_leak: None) -> Iterator[Channel]:
     channel = open_channel({}, NOBODY, store=False)
     yield channel
-    channel.give.close()
-    channel.take.close()
+    channel.send_end.close()
+    channel.receive_end.close()

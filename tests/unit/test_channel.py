@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from tcpupperd.host.channel import BATCH, Channel, Format, give, give_all, take_all
+from tcpupperd.host.channel import BATCH, Channel, Format, receive_all, send, send_all
 from unit.channels import close, is_served_by
 
 FORM = Format(b"test", 1)
@@ -14,9 +14,9 @@ FORM = Format(b"test", 1)
 def test_any_number_arrives_in_order(channel: Channel) -> None:
     pairs = [socket.socketpair() for _ in range(2 * BATCH + 5)]
     states = [bytes([number % 256]) * (number % 7) for number in range(len(pairs))]
-    give_all(channel.give, FORM, list(zip((ours for _, ours in pairs), states, strict=True)))
+    send_all(channel.send_end, FORM, list(zip((ours for _, ours in pairs), states, strict=True)))
     assert all(ours.fileno() == -1 for _, ours in pairs)
-    taken = list(take_all(channel.take, FORM))
+    taken = list(receive_all(channel.receive_end, FORM))
     assert [state for _, state in taken] == states
     for (client, _), (server, _) in zip(pairs, taken, strict=True):
         assert is_served_by(client, server)
@@ -25,8 +25,8 @@ def test_any_number_arrives_in_order(channel: Channel) -> None:
 
 
 def test_nothing_is_nothing(channel: Channel) -> None:
-    give_all(channel.give, FORM, [])
-    assert list(take_all(channel.take, FORM)) == []
+    send_all(channel.send_end, FORM, [])
+    assert list(receive_all(channel.receive_end, FORM)) == []
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_unreadable_connection_is_closed_and_the_rest_is_taken(
 ) -> None:
     lost, ours = socket.socketpair()
     with lost, ours:
-        give(channel.give, form, [ours], lambda file: file.write(state))
+        send(channel.send_end, form, [ours], lambda file: file.write(state))
     client, whole = socket.socketpair()
-    give_all(channel.give, FORM, [(whole, b"whole")])
+    send_all(channel.send_end, FORM, [(whole, b"whole")])
     with client:
-        [(server, found)] = take_all(channel.take, FORM)
+        [(server, found)] = receive_all(channel.receive_end, FORM)
         assert found == b"whole"
         assert is_served_by(client, server)
         server.close()
@@ -62,14 +62,14 @@ def test_unreadable_connection_is_closed_and_the_rest_is_taken(
 def test_huge_state_is_not_read(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
     client, ours = socket.socketpair()
     with client, ours:
-        give(channel.give, FORM, [ours], lambda file: file.truncate(2**40))
-    assert list(take_all(channel.take, FORM)) == []
+        send(channel.send_end, FORM, [ours], lambda file: file.truncate(2**40))
+    assert list(receive_all(channel.receive_end, FORM)) == []
     assert "the state has holes: 1099511627776 bytes" in caplog.text
 
 
 def test_other_descriptor_is_closed(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
     """Although its state can be read."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        give_all(channel.give, FORM, [(listener, b"")])
-    assert list(take_all(channel.take, FORM)) == []
+        send_all(channel.send_end, FORM, [(listener, b"")])
+    assert list(receive_all(channel.receive_end, FORM)) == []
     assert "not the expected kind of socket" in caplog.text

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tcpupperd.host.channel import BATCH, Channel
-from tcpupperd.processes.handover import VERSION, Connection, Limits, _pack, _read_all, give
+from tcpupperd.processes.handover import VERSION, Connection, Limits, _pack, _read_all, send
 from tcpupperd.serving.connection import State
-from unit.channels import close, is_served_by, state_of, take_from, tcp_pairs
+from unit.channels import close, is_served_by, receive_from, state_of, tcp_pairs
 
 #: What a connection becomes, in parts: the head, the times, the sizes, and what they are of.
 RECORD = "".join(
@@ -64,9 +64,9 @@ def test_record_is_the_same_on_every_machine() -> None:
 def test_connection_arrives_as_it_left(channel: Channel, host: str, state: dict[str, Any]) -> None:
     ((client, server),) = tcp_pairs(1, host)
     given = Connection(server, server.getpeername()[:2], State(**state))
-    give(channel.give, [given])
+    send(channel.send_end, [given])
     server.close()
-    (taken,) = take_from(channel)
+    (taken,) = receive_from(channel)
     assert state_of(taken) == state_of(given)
     assert taken.socket.family == server.family
     assert taken.socket.getpeername() == client.getsockname()
@@ -81,8 +81,8 @@ def test_client_of_another_family_than_the_socket_arrives(
 ) -> None:
     """As a PROXY header identifies it."""
     pairs = [socket.socketpair(), *tcp_pairs(1), *tcp_pairs(1, "::1")]
-    give(channel.give, [Connection(server, address) for _, server in pairs])
-    taken = take_from(channel)
+    send(channel.send_end, [Connection(server, address) for _, server in pairs])
+    taken = receive_from(channel)
     assert [one.client_address for one in taken] == [address] * 3
     assert [one.socket.family for one in taken] == [server.family for _, server in pairs]
     close(one for pair in pairs for one in pair)
@@ -91,8 +91,8 @@ def test_client_of_another_family_than_the_socket_arrives(
 
 def test_interface_of_a_link_local_client_arrives(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1, "::1")
-    give(channel.give, [Connection(server, ("fe80::1", 5, 0, socket.if_nametoindex("lo")))])
-    (taken,) = take_from(channel)
+    send(channel.send_end, [Connection(server, ("fe80::1", 5, 0, socket.if_nametoindex("lo")))])
+    (taken,) = receive_from(channel)
     assert taken.client_address == ("fe80::1%lo", 5)
     close([client, server, taken.socket])
 
@@ -100,8 +100,8 @@ def test_interface_of_a_link_local_client_arrives(channel: Channel) -> None:
 def test_local_connection_arrives(channel: Channel) -> None:
     client, server = socket.socketpair()
     with client, server:
-        give(channel.give, [Connection(server, b"")])
-        (taken,) = take_from(channel)
+        send(channel.send_end, [Connection(server, b"")])
+        (taken,) = receive_from(channel)
         with taken.socket:
             assert taken.client_address == ""
             assert is_served_by(client, taken.socket)
@@ -110,28 +110,28 @@ def test_local_connection_arrives(channel: Channel) -> None:
 def test_host_that_is_not_utf8_arrives(channel: Channel) -> None:
     ((client, tcp),) = tcp_pairs(1, "::1")
     address = ("fe80::1%\udcff", 1)
-    give(channel.give, [Connection(tcp, address)])
-    (taken,) = take_from(channel)
+    send(channel.send_end, [Connection(tcp, address)])
+    (taken,) = receive_from(channel)
     assert taken.client_address == address
     close([client, tcp, taken.socket])
 
 
 def test_no_connections_are_a_message_too(channel: Channel) -> None:
-    give(channel.give, [])
-    assert take_from(channel) == []
+    send(channel.send_end, [])
+    assert receive_from(channel) == []
 
 
 def test_empty_channel_has_nothing_to_take(channel: Channel) -> None:
     with pytest.raises(BlockingIOError):
-        take_from(channel)
+        receive_from(channel)
 
 
 def test_channel_without_a_writer_has_ended(channel: Channel) -> None:
-    give(channel.give, [])
-    channel.give.close()
-    assert take_from(channel) == []
+    send(channel.send_end, [])
+    channel.send_end.close()
+    assert receive_from(channel) == []
     with pytest.raises(EOFError):
-        take_from(channel)
+        receive_from(channel)
 
 
 def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
@@ -141,13 +141,13 @@ def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
         for number, (_, server) in enumerate(pairs)
     ]
     for start in range(0, len(given), BATCH):
-        give(channel.give, given[start : start + BATCH])
+        send(channel.send_end, given[start : start + BATCH])
     close(server for _, server in pairs)
     # All of them are waiting in the channel now, and no other process has their sockets.
     sizes = []
     taken: list[Connection] = []
     while len(taken) < len(given):
-        found = take_from(channel)
+        found = receive_from(channel)
         sizes.append(len(found))
         taken += found
     assert sizes == [BATCH, BATCH, BATCH, 1000 - 3 * BATCH]
@@ -164,14 +164,14 @@ def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) 
     client, server = socket.socketpair()
     given = 0
     # Full before there are more descriptors in flight than an ordinary user may have.
-    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    channel.send_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     with client, server:
         with contextlib.suppress(BlockingIOError):
             while True:
-                give(channel.give, [Connection(server, "", State(lines=given))])
+                send(channel.send_end, [Connection(server, "", State(lines=given))])
                 given += 1
         assert given
         for number in range(given):
-            (taken,) = take_from(channel)
+            (taken,) = receive_from(channel)
             assert taken.state.lines == number
             taken.socket.close()

@@ -17,31 +17,31 @@ from hypothesis import strategies as st
 
 from tcpupperd.host.channel import BATCH, GREETING, Channel, HandoverError
 from tcpupperd.processes import handover
-from tcpupperd.processes.handover import Connection, give, take
+from tcpupperd.processes.handover import Connection, receive, send
 from tcpupperd.serving.connection import State
-from unit.channels import MAX_LINE, close, is_served_by, state_of, take_from, tcp_pairs
+from unit.channels import MAX_LINE, close, is_served_by, receive_from, state_of, tcp_pairs
 from unit.conftest import open_descriptors
 
 
-def send(
+def send_raw(
     channel: Channel,
     greeting: bytes,
     state: bytes,
     sockets: list[socket.socket],
     size: int = 0,
 ) -> None:
-    """Put a message into the channel as `give` does, right or wrong, with a state of `size`."""
+    """Put a message into the channel as `send` does, right or wrong, with a state of `size`."""
     file = os.memfd_create("state", os.MFD_CLOEXEC)
     os.write(file, state)
     os.truncate(file, size or len(state))
-    socket.send_fds(channel.give, [greeting], [file, *(one.fileno() for one in sockets)])
+    socket.send_fds(channel.send_end, [greeting], [file, *(one.fileno() for one in sockets)])
     os.close(file)
 
 
 def capture(connections: list[Connection]) -> tuple[bytes, bytes]:
     """The greeting and the state of a good message."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    give(ends[0], connections)
+    send(ends[0], connections)
     greeting, files, *_ = socket.recv_fds(ends[1], 100, BATCH + 1)
     size = os.fstat(files[0]).st_size
     state = os.pread(files[0], size, 0)
@@ -73,18 +73,18 @@ class Damage:
     def refused(self, greeting: bytes, state: bytes) -> str:
         """The complaint about a message; both connections must be left and nothing else."""
         before = open_descriptors()
-        send(self.channel, greeting, state, self.servers)
+        send_raw(self.channel, greeting, state, self.servers)
         with pytest.raises(HandoverError) as caught:
-            take_from(self.channel)
+            receive_from(self.channel)
         self.check(caught.value.sockets, before)
         return str(caught.value)
 
     def survived(self, state: bytes) -> None:
         """Whatever the state says, both connections must be left and nothing else."""
         before = open_descriptors()
-        send(self.channel, self.greeting, state, self.servers)
+        send_raw(self.channel, self.greeting, state, self.servers)
         try:
-            taken = take_from(self.channel)
+            taken = receive_from(self.channel)
         except HandoverError as error:
             left = error.sockets
         else:
@@ -110,8 +110,8 @@ def damage(channel: Channel) -> Iterator[Damage]:
 
 
 def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
-    send(damage.channel, damage.greeting, damage.state, damage.servers)
-    taken = take_from(damage.channel)
+    send_raw(damage.channel, damage.greeting, damage.state, damage.servers)
+    taken = receive_from(damage.channel)
     assert [connection.state.held for connection in taken] == [b"half a li", b""]
     damage.check(
         [connection.socket for connection in taken],
@@ -201,9 +201,9 @@ def refusal(
     """The complaint about a state, of a certain size or as it is; the sockets must be left."""
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
     before = open_descriptors()
-    send(channel, greeting, state, servers, size)
+    send_raw(channel, greeting, state, servers, size)
     with pytest.raises(HandoverError) as caught:
-        take(channel.take, max_line)
+        receive(channel.receive_end, max_line)
     assert len(caught.value.sockets) == len(servers)
     close(caught.value.sockets)
     assert open_descriptors() == before
@@ -213,8 +213,8 @@ def refusal(
 def test_record_of_the_fixture_is_good(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1)
     state = record(service=7) + b"another"
-    send(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), state, [server])
-    (taken,) = take_from(channel)
+    send_raw(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), state, [server])
+    (taken,) = receive_from(channel)
     expected = Connection(server, ("192.0.2.1", 5), State(lines=3, service="another"))
     assert state_of(taken) == state_of(expected)
     close([client, server, taken.socket])
@@ -226,8 +226,8 @@ def test_message_of_the_first_version_is_of_the_only_service_there_was(channel: 
     sizes = len(host), len(held), len(unsent)
     state = struct.pack("!HHBQdddHII", socket.AF_INET, 5, 1, 3, 0, 0, 0, *sizes)
     greeting = GREETING.pack(b"tcpupperd\0", 1, 1)
-    send(channel, greeting, state + host + held + unsent, [server])
-    (taken,) = take_from(channel)
+    send_raw(channel, greeting, state + host + held + unsent, [server])
+    (taken,) = receive_from(channel)
     assert taken.state == State(lines=3, held=held, unsent=unsent, mid_line=True)
     assert taken.state.service == "upper"
     close([client, server, taken.socket])
@@ -296,13 +296,13 @@ def test_no_more_is_read_than_the_configuration_allows(channel: Channel, max_lin
     for more in (0, 1):
         state = record(held=held, unsent=unsent + more, flags=handover._MID_LINE)
         data = state + bytes(held + unsent + more)
-        send(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), data, [pairs[0][1]])
+        send_raw(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), data, [pairs[0][1]])
         if more:
             with pytest.raises(HandoverError, match=r"too long|too many") as caught:
-                take(channel.take, max_line)
+                receive(channel.receive_end, max_line)
             close(caught.value.sockets)
         else:
-            (one,) = take(channel.take, max_line)
+            (one,) = receive(channel.receive_end, max_line)
             assert (len(one.state.held), len(one.state.unsent)) == (held, unsent)
             one.socket.close()
     close(pairs[0])
@@ -346,15 +346,15 @@ def test_connection_taken_over_can_be_handed_over_again(
     """If a message is believed, what grows out of it fits into the next one."""
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
     with socket.socket(family) as server:
-        send(channel, greeting, record(family, **changed), [server])
+        send_raw(channel, greeting, record(family, **changed), [server])
     try:
-        (taken,) = take_from(channel)
+        (taken,) = receive_from(channel)
     except HandoverError as error:
         close(error.sockets)
         return
     more = taken.state._replace(lines=taken.state.lines + 10**6)
-    give(channel.give, [taken._replace(state=more)])
-    (again,) = take_from(channel)
+    send(channel.send_end, [taken._replace(state=more)])
+    (again,) = receive_from(channel)
     assert again.state.lines == min(more.lines, 2**63 - 1)
     close([taken.socket, again.socket])
 
@@ -366,9 +366,9 @@ def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> 
     pipe = os.pipe()
     files = [pipe[0] if read_end else pipe[1], server.fileno()]
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
-    socket.send_fds(channel.give, [greeting], files)
+    socket.send_fds(channel.send_end, [greeting], files)
     with pytest.raises(HandoverError, match="the state is not a file") as caught:
-        take_from(channel)
+        receive_from(channel)
     close([client, server, *caught.value.sockets])
     for fd in pipe:
         os.close(fd)
@@ -378,9 +378,9 @@ def test_state_that_is_no_file_is_refused(channel: Channel) -> None:
     pairs = [socket.socketpair() for _ in range(3)]
     servers = [server for _, server in pairs]
     greeting, _ = capture([Connection(servers[0], ""), Connection(servers[1], "")])
-    socket.send_fds(channel.give, [greeting], [server.fileno() for server in servers])
+    socket.send_fds(channel.send_end, [greeting], [server.fileno() for server in servers])
     with pytest.raises(HandoverError) as caught:
-        take_from(channel)
+        receive_from(channel)
     assert len(caught.value.sockets) == len(servers)
     close(caught.value.sockets)
     for pair in pairs:
@@ -393,9 +393,9 @@ def test_descriptor_that_is_no_socket_costs_only_itself(channel: Channel) -> Non
     greeting, state = capture([Connection(server, "") for server in servers])
     with open("/dev/null") as file:
         os.dup2(file.fileno(), servers[1].fileno())
-    send(channel, greeting, state, servers)
+    send_raw(channel, greeting, state, servers)
     with pytest.raises(HandoverError) as caught:
-        take_from(channel)
+        receive_from(channel)
     assert len(caught.value.sockets) == 2
     close(caught.value.sockets)
     for pair in pairs:
@@ -414,9 +414,9 @@ def test_planted_descriptor_is_closed_and_the_rest_is_left(channel: Channel, kin
     state += record(socket.AF_UNIX, b"")
     greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 2)
     before = open_descriptors()
-    send(channel, greeting, state, [planted, server])
+    send_raw(channel, greeting, state, [planted, server])
     with pytest.raises(HandoverError, match="not the expected kind of socket") as caught:
-        take_from(channel)
+        receive_from(channel)
     (left,) = caught.value.sockets
     assert is_served_by(client, left)
     left.close()
@@ -427,7 +427,7 @@ def test_planted_descriptor_is_closed_and_the_rest_is_left(channel: Channel, kin
 def plant(channel: Channel, kind: str) -> tuple[socket.socket, int]:
     """A descriptor of a kind, to be closed, and the family that it has."""
     if kind == "an end of a channel":
-        return channel.take.dup(), socket.AF_UNIX
+        return channel.receive_end.dup(), socket.AF_UNIX
     if kind == "a listener":
         return socket.create_server(("127.0.0.1", 0)), socket.AF_INET
     if kind == "a local listener":
@@ -443,9 +443,9 @@ def plant(channel: Channel, kind: str) -> tuple[socket.socket, int]:
 
 
 def test_message_without_descriptors_is_refused(channel: Channel) -> None:
-    channel.give.send(GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
+    channel.send_end.send(GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
     with pytest.raises(HandoverError) as caught:
-        take_from(channel)
+        receive_from(channel)
     assert caught.value.sockets == []
 
 
@@ -464,13 +464,13 @@ def room_for(descriptors: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("room", range(4))
 def test_connection_without_room_is_lost_and_the_rest_is_left(damage: Damage, room: int) -> None:
-    send(damage.channel, damage.greeting, damage.state, damage.servers)
+    send_raw(damage.channel, damage.greeting, damage.state, damage.servers)
     with room_for(room), contextlib.ExitStack() as stack:
         if room == 3:
-            left = [connection.socket for connection in take_from(damage.channel)]
+            left = [connection.socket for connection in receive_from(damage.channel)]
         else:
             with pytest.raises(HandoverError) as caught:
-                take_from(damage.channel)
+                receive_from(damage.channel)
             left = caught.value.sockets
         for one in left:
             stack.enter_context(one)

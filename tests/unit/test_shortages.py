@@ -15,14 +15,14 @@ import pytest
 
 from integration.manager import Manager
 from tcpupperd.host import journal, memfd, messages
-from tcpupperd.host.channel import GIVE_END, TAKE_END, Channel, is_end
+from tcpupperd.host.channel import RECEIVE_END, SEND_END, Channel, is_end
 from tcpupperd.host.notify import Notifier, _Socket
 from tcpupperd.host.remedies import remedy
-from tcpupperd.processes.handover import Connection, give
+from tcpupperd.processes.handover import Connection, send
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.store import CANARY, CONFIGURATION, LOST, NOT_STORED, Store
 from tcpupperd.serving.connection import State
-from unit.channels import close, is_served_by, take_from, tcp_pairs
+from unit.channels import close, is_served_by, receive_from, tcp_pairs
 from waiting import until
 
 #: The errors, each with what its remedy names.
@@ -85,8 +85,8 @@ def test_state_travels_without_a_file(
     state = State(held=b"x" * 1000, unsent=b"Y" * 5000, mid_line=True)
     with pytest.MonkeyPatch.context() as patch:
         fail(number, patch)
-        give(channel.give, [Connection(server, ("::1", 5), state) for _, server in pairs])
-    taken = take_from(channel)
+        send(channel.send_end, [Connection(server, ("::1", 5), state) for _, server in pairs])
+    taken = receive_from(channel)
     assert [one.state for one in taken] == [state] * 20
     for (client, _), one in zip(pairs, taken, strict=True):
         assert is_served_by(client, one.socket)
@@ -101,9 +101,9 @@ def test_error_of_a_state_that_fits_nowhere_is_that_of_the_file(
     monkeypatch.setattr(os, "memfd_create", failing(number))
     client, server = socket.socketpair()
     with client, server, pytest.raises(OSError, match=rf"\[Errno {number}\]"):
-        give(channel.give, [Connection(server, "", State(unsent=b"Y" * 2**24))])
+        send(channel.send_end, [Connection(server, "", State(unsent=b"Y" * 2**24))])
     with pytest.raises(BlockingIOError):
-        take_from(channel)
+        receive_from(channel)
 
 
 # The store
@@ -135,7 +135,7 @@ def test_texts_that_cannot_be_stored_cost_nothing_else(
     with store:
         assert store.problem == NOT_STORED
         assert ERRORS[number] in caplog.text
-        until(lambda: manager.stored.keys() == {GIVE_END, TAKE_END, CANARY})
+        until(lambda: manager.stored.keys() == {SEND_END, RECEIVE_END, CANARY})
         assert store.keeps
         store.keep_configuration("workers = 6\n")
         until(lambda: CONFIGURATION in manager.stored)

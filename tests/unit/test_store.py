@@ -9,20 +9,27 @@ from collections.abc import Callable
 
 import pytest
 
-from tcpupperd.host.channel import GIVE_END, TAKE_END, Channel, HandoverError, open_channel, peek
-from tcpupperd.processes.handover import Connection, give
-from unit.channels import NOBODY, close, is_served_by, take_from
+from tcpupperd.host.channel import (
+    RECEIVE_END,
+    SEND_END,
+    Channel,
+    HandoverError,
+    open_channel,
+    peek,
+)
+from tcpupperd.processes.handover import Connection, send
+from unit.channels import NOBODY, close, is_served_by, receive_from
 
 #: Of socket(7), not in Python's module.
 SO_ATTACH_FILTER, SO_LOCK_FILTER = 26, 44
 
 
 def test_channel_that_was_kept_is_taken_up(channel: Channel) -> None:
-    give(channel.give, [])
-    stored = {GIVE_END: channel.give, TAKE_END: channel.take}
+    send(channel.send_end, [])
+    stored = {SEND_END: channel.send_end, RECEIVE_END: channel.receive_end}
     again = open_channel(stored, NOBODY, store=True)
-    assert again == Channel(channel.give, channel.take, outlives_us=True)
-    assert take_from(again) == []
+    assert again == Channel(channel.send_end, channel.receive_end, outlives_us=True)
+    assert receive_from(again) == []
 
 
 @pytest.mark.parametrize("names", [["handover-give"], ["handover-take"], ["something else"]])
@@ -32,31 +39,31 @@ def test_channel_that_is_not_whole_is_replaced(no_leak: None, names: list[str]) 
     channel = open_channel({names[0]: one}, NOBODY, store=False)
     assert one.fileno() == -1
     assert not channel.outlives_us
-    give(channel.give, [])
-    assert take_from(channel) == []
-    close([channel.give, channel.take])
+    send(channel.send_end, [])
+    assert receive_from(channel) == []
+    close([channel.send_end, channel.receive_end])
 
 
 def shut_down(channel: Channel) -> None:
-    channel.take.shutdown(socket.SHUT_RD)
+    channel.receive_end.shutdown(socket.SHUT_RD)
 
 
 def shut_down_the_other_way(channel: Channel) -> None:
-    channel.give.shutdown(socket.SHUT_RD)
+    channel.send_end.shutdown(socket.SHUT_RD)
 
 
 def drop_everything(channel: Channel) -> None:
     """By a filter that cannot be removed any more: socket(7)."""
     code = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # return 0
     program = struct.pack("HP", 1, ctypes.addressof(code))
-    channel.take.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-    channel.take.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+    channel.receive_end.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    channel.receive_end.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
 
 
 def mix_up(channel: Channel) -> None:
     """With an end of another channel."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    os.dup2(one.fileno(), channel.take.fileno())
+    os.dup2(one.fileno(), channel.receive_end.fileno())
     one.close()
     other.close()
 
@@ -67,13 +74,13 @@ def test_channel_that_does_not_work_is_replaced(
 ) -> None:
     old = open_channel({}, NOBODY, store=False)
     damage(old)
-    new = open_channel({GIVE_END: old.give, TAKE_END: old.take}, NOBODY, store=True)
-    assert old.give.fileno() == old.take.fileno() == -1
+    new = open_channel({SEND_END: old.send_end, RECEIVE_END: old.receive_end}, NOBODY, store=True)
+    assert old.send_end.fileno() == old.receive_end.fileno() == -1
     assert new.outlives_us
-    give(new.give, [])
-    assert take_from(new) == []
+    send(new.send_end, [])
+    assert receive_from(new) == []
     assert "does not work" in caplog.text
-    close([new.give, new.take])
+    close([new.send_end, new.receive_end])
 
 
 @pytest.mark.parametrize("damage", [shut_down, drop_everything])
@@ -83,46 +90,46 @@ def test_connections_in_a_channel_that_does_not_work_are_not_lost(
     old = open_channel({}, NOBODY, store=False)
     pairs = [socket.socketpair() for _ in range(3)]
     for _, server in pairs:
-        give(old.give, [Connection(server, "")])
+        send(old.send_end, [Connection(server, "")])
     damage(old)
-    new = open_channel({GIVE_END: old.give, TAKE_END: old.take}, NOBODY, store=True)
+    new = open_channel({SEND_END: old.send_end, RECEIVE_END: old.receive_end}, NOBODY, store=True)
     for client, server in pairs:
-        (taken,) = take_from(new)
+        (taken,) = receive_from(new)
         assert is_served_by(client, taken.socket)
         close([client, server, taken.socket])
-    close([new.give, new.take])
+    close([new.send_end, new.receive_end])
 
 
 def test_options_that_another_process_has_set_are_undone(channel: Channel) -> None:
     """All processes share the sockets, and the next ones get them."""
-    channel.take.setblocking(True)
-    channel.take.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    stored = {GIVE_END: channel.give, TAKE_END: channel.take}
+    channel.receive_end.setblocking(True)
+    channel.receive_end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    stored = {SEND_END: channel.send_end, RECEIVE_END: channel.receive_end}
     again = open_channel(stored, NOBODY, store=True)
-    assert again.take.fileno() >= 0
-    give(again.give, [])
-    assert take_from(again) == []
+    assert again.receive_end.fileno() >= 0
+    send(again.send_end, [])
+    assert receive_from(again) == []
     with pytest.raises(BlockingIOError):
-        take_from(again)
+        receive_from(again)
 
 
 def test_channel_never_makes_anybody_wait(channel: Channel) -> None:
     """Even if a process has removed O_NONBLOCK, which the sockets share."""
-    for end in (channel.give, channel.take):
+    for end in (channel.send_end, channel.receive_end):
         os.set_blocking(end.fileno(), True)
     with pytest.raises(BlockingIOError):
-        take_from(channel)
+        receive_from(channel)
     with pytest.raises(BlockingIOError):
-        peek(channel.take)
-    channel.give.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        peek(channel.receive_end)
+    channel.send_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
     with contextlib.suppress(BlockingIOError):
         while True:
-            give(channel.give, [])
+            send(channel.send_end, [])
 
 
 def test_empty_message_is_not_the_end(channel: Channel) -> None:
-    channel.give.send(b"")
+    channel.send_end.send(b"")
     with pytest.raises(HandoverError):
-        take_from(channel)
-    give(channel.give, [])
-    assert take_from(channel) == []
+        receive_from(channel)
+    send(channel.send_end, [])
+    assert receive_from(channel) == []
