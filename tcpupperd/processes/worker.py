@@ -14,10 +14,10 @@ from tcpupperd.host.send_queue import send_queue
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.daemon_report import collect_report
+from tcpupperd.processes.handover import Receiver, Sender
 from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import wake_supervisor
-from tcpupperd.processes.transfer import Giver, Taker
 from tcpupperd.serving.counters import (
     ACCEPTING,
     EXITING,
@@ -74,8 +74,8 @@ class Worker(UpperServer):
         self._channel = context.channel
         limit, kept = descriptors.limit(), context.channel_outlives_us()
         self._capacity = capacity(context.config, limit, kept=kept)
-        self._giver = Giver(self, context.channel[0], context.scoreboard, self._capacity)
-        self._taker = Taker(self, context.channel, context.scoreboard, self._capacity)
+        self._sender = Sender(self, context.channel[0], context.scoreboard, self._capacity)
+        self._receiver = Receiver(self, context.channel, context.scoreboard, self._capacity)
         waits = self._capacity.one_generation_accepts
         self.acceptor.capacity = -math.inf if waits else self._capacity.accepted
         self._announce_by = self.poller.now + ANNOUNCE_TIME
@@ -155,22 +155,22 @@ class Worker(UpperServer):
         order = self._order(message)
         self.poller.remove(self._context.control)
         self._context.numbers[STATE] = EXITING  # so that no other worker waits for this one
-        self._taker.stop()
+        self._receiver.stop()
         if order is Order.DRAIN:
-            self._taker.take_all()
+            self._receiver.receive_all()
             self.drain(take_queues=not self._context.listeners_outlive_us)
             return
         self._accept_last(order)
         self.acceptor.stop()
         if order is Order.LEAVE_IN_STORE:
             self._answer()
-        self._giver.begin(wait=order is not Order.LEAVE_IN_STORE)
+        self._sender.begin(wait=order is not Order.LEAVE_IN_STORE)
 
     def _use_channel(self, ends: list[socket.socket]) -> None:
         """Use another channel: a process has shut down the previous one."""
         before, self._channel = self._channel, (ends[0], ends[1])
-        self._giver.use(ends[0])
-        self._taker.use(self._channel)
+        self._sender.use(ends[0])
+        self._receiver.use(self._channel)
         for end in before:
             end.close()
 

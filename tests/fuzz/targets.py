@@ -16,7 +16,7 @@ from tcpupperd.address import parse_address
 from tcpupperd.config import Config
 from tcpupperd.config_file import ConfigError, load
 from tcpupperd.host.channel import HandoverError
-from tcpupperd.processes import handover
+from tcpupperd.processes import connection_format
 from tcpupperd.serving.http import HEAD_MAX, HttpProtocol, Page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol
 from tcpupperd.serving.proxy import Header, HeaderError, HeaderProtocol, parse
@@ -143,10 +143,10 @@ def handover_message(data: bytes) -> None:
     with send_end, receive_end:
         send_message(send_end, data[2 : size + 2], data[size + 2 :], count, FAMILIES[family])
         try:
-            connections = handover.receive(receive_end, MAX_LINE)
+            connections = connection_format.receive(receive_end, MAX_LINE)
             sockets = [one.socket for one in connections]
-            handover.send(send_end, connections)
-            sockets += [one.socket for one in handover.receive(receive_end, MAX_LINE)]
+            connection_format.send(send_end, connections)
+            sockets += [one.socket for one in connection_format.receive(receive_end, MAX_LINE)]
         except HandoverError as error:
             sockets = error.sockets
         except EOFError:

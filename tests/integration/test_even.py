@@ -11,7 +11,7 @@ from integration.daemon import Daemon
 from integration.processes import PROC, descriptors, state, stopped
 from integration.service import Service
 from tcpupperd.host.channel import BATCH, SEND_END
-from tcpupperd.processes.handover import Connection, send
+from tcpupperd.processes.connection_format import Connection, send
 from waiting import until
 
 #: How many times the connections of the idlest worker the busiest one may have.

@@ -19,7 +19,7 @@ from tcpupperd.address import pack
 from tcpupperd.host import sockets
 from tcpupperd.host.handshakes import in_handshake, sources
 from tcpupperd.host.sockets import BACKLOG, Listener
-from tcpupperd.processes import handover
+from tcpupperd.processes import connection_format
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker import Worker, WorkerContext
 from tcpupperd.serving.acceptor import Acceptor
@@ -79,8 +79,8 @@ def test_connection_that_cannot_be_watched_is_the_only_one_that_ends(
 
     monkeypatch.setattr(worker.poller, "watch", watch_or_fail)
     pairs = [socket.socketpair() for _ in range(3)]
-    given = [handover.Connection(theirs, "") for _, theirs in pairs]
-    handover.send(worker._context.channel[0], given)
+    given = [connection_format.Connection(theirs, "") for _, theirs in pairs]
+    connection_format.send(worker._context.channel[0], given)
     for _, theirs in pairs:
         theirs.close()
     worker.handle_request()

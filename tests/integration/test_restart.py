@@ -22,7 +22,7 @@ from integration.service import Service
 from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.host.channel import RECEIVE_END, SEND_END
 from tcpupperd.host.memfd import sealed
-from tcpupperd.processes.handover import VERSION, Connection, send
+from tcpupperd.processes.connection_format import VERSION, Connection, send
 from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed
 from waiting import until
 

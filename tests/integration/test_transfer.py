@@ -8,7 +8,7 @@ import pytest
 
 from integration.service import Service
 from tcpupperd.host.channel import GREETING, SEND_END
-from tcpupperd.processes.handover import _RECORD, VERSION
+from tcpupperd.processes.connection_format import _RECORD, VERSION
 from waiting import until
 
 

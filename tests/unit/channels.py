@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tcpupperd.host.channel import Channel
 from tcpupperd.host.notify import Notifier
-from tcpupperd.processes.handover import Connection, receive
+from tcpupperd.processes.connection_format import Connection, receive
 from waiting import DEADLINE
 
 NOBODY = Notifier({})

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from tcpupperd.host.channel import BATCH, Channel
-from tcpupperd.processes.handover import VERSION, Connection, Limits, _pack, _read_all, send
+from tcpupperd.processes.connection_format import (
+    VERSION,
+    Connection,
+    Limits,
+    _pack,
+    _read_all,
+    send,
+)
 from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, receive_from, state_of, tcp_pairs
 

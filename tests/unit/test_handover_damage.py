@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tcpupperd.host.channel import BATCH, GREETING, Channel, HandoverError
-from tcpupperd.processes import handover
-from tcpupperd.processes.handover import Connection, receive, send
+from tcpupperd.processes import connection_format
+from tcpupperd.processes.connection_format import Connection, receive, send
 from tcpupperd.serving.connection import State
 from unit.channels import MAX_LINE, close, is_served_by, receive_from, state_of, tcp_pairs
 from unit.conftest import open_descriptors
@@ -119,16 +119,16 @@ def test_good_message_of_the_fixture_is_good(damage: Damage) -> None:
     )
 
 
-@pytest.mark.parametrize("version", [0, handover.VERSION + 1, 65535])
+@pytest.mark.parametrize("version", [0, connection_format.VERSION + 1, 65535])
 def test_another_version_is_refused_and_named(damage: Damage, version: int) -> None:
     greeting = GREETING.pack(b"tcpupperd\0", version, 2)
     complaint = damage.refused(greeting, damage.state)
-    assert complaint.endswith(f"version {version}, not version {handover.VERSION}")
+    assert complaint.endswith(f"version {version}, not version {connection_format.VERSION}")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 252, 65535])
 def test_invalid_count_is_rejected(damage: Damage, count: int) -> None:
-    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, count)
+    greeting = GREETING.pack(b"tcpupperd\0", connection_format.VERSION, count)
     assert damage.refused(greeting, damage.state) == f"{count} connections came with 2 sockets"
 
 
@@ -188,7 +188,7 @@ def record(family: int = socket.AF_INET, host: bytes = b"192.0.2.1", **changed: 
         "reason": 0,
         "introduction": 0,
     } | changed
-    return handover._RECORD.pack(family, *fields.values()) + host
+    return connection_format._RECORD.pack(family, *fields.values()) + host
 
 
 def refusal(
@@ -199,7 +199,7 @@ def refusal(
     max_line: int = MAX_LINE,
 ) -> str:
     """The complaint about a state, of a certain size or as it is; the sockets must be left."""
-    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, len(servers))
+    greeting = GREETING.pack(b"tcpupperd\0", connection_format.VERSION, len(servers))
     before = open_descriptors()
     send_raw(channel, greeting, state, servers, size)
     with pytest.raises(HandoverError) as caught:
@@ -213,7 +213,7 @@ def refusal(
 def test_record_of_the_fixture_is_good(channel: Channel) -> None:
     ((client, server),) = tcp_pairs(1)
     state = record(service=7) + b"another"
-    send_raw(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), state, [server])
+    send_raw(channel, GREETING.pack(b"tcpupperd\0", connection_format.VERSION, 1), state, [server])
     (taken,) = receive_from(channel)
     expected = Connection(server, ("192.0.2.1", 5), State(lines=3, service="another"))
     assert state_of(taken) == state_of(expected)
@@ -294,9 +294,14 @@ def test_no_more_is_read_than_the_configuration_allows(channel: Channel, max_lin
     held, unsent = max_line + 2**16, 2 * (max_line + 2**16) + 2**20
     pairs = tcp_pairs(1)
     for more in (0, 1):
-        state = record(held=held, unsent=unsent + more, flags=handover._MID_LINE)
+        state = record(held=held, unsent=unsent + more, flags=connection_format._MID_LINE)
         data = state + bytes(held + unsent + more)
-        send_raw(channel, GREETING.pack(b"tcpupperd\0", handover.VERSION, 1), data, [pairs[0][1]])
+        send_raw(
+            channel,
+            GREETING.pack(b"tcpupperd\0", connection_format.VERSION, 1),
+            data,
+            [pairs[0][1]],
+        )
         if more:
             with pytest.raises(HandoverError, match=r"too long|too many") as caught:
                 receive(channel.receive_end, max_line)
@@ -312,7 +317,7 @@ def test_state_that_finds_no_memory_is_refused(channel: Channel) -> None:
     """Sizes that may be, but not here: the limit is of the address space of this process."""
     ((client, server),) = tcp_pairs(1)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    state = record(held=2**27, flags=handover._MID_LINE) + bytes(2**27)
+    state = record(held=2**27, flags=connection_format._MID_LINE) + bytes(2**27)
     resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 2**26, hard))
     try:
         complaint = refusal(channel, state, [server], max_line=2**27)
@@ -337,14 +342,14 @@ LIKELY = {
 }
 
 
-@given(st.sampled_from(handover._FAMILIES), st.fixed_dictionaries(LIKELY))
+@given(st.sampled_from(connection_format._FAMILIES), st.fixed_dictionaries(LIKELY))
 @example(socket.AF_INET6, {"host": b"::1", "lines": 2**63 - 1})
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_connection_taken_over_can_be_handed_over_again(
     channel: Channel, family: socket.AddressFamily, changed: dict[str, Any]
 ) -> None:
     """If a message is believed, what grows out of it fits into the next one."""
-    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    greeting = GREETING.pack(b"tcpupperd\0", connection_format.VERSION, 1)
     with socket.socket(family) as server:
         send_raw(channel, greeting, record(family, **changed), [server])
     try:
@@ -365,7 +370,7 @@ def test_state_that_would_block_is_refused(channel: Channel, read_end: bool) -> 
     ((client, server),) = tcp_pairs(1)
     pipe = os.pipe()
     files = [pipe[0] if read_end else pipe[1], server.fileno()]
-    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 1)
+    greeting = GREETING.pack(b"tcpupperd\0", connection_format.VERSION, 1)
     socket.send_fds(channel.send_end, [greeting], files)
     with pytest.raises(HandoverError, match="the state is not a file") as caught:
         receive_from(channel)
@@ -412,7 +417,7 @@ def test_planted_descriptor_is_closed_and_the_rest_is_left(channel: Channel, kin
     client, server = socket.socketpair()
     state = record(family, b"" if family == socket.AF_UNIX else b"192.0.2.1")
     state += record(socket.AF_UNIX, b"")
-    greeting = GREETING.pack(b"tcpupperd\0", handover.VERSION, 2)
+    greeting = GREETING.pack(b"tcpupperd\0", connection_format.VERSION, 2)
     before = open_descriptors()
     send_raw(channel, greeting, state, [planted, server])
     with pytest.raises(HandoverError, match="not the expected kind of socket") as caught:
@@ -443,7 +448,7 @@ def plant(channel: Channel, kind: str) -> tuple[socket.socket, int]:
 
 
 def test_message_without_descriptors_is_refused(channel: Channel) -> None:
-    channel.send_end.send(GREETING.pack(b"tcpupperd\0", handover.VERSION, 0))
+    channel.send_end.send(GREETING.pack(b"tcpupperd\0", connection_format.VERSION, 0))
     with pytest.raises(HandoverError) as caught:
         receive_from(channel)
     assert caught.value.sockets == []

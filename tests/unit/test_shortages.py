@@ -18,7 +18,7 @@ from tcpupperd.host import journal, memfd, messages
 from tcpupperd.host.channel import RECEIVE_END, SEND_END, Channel, is_end
 from tcpupperd.host.notify import Notifier, _Socket
 from tcpupperd.host.remedies import remedy
-from tcpupperd.processes.handover import Connection, send
+from tcpupperd.processes.connection_format import Connection, send
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.store import CANARY, CONFIGURATION, LOST, NOT_STORED, Store
 from tcpupperd.serving.connection import State

@@ -17,7 +17,7 @@ from tcpupperd.host.channel import (
     open_channel,
     peek,
 )
-from tcpupperd.processes.handover import Connection, send
+from tcpupperd.processes.connection_format import Connection, send
 from unit.channels import NOBODY, close, is_served_by, receive_from
 
 #: Of socket(7), not in Python's module.
