@@ -44,8 +44,8 @@ class Event(Enum):
         "82add1c8d4724220bda5bc43d62562ea",
         "A load balancer's connection has been rejected",
     )
-    HANDOVER_GIVEN = "232397d42e98476ea7fee70120ef0ab4", "Connections have been handed over"
-    HANDOVER_TAKEN = "393370c2858648e5a01c7bac4ddde2c0", "Connections have been taken over"
+    HANDED_OVER = "232397d42e98476ea7fee70120ef0ab4", "Connections have been handed over"
+    TAKEN_OVER = "393370c2858648e5a01c7bac4ddde2c0", "Connections have been taken over"
     HANDOVER_DAMAGED = "d93945a65d0342328c3902700a45ffd1", "Connections could not be taken over"
     CHANNEL_REPLACED = "5b1f0c6e9d3a4c57a2f48be1c0d76e39", "The handover channel has been replaced"
     ANSWERS_CUT_OFF = "57ead5d234e141ce94ecf3c789dac12a", "Answers were cut off while stopping"

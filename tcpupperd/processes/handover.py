@@ -119,7 +119,7 @@ class Sender:
             self._failure = error
         if self._sent:
             sent = counted(self._sent, "connection")
-            log.info("handed over %s", sent, extra=Event.HANDOVER_GIVEN.fields())
+            log.info("handed over %s", sent, extra=Event.HANDED_OVER.fields())
         if self._failure:
             self._close_rest(self._failure)
 
@@ -311,7 +311,7 @@ class Receiver:
     def _log_summary(self) -> None:
         if self._received:
             received = counted(self._received, "connection")
-            log.info("took over %s", received, extra=Event.HANDOVER_TAKEN.fields())
+            log.info("took over %s", received, extra=Event.TAKEN_OVER.fields())
             self._warn_of_excess()
             wake_supervisor()  # so that the status line shows how many connections there are
         self._received = 0

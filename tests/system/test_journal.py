@@ -88,8 +88,8 @@ def hand_over(machine: Container) -> None:
         (old,) = workers(machine)
         machine.run("systemctl", "restart", SERVICE)
         assert conversation.ask("two") == "TWO"
-        (given,) = until(lambda: told(machine, Event.HANDOVER_GIVEN))
-        (taken,) = until(lambda: told(machine, Event.HANDOVER_TAKEN))
+        (given,) = until(lambda: told(machine, Event.HANDED_OVER))
+        (taken,) = until(lambda: told(machine, Event.TAKEN_OVER))
         assert (given["_PID"], given["MESSAGE"]) == (str(old), "handed over 1 connection")
         assert taken["MESSAGE"] == "took over 1 connection"
         machine.run("systemctl", "reload", SERVICE)
