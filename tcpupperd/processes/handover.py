@@ -356,13 +356,13 @@ class Receiver:
         try:
             server.connections.add(connection)
         except OSError as error:
-            connection.fail(error)
+            connection.record_error(error)
             server.shutdown_request(sock)
             return
         if server.tally.debug:
             log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
         if state is UNREADABLE:
-            connection.ends(STATE_UNREADABLE)
+            connection.set_end_reason(STATE_UNREADABLE)
         server.connections.attempt(lambda one, now: one.resume(state, now), connection)
 
 

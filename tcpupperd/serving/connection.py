@@ -185,7 +185,7 @@ class Connection:
             return self._answer(b"", now)
         if isinstance(outcome, int):  # the connection failed; received lines count as answered
             protocol.lines += answered
-            self.fail(OSError(outcome, os.strerror(outcome)))
+            self.record_error(OSError(outcome, os.strerror(outcome)))
             return Next.CLOSE
         unsent, rest = outcome if isinstance(outcome, tuple) else (b"", outcome or b"")
         # What `fast_path` has sent counts as received, but includes what was held earlier.
@@ -206,7 +206,7 @@ class Connection:
         else:
             self.eof = True
             if not before and self._is_silent:
-                self.ends(PROBE)
+                self.set_end_reason(PROBE)
             answer = protocol.receive_eof()
         self.last_activity = now
         tally.received += len(data)
@@ -247,15 +247,15 @@ class Connection:
 
     def close_for_stop(self, now: float) -> Next | None:
         """Close it gracefully because the server is stopping."""
-        self.ends(SERVICE_STOPPED)
+        self.set_end_reason(SERVICE_STOPPED)
         return self.close_gracefully(now)
 
     def abort(self, now: float) -> Next:
         """Close it immediately. If unsent answers are lost, reset it so that the client knows."""
         if not self.unsent:
-            self.ends(SERVICE_STOPPED)
+            self.set_end_reason(SERVICE_STOPPED)
             return Next.CLOSE
-        self.ends(DRAIN_TIMEOUT)
+        self.set_end_reason(DRAIN_TIMEOUT)
         return Next.RESET
 
     def expire(self, now: float) -> Next | None:
@@ -267,22 +267,22 @@ class Connection:
             return self._linger(now)
         # If a header is incomplete, its protocol has a reason of its own.
         if timeout is not Timeout.LINE or not self.protocol.identifies_client:
-            self.ends(timeout.value)
+            self.set_end_reason(timeout.value)
             log.debug("%s: %s", self, self.reason)
         return Next.RESET if timeout is Timeout.WRITE else self.close_gracefully(now)
 
-    def ends(self, counter: int, words: str = "") -> None:
+    def set_end_reason(self, counter: int, words: str = "") -> None:
         """Record and count why the connection ends; only the first reason counts."""
         if not self.reason:
             self.reason = words or reason(counter)
             self.tally.add(counter)
 
-    def fail(self, error: OSError) -> None:
+    def record_error(self, error: OSError) -> None:
         """Count and log that the connection to the client has failed."""
         if self._is_silent and isinstance(error, ConnectionError):
-            self.ends(PROBE)
+            self.set_end_reason(PROBE)
         else:
-            self.ends(RESET, str(error.strerror).lower())
+            self.set_end_reason(RESET, str(error.strerror).lower())
         if self.tally.debug:
             log.debug("%s: %s", self, error)
 
@@ -399,11 +399,11 @@ class Connection:
         if self.protocol.identifies_client:
             return self._serve_identified(now)
         if self.eof:
-            self.ends(CLIENT_CLOSED)
+            self.set_end_reason(CLIENT_CLOSED)
             return Next.CLOSE
         if self.lingers_until:
             return None
-        self.ends(COMPLETE)
+        self.set_end_reason(COMPLETE)
         self.socket.shutdown(socket.SHUT_WR)
         self.lingers_until = now + LINGER_TIME
         return Next.WATCH

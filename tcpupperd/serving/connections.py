@@ -175,7 +175,7 @@ class Connections:
 
     def _failed(self, connection: Connection, error: Exception) -> None:
         if isinstance(error, OSError):
-            connection.fail(error)
+            connection.record_error(error)
             self.close(connection)
             return
         connection.reason = reason(BUG)
