@@ -67,7 +67,10 @@ def test_package_in_another_root_leaves_the_instances_of_this_one(machine: Conta
     assert machine.run("tcpupper", "--port=7777", "hello") == "HELLO"
     until(lambda: is_active(machine, INSTANCE_SERVICE))
     pid = machine.show(INSTANCE_SERVICE, "MainPID")
-    machine.run("mkdir", "/other")
+    # py3clean(1) and py3compile(1) look for the files of the package there.
+    machine.run("mkdir", "--parents", "/other/var/lib", "/other/usr/lib")
+    machine.run("cp", "--archive", "/var/lib/dpkg", "/other/var/lib")
+    machine.run("cp", "--archive", "/usr/lib/tcpupperd", "/other/usr/lib")
     for script, action in (
         ("prerm", "remove"),
         ("postrm", "purge"),
