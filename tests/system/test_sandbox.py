@@ -89,7 +89,7 @@ def test_notifications_arrive_after_the_service_manager_was_replaced(machine: Co
     machine.run("systemctl", "daemon-reexec")
     with Conversation(machine) as conversation:
         assert conversation.ask("hello") == "HELLO"
-        until(lambda: " 1 connection" in machine.show(SERVICE, "StatusText"))
+        until(lambda: ", 1 of " in machine.show(SERVICE, "StatusText"))
     assert machine.show(SERVICE, "NRestarts") == "0"
 
 
