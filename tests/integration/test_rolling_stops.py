@@ -114,13 +114,13 @@ def roll(
 
 
 def test_haproxy_that_asks_whether_servers_are_ready(tmp_path: Path, servers: Servers) -> None:
-    one = listening("127.0.0.1")
+    program, one = need("haproxy"), listening("127.0.0.1")
     text = FRONTEND.format(folder=tmp_path, fd=one.fileno(), metrics=METRICS)
     rows = (f"  server {name} {host}:{UPPER}\n" for name, host in servers.hosts.items())
     file = tmp_path / "haproxy.cfg"
     file.write_text(text + "".join(rows))
     where = one.getsockname()
-    with running([need("haproxy"), "-db", "-f", str(file)], [one]):
+    with running([program, "-db", "-f", str(file)], [one]):
         balancer = HAProxy(tmp_path / "admin.sock")
 
         def is_up(name: str) -> None:
