@@ -139,7 +139,7 @@ class Supervisor:
         return self.TABLE[happened][self.state.value]
 
     def _inputs(self) -> Iterator[Input]:
-        """What happens, one after another, without end. Each is acted on before the next check."""
+        """Everything that happens, in turn. Each input is acted on before the next check."""
         while True:
             for failure in self._fleet.reap():
                 self._failure = failure
