@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import CLOCK_MONOTONIC, clock_gettime
 
 import pytest
@@ -182,13 +183,15 @@ def test_no_connection_waits_for_the_next_one_after_a_reload() -> None:
                 with contextlib.closing(Client(address)) as client:
                     answered.append(client.ask(b"hello"))
 
+        def has_answered(count: int) -> bool:
+            return done.done() or len(answered) >= count
+
         done = pool.submit(connect_and_ask)
         try:
             for _ in range(20):
                 daemon.reload()
                 # The second from here on was made after the reload.
-                enough = len(answered) + 2
-                until(lambda enough=enough: done.done() or len(answered) >= enough)
+                until(partial(has_answered, len(answered) + 2))
         finally:
             goes_on.clear()
         done.result()
