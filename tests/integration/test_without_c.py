@@ -14,13 +14,17 @@ HERE = Path(__file__).parent
 #: Those in which the fast path decides what a client sees: what it answers, how it ends, how it
 #: fails, what it costs. The rest, such as restarts, only moves its results.
 FILES = ("ends", "faults", "hooks", "limits", "oracle", "serving", "slow_readers", "work")
+TESTS = (
+    *(f"test_{name}.py" for name in FILES),
+    "test_supervisor.py::test_idle_daemon_makes_no_system_call",
+)
 
 
 @pytest.mark.skipif(fast_path is python_fast_path, reason="the C module is not used anyway")
-@pytest.mark.parametrize("name", FILES)
-def test_without_the_c_module(name: str) -> None:
+@pytest.mark.parametrize("test", TESTS)
+def test_without_the_c_module(test: str) -> None:
     done = subprocess.run(
-        (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / f"test_{name}.py"),
+        (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / test),
         cwd=HERE.parents[1],
         env={**os.environ, SWITCH: "1"},
         check=False,
