@@ -30,24 +30,24 @@ class ProxyClients:
         self,
         connections: Connections,
         tally: Tally,
-        admit: Callable[[socket.socket, object], bool],
+        refusal: Callable[[socket.socket, object], int | None],
         protocol: Callable[[object, Introduction], Protocol],
         trusted: Iterable[str],
     ) -> None:
-        """`admit` and `protocol` are those of the service that the clients use."""
+        """`refusal` and `protocol` are those of the service that the clients use."""
         self._trusted = Networks(trusted)
         self._connections = connections
         self._tally = tally
-        self._admit_client = admit
+        self._refusal_of_client = refusal
         self._client_protocol = protocol
         self._refusals = RateLimitedLog(log)
 
-    def admit(self, request: socket.socket, balancer: object) -> bool:
-        """Whether the load balancer at this address may identify clients."""
+    def refusal(self, request: socket.socket, balancer: object) -> int | None:
+        """Why the load balancer at this address may not identify clients; None if it may."""
         if balancer in self._trusted:
-            return True
+            return None
         self._refuse(PROXY_UNTRUSTED, balancer, "the address is not in proxy_from")
-        return False
+        return PROXY_UNTRUSTED
 
     def protocol(self, balancer: object) -> Protocol:
         """The protocol for the connection of a load balancer."""
@@ -67,11 +67,11 @@ class ProxyClients:
         """The protocol for the client that a header identifies, or None if it is refused."""
         balancer = connection.client_address
         client = balancer if header.source is None else header.source
-        is_welcome = self._admit_client(connection.socket, client)
+        refusal = self._refusal_of_client(connection.socket, client)
         connection.client_address = client
         if header.source is not None:
             connection.introduction = introduction(header, balancer)
-        if not is_welcome or connection not in self._connections:  # a hook has closed it
+        if refusal is not None or connection not in self._connections:  # a hook has closed it
             connection.reason = reason(SOURCE_LIMIT)  # already counted
             return None
         if self._tally.debug:

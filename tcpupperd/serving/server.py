@@ -31,7 +31,7 @@ from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits
 from tcpupperd.serving.connection_log import ConnectionLog
 from tcpupperd.serving.connections import Callbacks, Connections
-from tcpupperd.serving.counters import BUG, RESET, SOURCE_LIMIT, Tally
+from tcpupperd.serving.counters import BUG, RESET, SOURCE_LIMIT, Tally, reason
 from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
@@ -86,8 +86,8 @@ class UpperServer(socketserver.BaseServer):
         self.poller = Poller()
         self._connection_log = ConnectionLog(self.config.worker_count, self.poller)
         is_logged = self.config.log_connections and log.isEnabledFor(logging.INFO)
-        on_end = self._connection_log.ended if is_logged else None
-        callbacks = Callbacks(self.shutdown_request, self.handle_error, on_end)
+        self._on_end = self._connection_log.ended if is_logged else None
+        callbacks = Callbacks(self.shutdown_request, self.handle_error, self._on_end)
         limits = Limits.of(self.config)
         self.connections = Connections(self.poller, limits, self.tally, callbacks)
         self.prepare(listeners)
@@ -248,10 +248,11 @@ class UpperServer(socketserver.BaseServer):
         if service is not self._upper:
             self._service_of[request] = service
         try:
-            if service.admit(request, client_address):
+            refusal = service.refusal(request, client_address)
+            if refusal is None:
                 self.process_request(request, client_address)
             else:
-                self._refuse(request)
+                self._refuse(request, client_address, refusal)
         except OSError as error:
             self.tally.add(RESET)
             log.debug("%s: %s", client_address, error)
@@ -260,17 +261,23 @@ class UpperServer(socketserver.BaseServer):
             self.handle_error(request, client_address)
             self.shutdown_request(request)
 
-    def admit(self, request: socket.socket, client_address: Any) -> bool:
-        """Whether `verify_request` accepts a client; a refusal is counted."""
-        verified = self.verify_request(request, client_address)
-        if not verified:
-            self.tally.add(SOURCE_LIMIT)
-        return verified
+    def refusal(self, request: socket.socket, client_address: Any) -> int | None:
+        """The counter of the clients that `verify_request` refuses, which has counted this one;
+        None if it is accepted."""
+        if self.verify_request(request, client_address):
+            return None
+        self.tally.add(SOURCE_LIMIT)
+        return SOURCE_LIMIT
 
-    def _refuse(self, request: socket.socket) -> None:
+    def _refuse(self, request: socket.socket, client_address: Any, counter: int) -> None:
         """Close a connection before it is served; its client reads end of file, not a reset. This
         does not linger until the client closes its side: that would take up the place of another
         client."""
+        if self._on_end:
+            service = self._service_of.pop(request, self._upper)
+            refused = self.new_connection(request, client_address, service)
+            refused.began, refused.reason = self.poller.now, reason(counter)
+            self._on_end(refused, self.poller.now)
         with contextlib.suppress(OSError):  # the client has already disconnected
             request.shutdown(socket.SHUT_WR)  # precedes the reset that unread input would cause
         self.shutdown_request(request)

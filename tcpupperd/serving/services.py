@@ -32,8 +32,8 @@ class ServiceContext(typing.Protocol):
     connections: Connections
     tally: Tally
 
-    def admit(self, request: socket.socket, client_address: Any) -> bool:
-        """Whether to serve a client."""
+    def refusal(self, request: socket.socket, client_address: Any) -> int | None:
+        """Why not to serve a client: a counter, which has counted it; None if it is served."""
 
     def is_stopping_soon(self) -> bool:
         """Whether new clients should go elsewhere."""
@@ -49,8 +49,9 @@ class Service(NamedTuple):
     """Creates the protocol for a new connection, with what it sends first; called with the
     address of the client."""
 
-    admit: Callable[[socket.socket, object], bool]
-    """Whether to serve a new connection; called with the socket and the address of the client."""
+    refusal: Callable[[socket.socket, object], int | None]
+    """Why not to serve a new connection: a counter, which has counted it; None if it is served.
+    Called with the socket and the address of the client."""
 
 
 def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str, Service]:
@@ -81,13 +82,14 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         """Tells Prometheus, probes and people what the daemon is doing."""
         return HttpProtocol(pages)
 
-    proxy = ProxyClients(server.connections, server.tally, server.admit, upper, config.proxy_from)
-    default = Service(upper, server.admit)
+    refusal, trusted = server.refusal, config.proxy_from
+    proxy = ProxyClients(server.connections, server.tally, refusal, upper, trusted)
+    default = Service(upper, refusal)
     return dict.fromkeys((listener.name for listener in listeners), default) | {
         UPPER: default,
-        PROXY: Service(proxy.protocol, proxy.admit),
-        AGENT: Service(agent, server.admit),
-        METRICS: Service(metrics, server.admit),
+        PROXY: Service(proxy.protocol, proxy.refusal),
+        AGENT: Service(agent, refusal),
+        METRICS: Service(metrics, refusal),
     }
 
 

@@ -119,6 +119,35 @@ def test_entries_of_refused_headers_all_say_why(journal: Journal, ended: Ended) 
             assert entry["TCPUPPERD_SERVICE"] == "proxy"
 
 
+def test_clients_refused_before_they_are_served_have_an_entry(
+    journal: Journal, ended: Ended
+) -> None:
+    with Daemon(
+        listen=["127.0.0.1:0", "proxy=127.0.0.1:0"],
+        workers=1,
+        wrapper=journal.wrapper,
+        log_connections=True,
+        max_connections_per_source=1,
+        proxy_from=["192.0.2.1"],
+    ) as daemon:
+        upper = next(one for one in daemon.addresses if "=" not in one)
+        assert daemon.connect(upper).ask(b"hello") == b"HELLO"
+        proxy = daemon.address_of("proxy")
+        for address, service, reason in (
+            (upper, "upper", "source limit"),
+            (proxy, "proxy", "proxy untrusted"),
+            (proxy, "proxy", "proxy untrusted"),
+        ):
+            client = daemon.connect(address)
+            assert client.read_to_end() == b""
+            entry = ended.the(client.port)
+            start = f"127.0.0.1:{client.port}: {reason} after 0 lines in "
+            assert entry["MESSAGE"].startswith(start)
+            assert entry["TCPUPPERD_REASON"] == reason
+            assert entry["TCPUPPERD_SERVICE"] == service
+            assert entry["TCPUPPERD_LISTENER"] == address
+
+
 def test_entries_tell_services_apart(journal: Journal, ended: Ended) -> None:
     listen = ["127.0.0.1:0", "agent=127.0.0.1:0"]
     with Daemon(listen=listen, wrapper=journal.wrapper, log_connections=True) as daemon:
