@@ -294,7 +294,9 @@ class Connection:
         if self.unsent:
             return self.last_activity + limits.write_timeout, Timeout.WRITE
         idle = self.last_activity + limits.idle_timeout
-        line = self.line_began + limits.line_timeout if self.line_began else math.inf
+        # A request is expected immediately: it may have one of the few places in a full worker.
+        began = self.began if self.protocol.is_privileged else self.line_began
+        line = began + limits.line_timeout if began else math.inf
         return (line, Timeout.LINE) if line < idle else (idle, Timeout.IDLE)
 
     @property

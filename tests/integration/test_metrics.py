@@ -190,6 +190,12 @@ def test_silent_scraper_ends_as_an_idle_client_does() -> None:
         assert daemon.counters()["idle_timeout"] == 1
 
 
+def test_silent_scraper_keeps_its_place_no_longer_than_a_request_may_take() -> None:
+    with Daemon(listen=LISTEN, line_timeout=0.2) as daemon:
+        assert daemon.connect(daemon.address_of("metrics")).read_to_end() == b""
+        assert daemon.counters()["line_timeout"] == 1
+
+
 def test_flood_is_refused_and_ended() -> None:
     with Daemon(listen=LISTEN) as daemon:
         flood = daemon.connect(daemon.address_of("metrics"))
