@@ -42,11 +42,12 @@ class Listener:
     """A listening socket, and its name, which determines the service: FileDescriptorName= in
     systemd.socket(5), or NAME in the setting `listen`."""
 
-    __slots__ = ("_kind", "name", "socket")
+    __slots__ = ("_kind", "name", "number", "socket")
 
-    def __init__(self, listening: socket.socket, name: str = UPPER) -> None:
+    def __init__(self, listening: socket.socket, name: str = UPPER, number: int = 0) -> None:
         self.socket = listening
         self.name = name
+        self.number = number  # tells it apart from all others that the process has had
         self._kind = int(listening.family), int(listening.type), listening.proto
 
     def set_options(self, keepalive: float) -> None:
@@ -367,9 +368,12 @@ class Listeners:
     def __init__(self, passed: list[Listener], *, bind: bool = True) -> None:
         """If none were passed, `bind` allows the daemon to bind its own."""
         self._passed = passed
+        for number, listener in enumerate(passed):
+            listener.number = number
         self.passed = bool(passed) or not bind
         """Whether the service manager passes the sockets, and so also holds them."""
         self._bound: dict[str, list[socket.socket]] = {}
+        self._numbers: dict[tuple[str, str], int] = {}  # by service and address
 
     def __enter__(self) -> Self:
         return self
@@ -440,13 +444,15 @@ class Listeners:
     def _all_bound(self) -> list[Listener]:
         """Each socket once, although two addresses may share a socket. If it changes from one
         service to another, its listener is of the new service."""
-        return list(
-            {
-                one: Listener(one, split_service(text)[0])
-                for text, sockets in self._bound.items()
-                for one in sockets
-            }.values()
-        )
+        services = {
+            one: split_service(text)[0] for text, sockets in self._bound.items() for one in sockets
+        }
+        return [Listener(one, name, self._number(one, name)) for one, name in services.items()]
+
+    def _number(self, one: socket.socket, name: str) -> int:
+        """The number of a listener: the same again if it returns after having been removed."""
+        key = name, written(one.getsockname())
+        return self._numbers.setdefault(key, len(self._numbers))
 
     def _keep_only(self, addresses: Iterable[str]) -> list[socket.socket]:
         """Keep only these addresses; return the sockets that have no address left."""

@@ -39,12 +39,13 @@ def collect_report(
         host=socket.gethostname(),
         now=time(),
         began=daemon[BEGAN] / 1_000_000,
-        listeners=reports_of(listeners),
+        listeners=reports_of(listeners, scoreboard.accepted_from),
         workers=[
             report_of_worker(numbers, now, leaving=leaving) for numbers in scoreboard.workers()
         ],
         counters=scoreboard.totals() | scoreboard.events(),
         limit=limit,
+        peak=scoreboard.peak(),
         configuration=path or "",
         loaded=daemon[LOADED] / 1_000_000,
         current=file_identity(path) == loaded != (0, 0) if path else None,

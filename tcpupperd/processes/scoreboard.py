@@ -23,6 +23,7 @@ from tcpupperd.host import memfd
 from tcpupperd.host.remedies import remedy
 from tcpupperd.serving.counters import (
     ACCEPTED,
+    ACCEPTED_FROM,
     BEGAN,
     DAEMON,
     EARLIER_LINES,
@@ -35,8 +36,12 @@ from tcpupperd.serving.counters import (
     LAST_RELOAD,
     LAST_RELOAD_FAILED,
     LINES,
+    LISTENERS,
     LOADED,
+    MOST_TOGETHER,
+    NUMBERS,
     OPEN,
+    PEAK,
     PID,
     RELOADS_FAILURE,
     RELOADS_SUCCESS,
@@ -83,7 +88,7 @@ class Scoreboard:
         if self._ours is not self._readable:
             memfd.withhold(self._ours)
         start = row * _ROW_SIZE
-        numbers = self._memory[start : start + len(WORKER.rows) * 8].cast("Q")
+        numbers = self._memory[start : start + NUMBERS * 8].cast("Q")
         numbers[STARTED] = numbers[HEARTBEAT] = microseconds()
         numbers[GENERATION] = generation
         numbers[EARLIER_LINES] = numbers[LINES]
@@ -93,6 +98,7 @@ class Scoreboard:
 
     def release(self, slot: Slot) -> None:
         """Free the slot of a worker that has exited; its counters stay in the totals."""
+        self.raise_to(PEAK, min(slot.numbers[MOST_TOGETHER], BELIEVED))
         for field in range(OPEN + 1):
             slot.numbers[field] = 0
         self._free.append(slot.row)
@@ -170,6 +176,17 @@ class Scoreboard:
     def open(self) -> int:
         """The total number of connections of all workers."""
         return sum(self._column(OPEN, self.daemon[SLOTS]))
+
+    def peak(self) -> int:
+        """The largest number of connections that were open at the same time."""
+        return max([self.daemon[PEAK], *self._column(MOST_TOGETHER, self.daemon[SLOTS])])
+
+    def accepted_from(self, number: int) -> int | None:
+        """The connections accepted from a listener since the daemon started; None if they are
+        counted together with those of others."""
+        if number >= LISTENERS - 1:
+            return None
+        return sum(self._column(ACCEPTED_FROM + number, self.daemon[SLOTS]))
 
     def _column(self, field: int, used: int) -> list[int]:
         return self._slots[field : used * _ROW : _ROW].tolist()

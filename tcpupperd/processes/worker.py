@@ -71,6 +71,8 @@ class Worker(UpperServer):
             counters=context.numbers,
         )
         self._context = context
+        # Exiting workers are left out: what they hand over would be counted twice.
+        self.tally.open_together = lambda: sum(context.scoreboard.loads())
         self._channel = context.channel
         limit, kept = descriptors.limit(), context.channel_outlives_us()
         self._capacity = capacity(context.config, limit, kept=kept)
@@ -82,9 +84,9 @@ class Worker(UpperServer):
         self.poller.add(context.control, self._handle_order)
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
-        """Do nothing: the supervisor has set the options of the sockets that all workers share. A
-        worker of a failed reload that is slow to start could set them again after the supervisor
-        has returned to the previous generation."""
+        """Do nothing: the supervisor has numbered the listeners, and set the options of their
+        sockets, which all workers share. A worker of a failed reload that is slow to start could
+        set them again after the supervisor has returned to the previous generation."""
 
     def begin(self) -> None:
         """Start accepting."""

@@ -8,7 +8,6 @@ import math
 import os
 import select
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
 
@@ -16,7 +15,14 @@ from tcpupperd.events import Event
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.host.tcp_info import time_in_queue
-from tcpupperd.serving.counters import ACCEPT_PAUSES, ACCEPTED, LONGEST_QUEUE, Tally
+from tcpupperd.serving.counters import (
+    ACCEPT_PAUSES,
+    ACCEPTED,
+    ACCEPTED_FROM,
+    LISTENERS,
+    LONGEST_QUEUE,
+    Tally,
+)
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.services import PRIVILEGED
 from tcpupperd.words import counted
@@ -75,7 +81,10 @@ class Acceptor:
         self._connections = connections
         self._welcome = welcome
         self._tally = tally
-        self._accepted: Counter[Listener] = Counter()
+        self._counters = {
+            listener: ACCEPTED_FROM + min(listener.number, LISTENERS - 1)
+            for listener in self.listeners
+        }
         self._polled: set[Listener] = set()
         self._may_come = False, False  # clients; users of privileged services
         self._pause = poller.at(math.inf)  # pending during a pause
@@ -150,11 +159,12 @@ class Acceptor:
         except OSError as error:
             self._failed(error)
             return False
-        self._tally.numbers[PRIVILEGED.get(listener.name, ACCEPTED)] += 1
+        numbers, counter = self._tally.numbers, self._counters[listener]
+        numbers[PRIVILEGED.get(listener.name, ACCEPTED)] += 1
+        numbers[counter] += 1
         if self._poller.now >= self._may_time_at:
             self._time(request)
-        self._accepted[listener] += 1
-        if self._accepted[listener] % ACCEPTS_BEFORE_REQUEUE == 0 and listener in self._polled:
+        if numbers[counter] % ACCEPTS_BEFORE_REQUEUE == 0 and listener in self._polled:
             self._poller.remove(listener.socket)
             self._add(listener)
         self._welcome(request, client_address, listener)

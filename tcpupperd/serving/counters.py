@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence
 from functools import cache
 from time import monotonic
 from typing import NamedTuple
@@ -94,6 +94,7 @@ LONGEST_ITERATION = WORKER.number("longest_iteration")  # of the event loop
 LONGEST_QUEUE = WORKER.number("longest_queue")  # time that a connection waited to be accepted
 OPEN_PRIVILEGED = WORKER.number("open_privileged")  # those of `open` that are not clients'
 MOST_OPEN = WORKER.number("most_open")  # connections open at the same time
+MOST_TOGETHER = WORKER.number("most_together")  # those of all workers, when this one had more
 OPEN = WORKER.number("open")  # connections open now
 ACCEPTED = WORKER.counter(Metric("connections_accepted", "Connections of clients accepted."))
 REQUESTS_AGENT = WORKER.counter(REQUESTED, "agent", "Connections to the agent.")
@@ -153,6 +154,11 @@ LOOP_ITERATIONS = WORKER.counter(
 )
 LOOP_MICROSECONDS = WORKER.number("loop_microseconds")  # spent in them, excluding waiting
 
+#: After these, the connections accepted from each listener, at the position of its number. The
+#: last of these positions is shared by all listeners with a higher number.
+ACCEPTED_FROM, LISTENERS = len(WORKER.rows), 16
+NUMBERS = ACCEPTED_FROM + LISTENERS
+
 #: The numbers of the daemon, which the supervisor writes. Points in time are CLOCK_REALTIME in
 #: microseconds.
 DAEMON = Table()
@@ -180,6 +186,7 @@ FILE_NUMBER = DAEMON.number("file_number")  # the inode of the file that was loa
 FILE_TIME = DAEMON.number("file_time")  # its modification time, in nanoseconds
 STOPPING_SOON = DAEMON.number("stopping_soon")  # told to stop: new clients should go elsewhere
 LONGEST_LINE = DAEMON.number("longest_line")  # largest max_line that any connection may have had
+PEAK = DAEMON.number("peak")  # largest MOST_TOGETHER of the workers that have exited
 
 STARTING, ACCEPTING, EXITING = range(3)  # values of STATE
 
@@ -192,7 +199,7 @@ def reason(counter: int) -> str:
 
 def new_row() -> list[int]:
     """The numbers of a server without other workers."""
-    numbers = [0] * len(WORKER.rows)
+    numbers = [0] * NUMBERS
     numbers[STATE], numbers[PID], numbers[STARTED] = ACCEPTING, os.getpid(), microseconds()
     return numbers
 
@@ -212,11 +219,11 @@ class Tally:
     __slots__ = (
         "_iterations",
         "_longest",
-        "_most",
         "_unwritten",
         "counts",
         "debug",
         "numbers",
+        "open_together",
         "privileged",
         "received",
         "sent",
@@ -232,9 +239,10 @@ class Tally:
         self.sent = self.numbers[SENT_BYTES]  # other than by `fast_path`
         self.received = self.numbers[RECEIVED_BYTES]
         self.privileged = 0  # connections that are not clients'
+        # The open connections of all workers.
+        self.open_together: Callable[[], int] = lambda: self.numbers[OPEN]
         self._iterations = self.numbers[LOOP_ITERATIONS]
         self._longest = 0.0
-        self._most = 0
         self._unwritten = 0.0  # time that is not yet in the numbers
 
     def add(self, field: int, count: int = 1) -> None:
@@ -246,10 +254,12 @@ class Tally:
         `took` seconds."""
         numbers = self.numbers
         answered, sent = self.counts
+        more = connections > numbers[OPEN]
         numbers[OPEN] = connections
         numbers[OPEN_PRIVILEGED] = self.privileged
-        if connections > self._most:
-            self._most = numbers[MOST_OPEN] = connections
+        if more:
+            numbers[MOST_OPEN] = max(connections, numbers[MOST_OPEN])
+            numbers[MOST_TOGETHER] = max(self.open_together(), numbers[MOST_TOGETHER])
         numbers[LINES] = answered
         numbers[SENT_BYTES] = sent + self.sent
         numbers[RECEIVED_BYTES] = sent + self.received

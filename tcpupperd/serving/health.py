@@ -25,8 +25,7 @@ def obstacle(report: Report) -> str:
         return "leaving"
     if not any(one.state == "serving" and not is_silent(one) for one in report.workers):
         return "no live worker"
-    clients = sum(one.connections - one.privileged for one in report.workers)
-    if report.limit and clients >= report.limit:
+    if report.limit and report.clients >= report.limit:
         return "full"
     return ""
 

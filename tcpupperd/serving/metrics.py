@@ -70,9 +70,15 @@ def _gauges(report: Report) -> Iterator[MetricFamily]:
         "Maximum number of open connections for all workers together.",
         report.limit,
     )
+    yield gauge(
+        "tcpupperd_connections_open_peak",
+        "Largest number of connections open at the same time since the main process started.",
+        report.peak,
+    )
     states = [worker.state for worker in report.workers]
     counts = [({"state": state}, float(states.count(state))) for state in STATES]
     yield "tcpupperd_workers", "gauge", "Workers, by state.", counts
+    yield from _listeners(report)
     yield from _queues(report)
     yield from _times(report)
     current = None if report.current is None else float(report.current)
@@ -91,6 +97,16 @@ def _gauges(report: Report) -> Iterator[MetricFamily]:
         "Whether the last reload succeeded (1 if there has been none).",
         float(not report.last_reload_failed),
     )
+
+
+def _listeners(report: Report) -> Iterator[MetricFamily]:
+    known = [
+        ({"listener": one.address, "service": one.service}, float(one.accepted))
+        for one in report.listeners
+        if one.accepted is not None
+    ]
+    text = "Connections accepted, by listener, including those that were refused afterwards."
+    yield "tcpupperd_listener_accepted_total", "counter", text, known
 
 
 def _queues(report: Report) -> Iterator[MetricFamily]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import time
 from typing import NamedTuple
 
@@ -12,13 +12,16 @@ from tcpupperd.address import SERVICES, UPPER
 from tcpupperd.host.sockets import Listener
 from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.serving.counters import (
+    ACCEPTED_FROM,
     EARLIER_LINES,
     EXITING,
     HEARTBEAT,
     LINES,
+    LISTENERS,
     LONGEST_ITERATION,
     LONGEST_QUEUE,
     MOST_OPEN,
+    MOST_TOGETHER,
     OPEN,
     OPEN_PRIVILEGED,
     PID,
@@ -50,12 +53,15 @@ class WorkerReport(NamedTuple):
 
 
 class ListenerReport(NamedTuple):
-    """A listener, with the connections waiting to be accepted."""
+    """A listener, with its connections since the daemon started, and those waiting to be
+    accepted."""
 
     service: str
     address: str
     queue: int | None  # None if the kernel does not say
     queue_limit: int | None
+    number: int = 0  # tells it apart from the others
+    accepted: int | None = None  # None if there are too many listeners
 
 
 class Report(NamedTuple):
@@ -69,12 +75,18 @@ class Report(NamedTuple):
     workers: list[WorkerReport]
     counters: Mapping[str, int]  # by the names in the log
     limit: int = 0  # maximum number of open connections for all workers together
+    peak: int = 0  # the largest number that were open at the same time
     configuration: str = ""  # the path of the file
     loaded: float = 0.0  # when the running configuration was loaded
     current: bool | None = None  # whether the file on disk is running; None if there is no file
     last_reload: float = 0.0
     last_reload_failed: bool = False
     leaving: bool = False  # about to stop: new clients should go elsewhere
+
+    @property
+    def clients(self) -> int:
+        """The number of open connections of clients, to which the limit applies."""
+        return sum(worker.connections - worker.privileged for worker in self.workers)
 
     @property
     def waiting(self) -> int:
@@ -92,15 +104,20 @@ def report_of_single_server(
     """The report of a server without other workers, from its numbers."""
     worker = report_of_worker(list(numbers), microseconds(), leaving=leaving)
     now = time()
+
+    def accepted_from(number: int) -> int | None:
+        return numbers[ACCEPTED_FROM + number] if number < LISTENERS - 1 else None
+
     return Report(
         version=__version__,
         host=socket.gethostname(),
         now=now,
         began=now - worker.age,
-        listeners=reports_of(listeners),
+        listeners=reports_of(listeners, accepted_from),
         workers=[worker],
-        counters=dict(zip(WORKER.names[OPEN:], numbers[OPEN:], strict=True)),
+        counters=dict(zip(WORKER.names[OPEN:], numbers[OPEN:ACCEPTED_FROM], strict=True)),
         limit=limit,
+        peak=numbers[MOST_TOGETHER],
         leaving=leaving,
     )
 
@@ -129,15 +146,18 @@ def _state(number: int, *, leaving: bool) -> str:
     return "leaving" if leaving and state == "serving" else state
 
 
-def reports_of(listeners: Iterable[Listener]) -> list[ListenerReport]:
+def reports_of(
+    listeners: Iterable[Listener], accepted_from: Callable[[int], int | None]
+) -> list[ListenerReport]:
     """The reports on listeners, in an order that does not depend on that in which the service
-    manager passed them."""
-    return sorted(map(report_of, listeners), key=lambda one: (SERVICES.index(one.service), one))
+    manager passed them. `accepted_from` is called with their numbers."""
+    found = [report_of(one, accepted_from(one.number)) for one in listeners]
+    return sorted(found, key=lambda one: (SERVICES.index(one.service), one.address))
 
 
-def report_of(listener: Listener) -> ListenerReport:
+def report_of(listener: Listener, accepted: int | None) -> ListenerReport:
     """The report on a listener at this moment."""
     service = listener.name if listener.name in SERVICES else UPPER
     address = written(listener.socket.getsockname())
     queue, limit = queue_of(listener.socket) or (None, None)
-    return ListenerReport(service, address, queue, limit)
+    return ListenerReport(service, address, queue, limit, listener.number, accepted)

@@ -108,8 +108,9 @@ class UpperServer(socketserver.BaseServer):
         self.acceptor.update_interest()
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
-        """Set the options of the listeners, which their connections inherit."""
-        for listener in listeners:
+        """Number the listeners, and set their options, which their connections inherit."""
+        for number, listener in enumerate(listeners):
+            listener.number = number
             listener.set_options(self.config.keepalive)
 
     # Serving

@@ -7,11 +7,11 @@ import string
 import time
 from collections.abc import Iterator
 
-from tcpupperd.serving.counters import ENDS, REFUSED, Row
+from tcpupperd.serving.counters import CLOSED, ENDS, Row
 from tcpupperd.serving.health import is_silent
 from tcpupperd.serving.http import Page
 from tcpupperd.serving.metrics import counters
-from tcpupperd.serving.report import Report, WorkerReport
+from tcpupperd.serving.report import ListenerReport, Report, WorkerReport
 from tcpupperd.words import counted
 
 #: Fraction of a limit above which a warning is shown.
@@ -42,10 +42,7 @@ def page(report: Report) -> Page:
         figures=_figures(report),
         facts=_facts(report),
         workers="".join(map(_worker, report.workers)),
-        listeners="".join(
-            _row(one.address, one.service, _known(one.queue), _known(one.queue_limit), numbers=2)
-            for one in report.listeners
-        ),
+        listeners="".join(_listener(one, report) for one in report.listeners),
         totals=_counters(report, ends=False),
         reasons=_counters(report, ends=True),
         seconds=f"{report.now:.3f}",
@@ -78,7 +75,7 @@ def problems(report: Report) -> Iterator[str]:
 
 
 def _fullness(report: Report) -> Iterator[str]:
-    count = report.counters.get("open", 0)
+    count = report.clients
     if report.limit and count >= report.limit:
         waiting = counted(report.waiting, "client")
         yield f"Full: all {report.limit:,} allowed connections are in use; waiting: {waiting}."
@@ -111,9 +108,9 @@ def escaped(text: str) -> str:
 def _figures(report: Report) -> str:
     counters = report.counters
     serving = sum(worker.state == "serving" for worker in report.workers)
-    limit = f"of {report.limit:,} allowed" if report.limit else ""
+    limit = f"{report.limit:,} allowed for clients; " if report.limit else ""
     figures = (
-        ("Connections", f"{counters.get('open', 0):,}", limit),
+        ("Connections", f"{counters.get('open', 0):,}", f"{limit}at most {report.peak:,} so far"),
         ("Clients waiting", f"{report.waiting:,}", "to be accepted"),
         ("Lines answered", f"{counters.get('lines', 0):,}", ""),
         ("Workers", f"{serving} of {len(report.workers)}", "serving"),
@@ -157,36 +154,56 @@ def _worker(worker: WorkerReport) -> str:
         f"{worker.connections:,}",
         f"{worker.most_connections:,}",
         f"{worker.lines:,}",
-        "-" if worker.since_heartbeat is None else duration(worker.since_heartbeat),
+        "-" if worker.since_heartbeat is None else f"{duration(worker.since_heartbeat)} ago",
         duration(worker.longest_iteration),
         duration(worker.age),
         numbers=6,
     )
 
 
+def _listener(listener: ListenerReport, report: Report) -> str:
+    address, service = escaped(listener.address), escaped(listener.service)
+    accepted = _count(f"listener-{listener.number}", listener.accepted, report)
+    queue, limit = _known(listener.queue), _known(listener.queue_limit)
+    return (
+        f'<tr><th scope="row">{address}<td>{service}{accepted}'
+        f'<td class="number">{queue}<td class="number">{limit}'
+    )
+
+
 def _counters(report: Report, *, ends: bool) -> str:
     """The rows of the counters that say why connections ended, or of all others."""
     return "".join(
-        _counter(row, count, count / max(1, report.now - report.began))
+        _counter(row, count, report)
         for metric, rows in counters(report).items()
         if (metric in ENDS) is ends
         for row, count in rows
     )
 
 
-def _counter(row: Row, count: int, rate: float) -> str:
-    """A row with a count and its average rate; the script replaces it with the current rate."""
+def _counter(row: Row, count: int, report: Report) -> str:
     zero = "" if count else ' class="zero"'
+    heading = f'<tr{zero} title="{escaped(row.help)}"><th scope="row">{_heading(row)}'
+    return heading + _count(row.name, count, report)
+
+
+def _count(name: str, count: int | None, report: Report) -> str:
+    """Cells with a count and its average rate; the script replaces it with the current rate."""
+    if count is None:
+        return '<td class="number">-' * 2
+    rate = count / max(1, report.now - report.began)
     return (
-        f'<tr{zero} title="{escaped(row.help)}"><th scope="row">{_heading(row)}'
-        f'<td class="number" id="{row.name}" data-count="{count}">{count:,}'
+        f'<td class="number" id="{name}" data-count="{count}">{count:,}'
         f'<td class="number">{rate:,.1f}'
     )
 
 
 def _heading(row: Row) -> str:
-    """The heading of a counter: its name in words. Those of refused connections say so."""
-    words = f"refused: {row.name}" if row.metric is REFUSED else row.name
+    """The heading of a counter: its metric in words, and which of its counters this is. The table
+    of ends is of the connections that were closed, except where the heading says more."""
+    assert row.metric
+    name = row.metric.name.removeprefix("connections_")
+    words = row.value if row.metric is CLOSED else f"{name}: {row.value}" if row.value else name
     return words.replace("_", " ").capitalize()
 
 

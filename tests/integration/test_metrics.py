@@ -58,6 +58,51 @@ def test_each_worker_tells_of_all() -> None:
             assert value(daemon, "tcpupperd_workers_died_total", reason="signal") == 1
 
 
+def test_each_listener_has_a_count_of_its_own() -> None:
+    """Of all workers, and across reloads, even if an address is left out for a time."""
+    second = "127.0.0.2:0"
+    with Daemon(listen=[*LISTEN, second], workers=2) as daemon:
+        addresses = [one for one in daemon.addresses if "=" not in one]
+
+        def accepted() -> list[float]:
+            name, service = "tcpupperd_listener_accepted_total", "upper"
+            return [value(daemon, name, listener=one, service=service) for one in addresses]
+
+        for count, address in zip((3, 5), addresses, strict=True):
+            for client in [daemon.connect(address) for _ in range(count)]:
+                assert client.ask(b"hello") == b"HELLO"
+        assert accepted() == [3, 5]
+        daemon.reload(workers=1)
+        assert daemon.connect(addresses[1]).ask(b"hello") == b"HELLO"
+        assert accepted() == [3, 6]
+        daemon.reload(listen=LISTEN)
+        assert addresses[1] not in page(daemon)
+        daemon.reload(listen=[*LISTEN, addresses[1]])
+        assert accepted() == [3, 6]
+        row = f'<th scope="row">{addresses[1]}<td>upper<td class="number" id="listener-'
+        assert row in page(daemon)
+
+
+def test_peak_is_of_all_workers_and_of_no_connection_twice() -> None:
+    with Daemon(listen=LISTEN, workers=2) as daemon:
+        clients = [daemon.connect() for _ in range(40)]
+        assert {client.ask(b"hello") for client in clients} == {b"HELLO"}
+
+        def peak() -> float:
+            return value(daemon, "tcpupperd_connections_open_peak")
+
+        # Scrapers that read the answer and then close may overlap.
+        scrapers = peak() - 40
+        assert 0 <= scrapers <= 3
+        for _ in range(5):
+            daemon.reload()
+        for client in clients[:30]:
+            client.close()
+        until(lambda: value(daemon, "tcpupperd_connections_open") <= 13)
+        assert 40 <= peak() <= 43
+        assert f"at most {peak():.0f} so far" in page(daemon)
+
+
 def test_whether_the_file_on_disk_is_running() -> None:
     with Daemon(listen=LISTEN) as daemon:
 
@@ -112,8 +157,8 @@ def test_listeners_are_in_an_order_of_their_own() -> None:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
         names = ("metrics", "tcpupperd.socket", "proxy", "tcpupperd.socket")
         listeners = [Listener(*pair) for pair in zip(sockets, names, strict=True)]
-        found = reports_of(listeners)
-        assert reports_of(reversed(listeners)) == found
+        found = reports_of(listeners, int)
+        assert reports_of(reversed(listeners), int) == found
         assert [one.service for one in found] == ["upper", "upper", "proxy", "metrics"]
 
 
@@ -121,8 +166,8 @@ def test_queue_is_that_of_the_kernel() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=77) as listening:
         clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
         listener = Listener(listening, "tcpupperd.socket")
-        assert report_of(listener)[0] == "upper"
-        until(lambda: report_of(listener)[2:] == (3, 77))
+        assert report_of(listener, 5)[0] == "upper"
+        until(lambda: report_of(listener, 5)[2:4] == (3, 77))
         for client in clients:
             client.close()
 
@@ -131,7 +176,8 @@ def test_kernel_may_not_say_how_long_a_queue_is(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
-        assert report_of(Listener(listening, "metrics")) == ("metrics", path, None, None)
+        report = report_of(Listener(listening, "metrics"), None)
+        assert (report.address, report.queue, report.queue_limit) == (path, None, None)
         assert time_in_queue(listening) == 0
     gone = socket.socket()
     gone.close()

@@ -41,11 +41,13 @@ def test_gauges_are_those_of_the_report() -> None:
     queue = '{listener="127.0.0.1:9999",service="upper"}'
     assert found["tcpupperd_connections_open"] == reports.COUNTERS["open"]
     assert found["tcpupperd_connections_limit"] == 20_000
+    assert found["tcpupperd_connections_open_peak"] == 1_234
     assert found["process_start_time_seconds"] == REPORT.began
     assert found['tcpupperd_workers{state="serving"}'] == 1
     assert found['tcpupperd_workers{state="exiting"}'] == 0
     assert found['tcpupperd_workers{state="leaving"}'] == 0
     assert found["tcpupperd_ready"] == 1
+    assert found[f"tcpupperd_listener_accepted_total{queue}"] == 864_000
     assert found[f"tcpupperd_accept_queue_connections{queue}"] == 7
     assert found[f"tcpupperd_accept_queue_limit{queue}"] == 4096
     assert found["tcpupperd_configuration_current"] == 1

@@ -17,15 +17,19 @@ from hypothesis import strategies as st
 from tcpupperd.processes.scoreboard import BELIEVED, Scoreboard, Slot
 from tcpupperd.serving.counters import (
     ACCEPTED,
+    ACCEPTED_FROM,
     ACCEPTING,
     BEGAN,
     EARLIER_LINES,
     EXITING,
     HEARTBEAT,
     LINES,
+    LISTENERS,
     LONGEST_ITERATION,
     LOOP_ITERATIONS,
     LOOP_MICROSECONDS,
+    MOST_TOGETHER,
+    NUMBERS,
     OPEN,
     PID,
     RESTARTS,
@@ -46,14 +50,14 @@ def test_new_slot_has_a_number_for_each_field_and_only_the_time_is_set() -> None
     assert before - 0.001 <= numbers[STARTED] / 1_000_000 <= monotonic()
     assert numbers[HEARTBEAT] == numbers[STARTED]
     numbers[STARTED] = numbers[HEARTBEAT] = 0
-    assert numbers == [0] * len(WORKER.rows)
+    assert numbers == [0] * NUMBERS
 
 
 def test_slots_do_not_overlap() -> None:
     board = Scoreboard(3)
     slots = [board.claim() for _ in range(3)]
     for value, slot in enumerate(slots, 1):
-        for field in range(len(WORKER.rows)):
+        for field in range(NUMBERS):
             slot.numbers[field] = value
     assert [set(slot.numbers) for slot in slots] == [{1}, {2}, {3}]
     assert len({slot.row for slot in slots}) == 3
@@ -93,6 +97,43 @@ def test_worker_continues_counting_where_the_previous_one_stopped() -> None:
     tally.add(ACCEPTED)
     tally.publish(1, 0.5)
     assert (second.connections, board.totals()["lines"], board.totals()["accepted"]) == (1, 10, 6)
+
+
+def test_peak_is_of_all_workers_together_and_outlives_them() -> None:
+    board = Scoreboard(2)
+    slots = [board.claim() for _ in range(2)]
+    tallies = [Tally(slot.numbers) for slot in slots]
+    for tally in tallies:
+        tally.open_together = lambda: sum(board.loads())
+    for first, second in ((4, 0), (3, 5), (3, 2), (4, 2)):
+        tallies[0].publish(first, 0.0)
+        tallies[1].publish(second, 0.0)
+    assert (board.open(), board.peak()) == (6, 8)
+    slots[1].numbers[STATE] = EXITING  # and hands its connections over to the other one
+    tallies[0].publish(6, 0.0)
+    assert board.peak() == 8
+    for slot in slots:
+        board.release(slot)
+    assert (board.open(), board.peak()) == (0, 8)
+
+
+def test_peak_of_a_worker_is_not_believed_without_limit() -> None:
+    board = Scoreboard(1)
+    slot = board.claim()
+    slot.numbers[MOST_TOGETHER] = 2**64 - 1
+    board.release(slot)
+    assert board.peak() == BELIEVED
+
+
+def test_connections_accepted_from_a_listener_are_those_of_all_workers() -> None:
+    board = Scoreboard(2)
+    for count in (3, 4):
+        slot = board.claim()
+        slot.numbers[ACCEPTED_FROM + 5] = count
+        slot.numbers[ACCEPTED_FROM + LISTENERS - 1] = count
+    board.release(slot)
+    found = [board.accepted_from(number) for number in (0, 5, LISTENERS - 1, LISTENERS)]
+    assert found == [0, 7, None, None]
 
 
 def test_longest_iteration_is_that_of_the_worker_and_the_time_is_that_of_all() -> None:

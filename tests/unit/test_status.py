@@ -68,12 +68,12 @@ def test_page_shows_the_report() -> None:
         "Version 1.2.3",
         "Uptime 1 day 0 h",
         "Workers 1 of 2 serving",
-        "Connections 1,000 of 20,000 allowed",
+        "Connections 1,000 20,000 allowed for clients; at most 1,234 so far",
         "Clients waiting 7 to be accepted",
-        "11 serving 5 9 12,345 250 ms 12 ms 1 day 0 h",
+        "11 serving 1,000 1,009 12,345 250 ms ago 12 ms 1 day 0 h",
         "12 starting 0 0 0 - 0.0 ms 1.0 ms",
-        "127.0.0.1:9999 upper 7 4,096",
-        "/run/socket metrics - -",
+        "127.0.0.1:9999 upper 864,000 10.0 7 4,096",
+        "/run/socket metrics - - - -",
         "/etc/tcpupperd/tcpupperd.toml, current , loaded 2026-11-24 21:20:55 UTC",
         "Last reload succeeded , 2026-11-24 21:20:56 UTC",
         "As of 2026-11-25 21:20:54 UTC",
@@ -86,6 +86,13 @@ def test_page_shows_every_counter() -> None:
     shown = [row.name for rows in counters(REPORT).values() for row, _ in rows]
     for field in [*shown, "open"]:
         assert f"{reports.COUNTERS[field]:,}" in text
+
+
+def test_headings_say_which_counter_of_a_metric_it_is() -> None:
+    text = read().text
+    for heading in ("Accepted", "Handed over: out", "Workers died: hung", "Refused: proxy absent"):
+        assert f" {heading} {reports.COUNTERS['accepted'] // 1000}," in text
+    assert f" Idle timeout {reports.COUNTERS['idle_timeout']:,}" in text
 
 
 def test_page_explains_every_counter() -> None:
