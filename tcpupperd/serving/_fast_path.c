@@ -16,7 +16,7 @@
 
 /* The newlines of one block are counted in a single byte: a wider counter would make the compiler
  * widen each vector of bytes into several vectors of counters. */
-enum { RECEIVE_SIZE = 65536, HELD_MAX = 4096, BLOCK = 240 };
+enum { RECEIVE_SIZE = 126976, HELD_MAX = 4096, BLOCK = 240 };
 
 struct pass {
     ssize_t held;     /* bytes of the answer to an incomplete line, before what is received */

@@ -224,6 +224,7 @@ class Served:
     def __init__(self, fast_path: FastPath | None, config: Config, send_buffer: int) -> None:
         self.client, self.server = socket.socketpair()
         self.client.setblocking(False)
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * max(LARGE_EDGES))
         if send_buffer:
             self.server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.tally = Tally(debug=fast_path is None)  # which takes the long way

@@ -173,7 +173,7 @@ def calls_for_ends(end: Callable[[Client], None]) -> Counter[str]:
 def test_a_turn_serves_each_client_once() -> None:
     with UpperServer() as server, contextlib.ExitStack() as stack:
         clients = []
-        for sent in (MANY_LINES * 6, LINE):
+        for sent in (MANY_LINES * 8, LINE):
             client, request = map(stack.enter_context, socket.socketpair())
             server.process_request(request, "")
             client.sendall(sent)
@@ -182,7 +182,7 @@ def test_a_turn_serves_each_client_once() -> None:
         server.handle_request()
         assert small.recv(len(LINE) + 1, socket.MSG_DONTWAIT) == LINE.upper()
         # The other one has had its share, and the rest of its lines wait.
-        assert len(bulk.recv(len(MANY_LINES * 6), socket.MSG_DONTWAIT)) == RECEIVE_SIZE
+        assert len(bulk.recv(len(MANY_LINES * 8), socket.MSG_DONTWAIT)) == RECEIVE_SIZE
 
 
 def functions_called(sent: bytes) -> float:
