@@ -47,13 +47,13 @@ coverage: $(VENV)/ready ## measure line and branch coverage of the tests
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 
-# The long versions of the tests, and fuzzing. When run as root, this includes the handover system
+# The long versions of the tests, and fuzzing. When run as root, this includes those of the system
 # tests.
 soak: $(VENV)/ready ## run the long versions of the tests (takes hours)
 	$(VENV)/bin/pip install --quiet atheris
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz 600
 	SOAK=1 $(VENV)/bin/pytest
-	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py
+	[ "$$(id -u)" != 0 ] || SOAK=1 $(VENV)/bin/pytest tests/system/test_handover.py tests/system/test_soak_packages.py
 
 # Uses Debian's own Python. Without root, missing peers are reported and skipped.
 bench: ## benchmark against other servers (takes 15 minutes)

@@ -9,6 +9,7 @@ from system.container import SHELL, nspawn
 from system.roots import TREE, Root
 
 BUILD_TIMEOUT = 600
+END_OF_0_1_0 = "--before=2026-11-23T00:00:00Z"
 # The unit tests hand over a thousand connections; systemd-nspawn allows 1024 descriptors.
 OPTIONS = ("--private-network", "--pipe", "--rlimit=NOFILE=20000")
 
@@ -35,6 +36,18 @@ def copy_tree(folder: Path) -> None:
 def build_previous_package(release: str, folder: Path) -> Path:
     """The same of the commit before the last; of the last, where git has no other."""
     commit = git("rev-list", "--first-parent", "--max-count=2", "HEAD").decode().split()[-1]
+    return build_commit(release, folder, commit)
+
+
+def build_0_1_0(release: str, folder: Path) -> Path:
+    """The same of version 0.1.0, of which there is no tag: of the last commit on the day of its
+    release."""
+    commit = git("rev-list", "-1", END_OF_0_1_0, "HEAD").decode().strip()
+    return build_commit(release, folder, commit)
+
+
+def build_commit(release: str, folder: Path, commit: str) -> Path:
+    """The same of a commit."""
     index = {"GIT_INDEX_FILE": str(folder / "index")}  # in the place of that of the work tree
     git("read-tree", commit, **index)
     git("checkout-index", "--all", f"--prefix={folder}/tcpupperd/", **index)

@@ -1,8 +1,8 @@
 """A client, a load balancer and three servers, each in a network namespace of its own.
 
 The namespaces belong to a container and go with it. Programs of the host can run in them, because
-a namespace is a file in the container: /run/netns of ip-netns(8). The servers have the addresses
-of the examples.
+a namespace is a file in the container: /run/netns of ip-netns(8). The load balancer is one of the
+container's. The servers have the addresses of the examples.
 """
 
 import subprocess
@@ -14,6 +14,7 @@ from system.container import Container
 from waiting import DEADLINE
 
 BALANCER = "198.51.100.1"  # as clients see it
+UNTIL_WE_END = ("setpriv", "--pdeathsig=KILL")
 SERVERS = {name: f"192.0.2.{number}" for number, name in enumerate(("one", "two", "three"), 11)}
 
 
@@ -47,8 +48,8 @@ class Network:
     @contextmanager
     def running(self, name: str, *words: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
         """A program of the host in a namespace, ended at the end."""
-        command = ("setpriv", "--pdeathsig=KILL", *words)
-        with subprocess.Popen(self.command(name, *command), text=True, **options) as process:
+        command = self.command(name, *UNTIL_WE_END, *words)
+        with subprocess.Popen(command, text=True, **options) as process:
             try:
                 yield process
             finally:
@@ -57,6 +58,14 @@ class Network:
                     process.wait(DEADLINE)
                 finally:
                     process.kill()
+
+    @contextmanager
+    def balancing(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A program of the container in the balancer's namespace, ended at the end. Its process
+        belongs to the host, which can send it signals."""
+        inside = ("nsenter", f"--target={self.machine.leader}", "--mount", "--root", "--wd", "--")
+        with self.running("balancer", *inside, *UNTIL_WE_END, *words) as process:
+            yield process
 
     def link(self, server: str, state: str) -> None:
         """Set a server's link "up" or "down"."""

@@ -53,7 +53,7 @@ class Root:
 
     def inputs(self) -> bytes:
         """What the root depends on besides the recipe: the build dependencies."""
-        if self.purpose not in ("build", "autopkgtest", "i386", "arm64"):
+        if self.purpose not in ("build", "autopkgtest", "i386", *CROSS):
             return b""
         control = (TREE / "debian/control").read_text()
         return "".join(re.findall(r"^Build-Depends:(?:\n .*)+", control, re.MULTILINE)).encode()
@@ -76,6 +76,8 @@ class Root:
         ]
 
 
+#: For which the package is cross-built.
+CROSS = ("arm64", "armhf", "riscv64")
 BOOTED = "systemd,systemd-sysv,dbus,libpam-systemd,iproute2,python3"
 BUILD_DEPENDENCIES = [
     '--customize-hook=mkdir -p "$1"/source/debian',
@@ -91,6 +93,11 @@ PURPOSES = {
         '--customize-hook=chroot "$1" apt-get install --yes --download-only --install-recommends '
         + " ".join(DEPENDENCIES),
     ],
+    # The same with load balancers, which are not started at boot.
+    "balancers": [
+        f"--include={BOOTED},haproxy,libnginx-mod-stream,nginx,{','.join(DEPENDENCIES)}",
+        '--customize-hook=chroot "$1" systemctl mask haproxy.service nginx.service',
+    ],
     # A machine with systemd and what the package depends on, which apt is about to upgrade to the
     # next release.
     "upgrade": [f"--include={BOOTED},{','.join(DEPENDENCIES)}"],
@@ -101,14 +108,17 @@ PURPOSES = {
     ],
     # The same for another architecture that this processor has, too.
     "i386": ["--architectures=i386", "--include=build-essential", *BUILD_DEPENDENCIES],
-    # A machine that cross-builds the package.
-    "arm64": [
-        "--architectures=amd64,arm64",
-        "--include=build-essential,crossbuild-essential-arm64",
-        *BUILD_DEPENDENCIES[:-1],
-        '--customize-hook=chroot "$1" apt-get build-dep --yes --host-architecture=arm64'
-        " --build-profiles=cross,nocheck /source",
-    ],
+    # Machines that cross-build the package.
+    **{
+        architecture: [
+            f"--architectures=amd64,{architecture}",
+            f"--include=build-essential,crossbuild-essential-{architecture}",
+            *BUILD_DEPENDENCIES[:-1],
+            f'--customize-hook=chroot "$1" apt-get build-dep --yes'
+            f" --host-architecture={architecture} --build-profiles=cross,nocheck /source",
+        ]
+        for architecture in CROSS
+    },
     # Only files, for qemu-user: a big-endian machine with what the unit tests need.
     "s390x": [
         *("--architectures=s390x", "--variant=extract"),
@@ -135,7 +145,7 @@ def upgrade_to(following: str, release: str) -> list[str]:
 
 
 #: The purposes named after an architecture; each is used with SOAK=1 only.
-ARCHITECTURES = ("i386", "arm64", "s390x")
+ARCHITECTURES = ("i386", "s390x", *CROSS)
 MIRROR = "deb http://deb.debian.org/debian {} main"
 
 

@@ -1,12 +1,15 @@
 """Three servers behind a load balancer, whose clients notice nothing of restarts and stops.
 
-The balancers are Debian's HAProxy, nginx and systemd-socket-proxyd, as in examples/. Clients are
-at work all the time, see tests/load/exchanges.py.
+The balancers are each release's HAProxy, nginx and systemd-socket-proxyd, with the configurations
+in examples/. Clients are at work all the time, see tests/load/exchanges.py.
 """
 
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 
@@ -16,26 +19,28 @@ from haproxy import HAProxy
 from load import exchanges
 from load.exchanges import CLIENTS, Exchanges, Report
 from system.conftest import install
-from system.container import Container, booted
+from system.container import Container, booted, children_of
 from system.network import BALANCER, SERVERS, Network
 from system.roots import TREE, Root
 from tools import need
 from waiting import until
 
 EXAMPLES = TREE / "examples"
+#: The same files, as installed in the container.
+INSTALLED = "/usr/share/doc/tcpupperd/examples"
 UNITS = "/etc/systemd/system"
 #: The instance of the service that each server is.
 INSTANCES = {name: str(number) for number, name in enumerate(SERVERS, 7771)}
 
-pytestmark = pytest.mark.parametrize("release", ["trixie"], indirect=True)
+#: The port of sticky.cfg.
+STICKY = "9995"
 
 
 @pytest.fixture(scope="module")
 def network(release: str, package: Path) -> Iterator[Network]:
     """The network, with each server in its namespace."""
-    for tool in ("haproxy", "nginx", "nft"):
-        need(tool)
-    with booted(Root(release, "booted"), package.parent) as machine:
+    need("nft")
+    with booted(Root(release, "balancers"), package.parent) as machine:
         install(machine, package)
         network = Network(machine)
         agent = (EXAMPLES / "haproxy/tcpupperd-agent.socket").read_text()
@@ -46,26 +51,35 @@ def network(release: str, package: Path) -> Iterator[Network]:
             here = f"{there}ListenStream=\nListenStream={address}:9999\n"
             machine.write(f"{UNITS}/{socket_of(name)}.d/test.conf", here)
             machine.write(f"{UNITS}/{agent_of(name)}.d/test.conf", there)
-            configure(machine, name, "shutdown_delay = 2")
+            metrics = f"{there}ListenStream=\nListenStream={address}:9998\n"
+            machine.write(f"{UNITS}/{metrics_of(name)}.d/test.conf", metrics)
+            configure(machine, name, "")
         # Less than shutdown_delay: the service asks for more.
         machine.write(f"{UNITS}/{service_of('one')}.d/test.conf", "[Service]\nTimeoutStopSec=1\n")
         machine.run("systemctl", "daemon-reload")
         for name in SERVERS:
-            machine.run("systemctl", "enable", agent_of(name))
+            machine.run("systemctl", "enable", agent_of(name), metrics_of(name))
             start(machine, name)
         yield network
 
 
 @pytest.fixture
-def haproxy(network: Network, tmp_path: Path) -> Iterator[HAProxy]:
-    text = (EXAMPLES / "haproxy/haproxy.cfg").read_text()
-    file = tmp_path / "haproxy.cfg"
-    file.write_text(text.replace("/run/haproxy", str(tmp_path)))
-    tmp_path.chmod(0o755)
-    with network.running("balancer", "haproxy", "-f", str(file)):
-        haproxy = HAProxy(tmp_path / "admin.sock")
+def haproxy(network: Network) -> Iterator[HAProxy]:
+    files = (f"{INSTALLED}/haproxy/{name}.cfg" for name in ("haproxy", "sticky"))
+    network.machine.run("mkdir", "--parents", "/run/haproxy")
+    with network.balancing("haproxy", *(word for file in files for word in ("-f", file))):
+        haproxy = HAProxy(Path(f"/proc/{network.machine.leader}/root/run/haproxy/admin.sock"))
         until(haproxy.sees_all)
         yield haproxy
+
+
+@contextmanager
+def nginx(network: Network, file: str) -> Iterator[subprocess.Popen[str]]:
+    """nginx, once it has started its workers."""
+    options = ("-c", file, "-e", "stderr", "-g", "daemon off;")
+    with network.balancing("nginx", *options) as process:
+        until(lambda: children_of(process.pid))
+        yield process
 
 
 # HAProxy
@@ -96,6 +110,7 @@ def test_restarts_on_a_bad_network(network: Network, haproxy: HAProxy) -> None:
 
 
 def test_rolling_stops_with_the_agent(network: Network, haproxy: HAProxy) -> None:
+    set_delay(network, 2)
     with at_work(network) as clients:
         usual = clients.go_on()
         longest = 0.0
@@ -106,24 +121,39 @@ def test_rolling_stops_with_the_agent(network: Network, haproxy: HAProxy) -> Non
             until(haproxy.sees_all)
         report = clients.finish()
     print(f"longest answer: usually {usual:.3f} s, during stops {longest:.3f} s")
-    assert report.faults == {}
-    assert report.ended <= len(SERVERS) * CLIENTS
+    assert no_line_was_lost(report)
+
+
+def test_rolling_stops_of_servers_that_say_whether_they_are_ready(
+    network: Network, haproxy: HAProxy
+) -> None:
+    """Without the agent, and although clients stick to a server."""
+
+    def is_up(name: str) -> bool:
+        return haproxy.check("tcpupperd-sticky", name) == "L7OK"
+
+    set_delay(network, 4)
+    until(lambda: all(map(is_up, SERVERS)))
+    with at_work(network, STICKY) as clients:
+        for name in SERVERS:
+            stop(network.machine, name)
+            clients.go_on()
+            start(network.machine, name)
+            until(partial(is_up, name))
+            clients.go_on()
+        assert no_line_was_lost(clients.finish())
 
 
 def test_stops_of_services_whose_sockets_stay(network: Network, haproxy: HAProxy) -> None:
     """The balancer need not be told about them: a client that connects waits and starts the
     service again."""
-    for name in SERVERS:
-        configure(network.machine, name, "shutdown_delay = 0")
-        network.machine.run("systemctl", "reload", service_of(name))
+    set_delay(network, 0)
     with at_work(network) as clients:
         for name in SERVERS:
             network.machine.try_run("systemctl", "stop", service_of(name))  # may be cancelled
             network.machine.run("systemctl", "start", service_of(name))
             clients.go_on()
-        report = clients.finish()
-    assert report.faults == {}
-    assert report.ended <= len(SERVERS) * CLIENTS
+        assert no_line_was_lost(clients.finish())
     until(haproxy.sees_all)
 
 
@@ -158,16 +188,43 @@ def test_link_that_is_down(network: Network, haproxy: HAProxy) -> None:
 # Others
 
 
-def test_rolling_restarts_behind_nginx(network: Network, tmp_path: Path) -> None:
-    text = (EXAMPLES / "nginx/nginx.conf").read_text()
-    file = tmp_path / "nginx.conf"
-    file.write_text(text.replace("/run", str(tmp_path)).replace("/var/log/nginx", str(tmp_path)))
-    words = ("nginx", "-c", str(file), "-e", "stderr", "-g", "daemon off;")
-    with network.running("balancer", *words), at_work(network) as clients:
+def test_rolling_restarts_behind_nginx(network: Network) -> None:
+    with nginx(network, f"{INSTALLED}/nginx/nginx.conf"), at_work(network) as clients:
         for name in SERVERS:
             restart(network.machine, name)
             clients.go_on()
         assert is_undisturbed(clients.finish())
+
+
+def test_rolling_stops_of_servers_marked_down_in_nginx(network: Network) -> None:
+    """nginx has no active checks: an administrator marks each server down before it stops."""
+    text, file = (EXAMPLES / "nginx/nginx.conf").read_text(), "/root/nginx.conf"
+
+    def mark_down(name: str = "") -> None:
+        """Mark one server down, and the others up."""
+        server = f"server {SERVERS.get(name)}:9999"
+        network.machine.write(file, text.replace(server, f"{server} down"))
+
+    mark_down()
+    set_delay(network, 4)
+    with nginx(network, file) as process, at_work(network) as clients:
+        for name in SERVERS:
+            mark_down(name)
+            reload_nginx(process)
+            stop(network.machine, name)
+            clients.go_on()
+            start(network.machine, name)
+            mark_down()
+            reload_nginx(process)
+            clients.go_on()
+        assert no_line_was_lost(clients.finish())
+
+
+def reload_nginx(process: subprocess.Popen[str]) -> None:
+    """Reload the configuration, and wait until it is used."""
+    before = set(children_of(process.pid))
+    process.send_signal(signal.SIGHUP)
+    until(lambda: set(children_of(process.pid)) - before)
 
 
 def test_restarts_behind_socket_proxyd(network: Network) -> None:
@@ -202,6 +259,17 @@ def agent_of(server: str) -> str:
     return f"tcpupperd-agent@{INSTANCES[server]}.socket"
 
 
+def metrics_of(server: str) -> str:
+    return f"tcpupperd-metrics@{INSTANCES[server]}.socket"
+
+
+def set_delay(network: Network, seconds: int) -> None:
+    """Set shutdown_delay on all servers."""
+    for name in SERVERS:
+        configure(network.machine, name, f"shutdown_delay = {seconds}\n")
+        network.machine.run("systemctl", "reload", service_of(name))
+
+
 def configure(machine: Container, server: str, settings: str) -> None:
     machine.write(f"/etc/tcpupperd/{INSTANCES[server]}.toml", settings)
 
@@ -226,9 +294,9 @@ def restart(machine: Container, server: str) -> None:
 
 
 @contextmanager
-def at_work(network: Network) -> Iterator[Exchanges]:
+def at_work(network: Network, port: str = "9999") -> Iterator[Exchanges]:
     """Clients at work in their namespace."""
-    words = (sys.executable, exchanges.__file__, BALANCER, "9999")
+    words = (sys.executable, exchanges.__file__, BALANCER, port)
     with network.running("client", *words, stdin=PIPE, stdout=PIPE) as process:
         clients = Exchanges(process)
         clients.go_on()
@@ -239,3 +307,9 @@ def is_undisturbed(report: Report) -> bool:
     """Whether no client has seen an error or the end of a connection."""
     print(report)
     return report.ended == 0 and report.faults == {}
+
+
+def no_line_was_lost(report: Report) -> bool:
+    """Whether clients have seen nothing but the end of a connection when its server stopped."""
+    print(report)
+    return report.faults == {} and report.ended <= len(SERVERS) * CLIENTS
