@@ -133,7 +133,8 @@ def measure_daemon(results: Results, rounds: int) -> None:
 def write(results: Results, *, short: bool) -> None:
     """Everything, or after a short run only its own tables, below build/."""
     if not short:
-        report.write(report.files(results))
+        # From the file, as `report` would do later: its numbers are rounded.
+        report.write(report.files(Results.read(results.as_json())))
         return
     report.write(
         {
