@@ -15,7 +15,6 @@ from typing import Any
 from tcpupperd import __version__, config_file
 from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config
-from tcpupperd.config_file import ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import background, library, messages
@@ -23,12 +22,12 @@ from tcpupperd.host.activation import keeps_descriptors, passed_descriptors
 from tcpupperd.host.background import Background
 from tcpupperd.host.notify import Notifier
 from tcpupperd.host.remedies import remedy
-from tcpupperd.host.sockets import ListenError, Listeners
+from tcpupperd.host.sockets import Listeners
 from tcpupperd.output import write_output
 from tcpupperd.processes import spares
 from tcpupperd.processes.conflicts import cannot_check
-from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.reloading import reload
+from tcpupperd.processes.rollout import Rollout
 from tcpupperd.processes.source import Source
 from tcpupperd.processes.store import NAMES, Store
 from tcpupperd.processes.supervisor import StartError, Supervisor
@@ -113,26 +112,14 @@ def serve(arguments: argparse.Namespace) -> None:
             )
         found = store.spares.complete(passed.listening, connections=store.restarts > 0)
         listeners = stack.enter_context(Listeners(found, bind=not socket_unit))
-        generation = configure(source, listeners)
+        rollout = Rollout(source, listeners)
         library.load()
-        supervisor = Supervisor(generation, source, listeners, notifier, store)
+        supervisor = Supervisor(rollout, notifier, store)
         if stage:
             ends = [store.channel.send_end, store.channel.receive_end]
             run_in_background(stage, supervisor, [*listeners.sockets(), *ends])
         else:
             supervisor.run(started=lambda: store.spares.keep(listeners))
-
-
-def configure(source: Source, listeners: Listeners) -> Generation:
-    """Load the configuration and apply it. If it does not work, fall back to the last good one, if
-    there is one."""
-    try:
-        generation = source.load()
-        generation.apply(listeners)
-    except (ConfigError, ListenError) as error:
-        generation = source.fall_back(error)
-        generation.apply(listeners)
-    return generation
 
 
 def run_in_background(

@@ -16,9 +16,11 @@ from tcpupperd.events import Event, Extra, fields
 from tcpupperd.host.channel import Channel
 from tcpupperd.host.remedies import remedy
 from tcpupperd.processes import signals
+from tcpupperd.processes.backoff import Backoff
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
+from tcpupperd.processes.watchdog import Watchdog
 from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import (
     LONGEST_LINE,
@@ -32,10 +34,6 @@ from tcpupperd.serving.counters import (
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)
-
-#: Delays, in seconds, before the next attempt after a worker died without serving a client: the
-#: first and the longest. Each delay is twice the previous one.
-RETRY_FIRST, RETRY_LAST = 0.1, 10.0
 
 #: Exit status of a worker that hit a bug: EX_SOFTWARE of sysexits.h.
 EX_SOFTWARE = 70
@@ -59,15 +57,12 @@ class Fleet:
     ) -> None:
         """`work` is what a worker does, in its own process: it is called with the generation, the
         slot and the descriptor from which orders are read."""
-        self.failures = 0  # in a row
         self._scoreboard = scoreboard
         self._work = work
         self._workers: dict[int, WorkerProcess] = {}
         self._generation: Generation | None = None
-        self._retry_at = 0.0
-        self._watchdog_interval = watchdog_interval
-        self._next_watch = 0.0 if watchdog_interval else math.inf
-        self._awake_since = 0.0  # when the supervisor last woke up late
+        self._watchdog = Watchdog(watchdog_interval)
+        self.backoff = Backoff()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -79,7 +74,7 @@ class Fleet:
         if generation:
             self._scoreboard.raise_to(LONGEST_LINE, generation.config.max_line)
         if not after_failure:
-            self.failures, self._retry_at = 0, 0.0
+            self.backoff.reset()
 
     @property
     def missing(self) -> int:
@@ -102,9 +97,9 @@ class Fleet:
     @property
     def next_wake(self) -> float:
         """The time at which something is due."""
-        retry = self._retry_at if self.missing else math.inf
+        retry = self.backoff.retry_at if self.missing else math.inf
         deadlines = (worker.kill_at for worker in self._workers.values())
-        return min(retry, self._next_watch, *deadlines)
+        return min(retry, self._watchdog.check_at, *deadlines)
 
     def _current(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if self._is_current(worker)]
@@ -116,7 +111,7 @@ class Fleet:
 
     def fill(self) -> Failure | None:
         """Start the missing workers, unless it is too early after a failure."""
-        while self._generation and self.missing and monotonic() >= self._retry_at:
+        while self._generation and self.missing and monotonic() >= self.backoff.retry_at:
             if failure := self.start(self._generation):
                 return failure
         return None
@@ -203,7 +198,7 @@ class Fleet:
         if self._is_current(dead) and not accepting:
             return self._failed(f"{what} before it could accept connections", extra)
         if healthy:
-            self.failures, self._retry_at = 0, 0.0
+            self.backoff.reset()
             connections = counted(lost, "connection")
             log.warning("%s; %s lost, starting a replacement", what, connections, extra=extra)
         else:
@@ -212,13 +207,12 @@ class Fleet:
 
     def _failed(self, message: str, extra: Extra) -> Failure:
         """Delay the next attempt, each time longer."""
-        self._retry_at = monotonic() + min(RETRY_LAST, RETRY_FIRST * 2**self.failures)
-        self.failures = min(self.failures + 1, 30)
+        self.backoff.fail()
         return Failure(message, extra)
 
     def log_failure(self, failure: Failure) -> None:
         """Log a failure that another attempt will follow; only the first one is a warning."""
-        level = logging.DEBUG if self.failures > 1 else logging.WARNING
+        level = logging.DEBUG if self.backoff.failures > 1 else logging.WARNING
         text = "%s; will retry at increasing intervals"
         log.log(level, text, failure.message, extra=failure.extra)
 
@@ -264,25 +258,13 @@ class Fleet:
         )
 
     def watch(self) -> bool:
-        """Kill workers whose heartbeat has stopped, if a check is due; return whether it was.
-
-        If the supervisor itself woke up late, for example because the whole service was suspended,
-        the workers are given a full interval again: time during which nothing ran does not count.
-        """
-        now, interval = monotonic(), self._watchdog_interval
-        if now < self._next_watch:
+        """Kill workers whose heartbeat has stopped, if a check is due; return whether it was."""
+        if monotonic() < self._watchdog.check_at:
             return False
-        if self._next_watch and now - self._next_watch > interval / 4:
-            self._awake_since = now
-        # sd_watchdog_enabled(3) recommends half the interval, but a wake-up is always a bit late.
-        self._next_watch = now + interval / 3
-        for worker in self._workers.values():
-            # Measured at the time of the check, because the supervisor, too, may be suspended in
-            # between.
-            if min(worker.since_heartbeat(now), now - self._awake_since) > interval:
-                text = f"worker {worker.pid} is not responding, killing it"
-                because = "was killed because it was not responding"
-                self._kill(worker, WORKERS_DIED_HUNG, because, Event.WORKER_HUNG, text)
+        for worker in self._watchdog.hung(self._workers.values()):
+            text = f"worker {worker.pid} is not responding, killing it"
+            because = "was killed because it was not responding"
+            self._kill(worker, WORKERS_DIED_HUNG, because, Event.WORKER_HUNG, text)
         return True
 
     def _kill(

@@ -35,12 +35,24 @@ class ReloadError(ExpectedError):
     """The daemon has not reloaded."""
 
 
-def answer(sender: int, outcome: signal.Signals) -> None:
-    """Tell the sender of SIGHUP the outcome. If the kernel sent it or it comes from another user,
-    nothing can be told."""
-    if sender > 0:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(sender, outcome)
+class Requester:
+    """The process that asked for the last reload, until it is told the outcome."""
+
+    def __init__(self) -> None:
+        self._pid = 0  # none, or one that cannot be told: the kernel
+
+    def ask(self, pid: int) -> None:
+        """A process asks for another reload, so the one before, if its workers are still exiting,
+        is complete."""
+        self.answer(COMPLETE)
+        self._pid = pid
+
+    def answer(self, outcome: signal.Signals) -> None:
+        """Tell it the outcome, unless it belongs to another user."""
+        pid, self._pid = self._pid, 0
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, outcome)
 
 
 def reload(pid: int) -> None:

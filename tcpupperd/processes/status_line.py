@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from tcpupperd.host import descriptors
+from tcpupperd.host.tcp_info import queue_of
+from tcpupperd.processes.capacity import capacity
+from tcpupperd.processes.fleet import Fleet
+from tcpupperd.processes.rollout import Rollout
+from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.store import Store
+from tcpupperd.serving.counters import LAST_RELOAD_FAILED
 from tcpupperd.words import counted
 
 #: The maximum length in bytes. systemd reads 4096 bytes of a message (NOTIFY_BUFFER_MAX in its
@@ -11,6 +19,50 @@ from tcpupperd.words import counted
 LENGTH_MAX = 4096 - len("STATUS=")
 
 ELLIPSIS = " ..."
+
+
+class Status:
+    """The state of the daemon, as an administrator should know it."""
+
+    def __init__(
+        self, rollout: Rollout, fleet: Fleet, scoreboard: Scoreboard, store: Store
+    ) -> None:
+        self._rollout = rollout
+        self._fleet = fleet
+        self._scoreboard = scoreboard
+        self._store = store
+
+    def line(self, activity: str) -> str:
+        """The line, which begins with what the daemon is doing."""
+        totals = self._scoreboard.totals()
+        facts = [
+            activity,
+            f"{counted(len(self._fleet), 'worker')}, {self._connections(totals['open'])}",
+            f"{counted(totals['lines'], 'line')} answered",
+        ]
+        if died := self._scoreboard.deaths():
+            facts.append(f"{counted(died, 'worker')} died")
+        return status_line(facts, [*filter(None, self._problems())])
+
+    def _connections(self, count: int) -> str:
+        config, kept = self._rollout.generation.config, self._store.keeps
+        limit = capacity(config, descriptors.limit(), kept=kept).accepted * config.worker_count
+        waiting = sum(next(iter(queue_of(one.socket)), 0) for one in self._rollout.listeners)
+        return connections(count, limit, waiting)
+
+    def _problems(self) -> Iterator[str]:
+        """What an administrator should do something about; an empty string is not a problem."""
+        generation, source = self._rollout.generation, self._rollout.source
+        if source.has_changed_on_disk(generation):
+            yield f"{source.path} changed on disk; reload to apply it"
+        failures = self._fleet.backoff.failures
+        if failures and self._fleet.missing:
+            yield f"a worker cannot be started ({counted(failures, 'attempt')})"
+        yield self._store.problem
+        if generation.problem:
+            yield generation.problem
+        elif self._scoreboard.daemon[LAST_RELOAD_FAILED]:
+            yield "the last reload failed; see the log"
 
 
 def status_line(facts: Sequence[str], problems: Sequence[str]) -> str:

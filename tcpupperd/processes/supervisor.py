@@ -17,22 +17,20 @@ from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import descriptors
 from tcpupperd.host.notify import Notifier
-from tcpupperd.host.sockets import ListenError, Listeners
-from tcpupperd.host.tcp_info import queue_of
+from tcpupperd.host.sockets import ListenError
 from tcpupperd.processes import worker
-from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.fleet import Failure, Fleet
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
-from tcpupperd.processes.reloading import COMPLETE, FAILED, answer
+from tcpupperd.processes.reloading import COMPLETE, FAILED, Requester
+from tcpupperd.processes.rollout import Rollout
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.signals import Signals
-from tcpupperd.processes.source import Source
-from tcpupperd.processes.status_line import connections, status_line
+from tcpupperd.processes.status_line import Status
 from tcpupperd.processes.store import Store
 from tcpupperd.serving import fast_path
-from tcpupperd.serving.counters import LAST_RELOAD_FAILED, LONGEST_LINE, RESTARTS, STOPPING_SOON
+from tcpupperd.serving.counters import LONGEST_LINE, RESTARTS, STOPPING_SOON
 from tcpupperd.settings import WORKERS_MAX
 from tcpupperd.words import counted
 
@@ -87,34 +85,22 @@ class Supervisor:
     sockets, which is an order to the workers: a failure costs no more than SIGKILL would.
     """
 
-    def __init__(
-        self,
-        generation: Generation,
-        source: Source,
-        listeners: Listeners,
-        notifier: Notifier,
-        store: Store,
-    ) -> None:
+    def __init__(self, rollout: Rollout, notifier: Notifier, store: Store) -> None:
         self.state = State.STARTING
-        self._generation = generation
-        # The generation to fall back to if the workers of this one cannot start.
-        self._previous = None if generation.problem else source.last_good()
-        self._source = source
-        self._listeners = listeners
+        self._due_at = math.inf  # when the state has lasted as long as it may
+        self._failure = Failure("", {})  # the last one
+        self._error: StartError | None = None  # to be raised at the end
+        self._rollout = rollout
+        self._listeners = rollout.listeners
         self._notifier = notifier
         self._store = store
         self._scoreboard = Scoreboard(4 * WORKERS_MAX)
         self._scoreboard.put(RESTARTS, store.restarts)
-        if self._previous:
-            self._scoreboard.raise_to(LONGEST_LINE, self._previous.config.max_line)
-            if self._previous.text == generation.text:
-                self._previous = None
+        if rollout.previous:  # whose longest line may be handed over
+            self._scoreboard.raise_to(LONGEST_LINE, rollout.previous.config.max_line)
         self._fleet = Fleet(self._scoreboard, self._work, notifier.watchdog_interval)
-        self._failure = Failure("", {})  # the last one
-        self._error: StartError | None = None  # to be raised at the end
-        self._due_at = math.inf  # when the state has lasted as long as it may
-        self._reload_sender = 0  # the process that asked for a reload, which is told the outcome
-        self._started: Callable[[], None] = lambda: None
+        self._status = Status(rollout, self._fleet, self._scoreboard, store)
+        self._requester = Requester()  # of a reload
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Serve until told to stop; call `started` once all workers accept connections. Raises
@@ -124,7 +110,7 @@ class Supervisor:
         descriptors.raise_limit()
         gc.freeze()  # existing objects stay shared with the workers
         self._store.watch()
-        self._fleet.serve(self._generation)
+        self._fleet.serve(self._rollout.generation)
         try:
             for happened in self._inputs():
                 self._step(happened)(self)
@@ -160,8 +146,7 @@ class Supervisor:
             if not self._fleet:
                 yield Input.EMPTY
             self._fleet.kill_late()
-            self._report_reload()
-            self._send_status()
+            self._report()
             yield from self._signal()
 
     def _signal(self) -> Iterator[Input]:
@@ -174,8 +159,7 @@ class Supervisor:
             case signal.SIGUSR2:
                 yield Input.RESTART if self._store.keeps else Input.STOP
             case signal.SIGHUP:
-                self._answer(COMPLETE)  # the reload before, whose workers are still exiting
-                self._reload_sender = self._signals.sender
+                self._requester.ask(self._signals.sender)
                 yield Input.RELOAD
             case signal.SIGUSR1:
                 self._log_counters()
@@ -195,23 +179,21 @@ class Supervisor:
 
     def settle(self) -> None:
         """All workers of the generation accept connections: the others may exit."""
-        generation, first = self._generation, self.state is State.STARTING
-        dropped = self._listeners.keep_only(generation.config.listen)
+        generation, first = self._rollout.generation, self.state is State.STARTING
+        dropped = self._rollout.complete()
         if not first:
             self._scoreboard.reload_ended(failed=False)
-        self._source.keep(generation)
         self._scoreboard.loaded(generation.file)
         self._log_ready(Event.READY if first else Event.RELOADED)
         order = Order.HAND_OVER_WITH_QUEUES if dropped else Order.HAND_OVER
         self._fleet.retire(order, self._exit_timeout, but=generation)
-        self._previous = None
         self._enter(State.SERVING)
         self._notifier.ready()
         if first:
             self._started()
 
     def _log_ready(self, event: Event) -> None:
-        config = self._generation.config
+        config, passed = self._rollout.generation.config, self._listeners.passed
         log.info(
             "%s: %s, %s, listening on %s",
             event.name.lower(),
@@ -220,32 +202,28 @@ class Supervisor:
             self._listeners,
             extra=event.fields(),
         )
-        for level, text in conflicts(
-            config, passed=self._listeners.passed, kept=self._store.keeps
-        ):
+        for level, text in conflicts(config, passed=passed, kept=self._store.keeps):
             log.log(level, "%s", text)
 
     def fall_back(self) -> None:
         """The first workers cannot start: use the last good generation, or give up. Its workers
         are not started before the first ones have exited, because the number of processes may be
         limited."""
-        if not self._previous:
+        if not self._rollout.previous:
             self._error = StartError(self._failure.message)
             if self._store.keeps:  # put back what the first workers have already taken over
                 self.keep()
             else:
                 self.stop()
             return
-        self._source.log_fallback(self._failure.message)
+        self._rollout.source.log_fallback(self._failure.message)
         self._fleet.serve(None)
         self._fleet.retire(Order.LEAVE_IN_STORE, self._exit_timeout)
         self._enter(State.RETURNING)
 
     def start_over(self) -> None:
-        assert self._previous
-        self._generation, self._previous = self._previous, None
-        self._generation.apply(self._listeners)
-        self._fleet.serve(self._generation)
+        self._rollout.undo()
+        self._fleet.serve(self._rollout.generation)
         self._enter(State.STARTING)
 
     def retry(self) -> None:
@@ -256,13 +234,11 @@ class Supervisor:
     def reload(self) -> None:
         self._notifier.reloading()
         try:
-            generation = self._source.load()
-            generation.apply(self._listeners)
+            self._rollout.begin()
         except (ConfigError, ListenError) as error:
             self._reject(str(error))
             return
-        self._previous, self._generation = self._generation, generation
-        self._fleet.serve(generation)
+        self._fleet.serve(self._rollout.generation)
         self._enter(State.RELOADING, RELOAD_TIMEOUT)
 
     def abandon(self) -> None:
@@ -273,11 +249,10 @@ class Supervisor:
 
     def _go_back(self, why: str) -> None:
         """Return to the previous generation and its workers."""
-        assert self._previous
-        self._generation, self._previous = self._previous, None
-        self._generation.apply(self._listeners)
-        self._fleet.serve(self._generation, after_failure=True)
-        self._fleet.retire(Order.HAND_OVER, self._exit_timeout, but=self._generation)
+        self._rollout.undo()
+        generation = self._rollout.generation
+        self._fleet.serve(generation, after_failure=True)
+        self._fleet.retire(Order.HAND_OVER, self._exit_timeout, but=generation)
         self._reject(why)
 
     def _reject(self, why: str) -> None:
@@ -285,35 +260,25 @@ class Supervisor:
         for line in why.splitlines():
             text = "reload failed, keeping the current configuration: %s"
             log.error(text, line, extra=Event.RELOAD_REFUSED.fields())
-        self._listeners.keep_only(self._generation.config.listen)
         self._enter(State.SERVING)
         self._notifier.ready()
-        self._answer(FAILED)
-
-    def _report_reload(self) -> None:
-        """Answer whoever asked for the reload once no previous worker accepts connections."""
-        if self.state is State.SERVING and self._fleet.retired_have_stopped:
-            self._answer(COMPLETE)
-
-    def _answer(self, outcome: signal.Signals) -> None:
-        answer(self._reload_sender, outcome)
-        self._reload_sender = 0
+        self._requester.answer(FAILED)
 
     def decline(self) -> None:
         log.warning("not reloading, because the daemon is about to stop")
-        self._answer(FAILED)
+        self._requester.answer(FAILED)
 
     # Stop
 
     @property
     def _exit_timeout(self) -> float:
         """Seconds that a worker has to exit."""
-        return self._generation.config.drain_timeout + GRACE
+        return self._rollout.generation.config.drain_timeout + GRACE
 
     def leave(self) -> None:
         """Stop after shutdown_delay, or when told again. Meanwhile, clients are served, and the
         agent tells load balancers to send new ones elsewhere."""
-        delay = self._generation.config.shutdown_delay
+        delay = self._rollout.generation.config.shutdown_delay
         if not delay:
             self.stop()
             return
@@ -353,7 +318,7 @@ class Supervisor:
         them."""
         self._notifier.extend_timeout(self._exit_timeout + GRACE)
         self._enter(State.STOPPING)
-        if failure := self._fleet.start(self._generation):
+        if failure := self._fleet.start(self._rollout.generation):
             log.error(
                 "the connections that were being kept are lost: %s",
                 failure.message,
@@ -376,45 +341,22 @@ class Supervisor:
 
     # Reports
 
+    def _report(self) -> None:
+        """Send the status, and answer whoever asked for a reload once no previous worker accepts
+        connections."""
+        if self.state is State.SERVING and self._fleet.retired_have_stopped:
+            self._requester.answer(COMPLETE)
+        if self.state not in (State.STARTING, State.RETURNING):  # the first one follows READY=1
+            self._notifier.status(self._status.line(self._activity()))
+
     def _open(self) -> str:
         return counted(self._scoreboard.open(), "connection")
-
-    def _send_status(self) -> None:
-        if self.state in (State.STARTING, State.RETURNING):  # the first status follows READY=1
-            return
-        totals = self._scoreboard.totals()
-        facts = [
-            self._activity(),
-            f"{counted(len(self._fleet), 'worker')}, {self._connections(totals['open'])}",
-            f"{counted(totals['lines'], 'line')} answered",
-        ]
-        if died := self._scoreboard.deaths():
-            facts.append(f"{counted(died, 'worker')} died")
-        self._notifier.status(status_line(facts, [*filter(None, self._problems())]))
-
-    def _connections(self, count: int) -> str:
-        config, kept = self._generation.config, self._store.keeps
-        limit = capacity(config, descriptors.limit(), kept=kept).accepted * config.worker_count
-        waiting = sum(next(iter(queue_of(one.socket)), 0) for one in self._listeners)
-        return connections(count, limit, waiting)
 
     def _activity(self) -> str:
         if self.state in (State.KEEPING, State.RECALLING, State.STOPPING):
             return "Stopping"
         leaving = self.state is State.LEAVING
         return f"{'Stopping shortly, l' if leaving else 'L'}istening on {self._listeners}"
-
-    def _problems(self) -> Iterator[str]:
-        """What an administrator should know; an empty string is not a problem."""
-        if self._source.has_changed_on_disk(self._generation):
-            yield f"{self._source.path} changed on disk; reload to apply it"
-        if self._fleet.failures and self._fleet.missing:
-            yield f"a worker cannot be started ({counted(self._fleet.failures, 'attempt')})"
-        yield self._store.problem
-        if self._generation.problem:
-            yield self._generation.problem
-        elif self._scoreboard.daemon[LAST_RELOAD_FAILED]:
-            yield "the last reload failed; see the log"
 
     def _log_counters(self) -> None:
         counters = self._scoreboard.totals() | self._scoreboard.events()
@@ -424,13 +366,14 @@ class Supervisor:
 
     def _work(self, generation: Generation, slot: Slot, orders: int) -> None:
         """Run as a worker."""
+        source = self._rollout.source
         # A reload may have removed an address.
         self._listeners.close_others_in_worker(generation.config.listen)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
         worker.run(
             worker.WorkerContext(
                 config=generation.config,
-                instance=self._source.instance,
+                instance=source.instance,
                 listeners=list(self._listeners),
                 listeners_outlive_us=self._listeners.passed,
                 channel=(self._store.channel.send_end, self._store.channel.receive_end),
@@ -439,7 +382,7 @@ class Supervisor:
                 numbers=slot.numbers,
                 scoreboard=self._scoreboard,
                 heartbeat=self._notifier.watchdog_interval / 4,
-                path=self._source.path,
+                path=source.path,
             )
         )
 

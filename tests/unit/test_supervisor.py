@@ -21,9 +21,17 @@ from tcpupperd.config import Config
 from tcpupperd.config_file import ConfigError
 from tcpupperd.events import Event
 from tcpupperd.host import messages
-from tcpupperd.processes import fleet, supervisor, worker_process
+from tcpupperd.processes import (
+    backoff,
+    fleet,
+    status_line,
+    supervisor,
+    watchdog,
+    worker_process,
+)
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
+from tcpupperd.processes.rollout import Rollout
 from tcpupperd.processes.source import generation_of
 from tcpupperd.processes.supervisor import Input, State, Supervisor
 from tcpupperd.processes.worker_process import WorkerProcess
@@ -76,9 +84,8 @@ class World:
         self.pending: set[int] = set()
         self.orders: list[Order] = []
         self.sequence: Iterator[Callable[[], int | None]] = iter(())
-        first = self.load()
-        first.apply(self)  # type: ignore[arg-type]
-        self.supervisor = Supervisor(first, self, self, self, self)  # type: ignore[arg-type]
+        self.rollout = Rollout(self, self)  # type: ignore[arg-type]
+        self.supervisor = Supervisor(self.rollout, self, self)  # type: ignore[arg-type]
 
     def run(self, sequence: list[str]) -> None:
         """Let all this happen, and run the supervisor until nothing happens any more."""
@@ -187,7 +194,7 @@ class World:
         if Order(order) is Order.HAND_OVER:  # some worker has to take the connections
             others = [one for one in self.workers() if one is not told and not one.order]
             assert others or self.supervisor._fleet.missing
-            assert told.generation is not self.supervisor._generation
+            assert told.generation is not self.rollout.generation
         return 1
 
     def kill(self, pid: int, number: int) -> None:
@@ -272,7 +279,7 @@ class World:
     # What must hold whenever the supervisor waits
 
     def check_invariants(self) -> None:
-        state, generation = self.supervisor.state, self.supervisor._generation
+        state, generation = self.supervisor.state, self.rollout.generation
         staying = [worker for worker in self.workers() if not worker.order]
         ours = [worker for worker in staying if worker.generation is generation]
         assert len(ours) <= WORKERS, "a storm"
@@ -333,18 +340,18 @@ def fixture_enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
         waitstatus_to_exitcode=lambda status: status,
         WNOHANG=os.WNOHANG,
     )
-    for module in (fleet, worker_process, supervisor):
+    for module in (fleet, worker_process, supervisor, backoff, watchdog):
         monkeypatch.setattr(module, "monotonic", lambda: worlds[-1].now)
-        if module is not supervisor:
-            monkeypatch.setattr(module, "os", system)
-        if module is not worker_process:
-            monkeypatch.setattr(module.log, "disabled", True)
+    for module in (fleet, worker_process):
+        monkeypatch.setattr(module, "os", system)
+    for module in (fleet, supervisor):
+        monkeypatch.setattr(module.log, "disabled", True)
     monkeypatch.setattr(fleet.Fleet, "_fork", lambda self, *args: worlds[-1].fork(*args))
     monkeypatch.setattr(
         supervisor, "Signals", lambda: SimpleNamespace(fetch=here("fetch"), sender=0)
     )
     monkeypatch.setattr(supervisor, "WORKERS_MAX", 2 * WORKERS)  # for the size of the scoreboard
-    monkeypatch.setattr(supervisor, "queue_of", lambda socket: ())
+    monkeypatch.setattr(status_line, "queue_of", lambda socket: ())
     monkeypatch.setattr(supervisor, "conflicts", lambda *_, **__: [])
     monkeypatch.setattr("tcpupperd.host.descriptors.raise_limit", lambda: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
