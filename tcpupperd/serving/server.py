@@ -17,7 +17,6 @@ import math
 import os
 import socket
 import socketserver
-import threading
 from collections.abc import MutableSequence, Sequence
 from time import monotonic
 from typing import Any
@@ -36,6 +35,7 @@ from tcpupperd.serving.drain import Drain
 from tcpupperd.serving.handlers import HANDLERS, framing_of
 from tcpupperd.serving.poller import Poller
 from tcpupperd.serving.report import Report, report_of_single_server
+from tcpupperd.serving.run import Run
 from tcpupperd.serving.services import Service, services
 from tcpupperd.words import written
 
@@ -76,19 +76,16 @@ class UpperServer(socketserver.BaseServer):
             self.config = self.config.replace(framing=framing_of(RequestHandlerClass))
         self._bound_here = not listeners
         if server_address is not None:
-            backlog, reuse = self.request_queue_size, self.allow_reuse_address
-            bound = Listener(listen_on(server_address, backlog=backlog, reuse=reuse))
-            listeners = [*listeners, bound]
+            listeners = [*listeners, self._bind(server_address)]
         self.socket = listeners[0].socket if listeners else None
         address = connectable(self.socket.getsockname()) if self.socket else ""
         super().__init__(address, HANDLERS[self.config.framing])
         self.tally = Tally(counters, debug=log.isEnabledFor(logging.DEBUG))
         self.poller = Poller()
         self._connection_log = ConnectionLog(self.config.worker_count, self.poller)
-        is_logged = self.config.log_connections and log.isEnabledFor(logging.INFO)
-        self._on_end = self._connection_log.ended if is_logged else None
-        callbacks = Callbacks(self.shutdown_request, self.handle_error, self._on_end)
+        self._on_end = self._connection_log.ended if self._is_logged() else None
         limits = Limits.of(self.config)
+        callbacks = Callbacks(self.shutdown_request, self.handle_error, self._on_end)
         self.connections = Connections(self.poller, limits, self.tally, callbacks)
         self.prepare(listeners)
         self.acceptor = Acceptor(
@@ -101,11 +98,18 @@ class UpperServer(socketserver.BaseServer):
         # The services of accepted connections that are not served yet: a hook may postpone
         # `finish_request`. Those with `upper` are left out.
         self._service_of: WeakKeyDictionary[socket.socket, Service] = WeakKeyDictionary()
-        self._stop_requested = self._closed = False
-        self._serving = threading.RLock()  # held during a run of `serve_forever`
+        self._run = Run(self.poller.wake)
+        self._closed = False
         self._forks_before = Sharing.forks
-        self._served_in = 0  # the process that serves
         self.acceptor.update_interest()
+
+    def _bind(self, address: Any) -> Listener:
+        backlog, reuse = self.request_queue_size, self.allow_reuse_address
+        return Listener(listen_on(address, backlog=backlog, reuse=reuse))
+
+    def _is_logged(self) -> bool:
+        """Whether to log each connection that ended."""
+        return self.config.log_connections and log.isEnabledFor(logging.INFO)
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
         """Number the listeners, and set their options, which their connections inherit."""
@@ -117,23 +121,17 @@ class UpperServer(socketserver.BaseServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve. `poll_interval` is accepted but ignored: no flag is polled."""
-        self._served_in = os.getpid()
-        # A new lock for each run, because a thread that waits for its release may be late, and a
-        # forked process may have a copy that no thread releases. It is reentrant, because a signal
-        # handler that calls `shutdown` may interrupt a thread that holds it.
-        self._serving = threading.RLock()
-        with self._serving:
+        with self._run.begin():
             try:
-                while not self._stop_requested and self.more_can_come():
+                while not self._run.stop_requested and self.more_can_come():
                     self.run_once()
             finally:
                 self._connection_log.log_summary()
-                self._stop_requested = False
 
     def handle_request(self) -> None:
         """Run one loop iteration: wait, serve what is ready, and handle what is due. With a
         `timeout`, call `handle_timeout` if nothing becomes ready within that many seconds."""
-        self._served_in = os.getpid()
+        self._run.process = os.getpid()
         give_up_at = math.inf if self.timeout is None else monotonic() + self.timeout
         while not self.run_once(give_up_at - monotonic()):
             if self.poller.now >= give_up_at:
@@ -187,12 +185,7 @@ class UpperServer(socketserver.BaseServer):
     def shutdown(self) -> None:
         """Stop `serve_forever`, and wait until it has returned. May be called from any thread or
         signal handler. In a process forked from the one that serves, this does nothing."""
-        if self._served_in not in (0, os.getpid()):
-            return
-        self._stop_requested = True
-        self.poller.wake()
-        with self._serving:  # without waiting if this thread itself serves
-            pass
+        self._run.stop()
 
     def server_close(self) -> None:
         """Stop `serve_forever`, answer what has been received, for up to `drain_timeout` seconds,
@@ -205,7 +198,7 @@ class UpperServer(socketserver.BaseServer):
             return
         self._closed = True
         try:
-            if self._is_shared() and self._served_in != os.getpid():
+            if self._is_shared() and self._run.process != os.getpid():
                 self._close_copies()
             else:
                 self._end_all()
