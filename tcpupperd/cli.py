@@ -166,6 +166,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config", metavar="FILE", type=os.path.abspath, help="read settings from a TOML file"
     )
+    add_commands(parser)
+    add_background_options(parser)
+    settings = parser.add_argument_group("settings (these override the configuration file)")
+    for setting in SETTINGS:
+        add_setting(settings, setting)
+    arguments = parser.parse(argv)
+    check_combinations(parser, arguments)
+    return arguments
+
+
+def add_commands(parser: Parser) -> None:
+    """Add the options for commands that do not serve."""
     parser.add_argument(
         "--check",
         action="store_true",
@@ -182,6 +194,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=process_id,
         help="make the daemon with this process ID reload, wait for the outcome, and exit",
     )
+
+
+def add_background_options(parser: Parser) -> None:
+    """Add --daemonize and the options that require it."""
     parser.add_argument("--daemonize", action="store_true", help="run in the background")
     for option, metavar, text in (
         ("--pid-file", "FILE", "write the process ID to this file"),
@@ -189,17 +205,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--group", "NAME", "run as this group instead of the user's own"),
     ):
         parser.add_argument(option, metavar=metavar, help=f"with --daemonize: {text}")
-    settings = parser.add_argument_group("settings (these override the configuration file)")
-    for setting in SETTINGS:
-        add_setting(settings, setting)
-    arguments = parser.parse(argv)
+
+
+def check_combinations(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Check the options that depend on each other."""
     if not arguments.daemonize and (arguments.pid_file or arguments.user or arguments.group):
         parser.error("--pid-file, --user and --group require --daemonize")
     if arguments.verbose and not arguments.check:
         parser.error("--verbose requires --check")
     if arguments.reload and (arguments.check or arguments.daemonize):
         parser.error("--reload cannot be used together with --check or --daemonize")
-    return arguments
 
 
 def process_id(text: str) -> int:

@@ -66,6 +66,24 @@ class Store:
         self.restarts = 0  # that the channel has survived
         self._failure = ""  # for the status line
         self._warnings = RateLimitedLog(log)
+        ends, listeners = self._classify(stored)
+        self.spares = Spares(listeners, notifier, socket_unit if offered else "")
+        self._survived = ends.keys() == channel.NAMES
+        self.channel = channel.open_channel(ends, notifier, store=offered)
+        self._mend_at = 0.0
+        self.restarts = self.restarts + 1 if self._survived else 0
+        self._canary: Canary | None = None  # once it could be sent
+        self._missing: dict[str, str] = {}  # what is to be sent: names and texts
+        if self.channel.outlives_us:
+            self._missing = {RESTARTS: str(self.restarts), CANARY: ""}
+            self._send_missing()
+        elif offered:
+            self._failure = LOST
+
+    def _classify(
+        self, stored: Iterable[tuple[str, int]]
+    ) -> tuple[dict[str, socket.socket], list[tuple[str, int]]]:
+        """Read the stored texts; return the ends of the channel and the spare listeners."""
         ends: dict[str, socket.socket] = {}
         listeners = []
         for name, fd in stored:
@@ -79,18 +97,7 @@ class Store:
                 ends[name] = socket.socket(fileno=fd)
             else:
                 self._drop(name, fd)
-        self.spares = Spares(listeners, notifier, socket_unit if offered else "")
-        self._survived = ends.keys() == channel.NAMES
-        self.channel = channel.open_channel(ends, notifier, store=offered)
-        self._mend_at = 0.0
-        self.restarts = self.restarts + 1 if self._survived else 0
-        self._canary: Canary | None = None  # once it could be sent
-        self._missing: dict[str, str] = {}  # what is to be sent: names and texts
-        if self.channel.outlives_us:
-            self._missing = {RESTARTS: str(self.restarts), CANARY: ""}
-            self._send_missing()
-        elif offered:
-            self._failure = LOST
+        return ends, listeners
 
     @property
     def keeps(self) -> bool:

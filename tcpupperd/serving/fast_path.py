@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
     #: Two unsigned 64-bit numbers, which may be shared with other processes.
     Counts = array[int] | memoryview
+
+    #: What is left after receiving once:
+    #: - None: nothing; everything was answered, and no line is incomplete.
+    #: - bytes: the answer to an incomplete line so far; everything else was answered.
+    #: - b"": end of file; what was held is unchanged.
+    #: - two bytes objects: the part of the answer that the kernel did not accept, and the answer
+    #:   to an incomplete line so far.
+    #: - a number: the errno with which the connection has failed. It is returned, not raised,
+    #:   because many clients end their connections like this.
     Outcome = bytes | tuple[bytes, bytes] | int | None
     FastPath = Callable[[int, Counts, bytes], Outcome]
 
@@ -40,18 +49,9 @@ def python_fast_path(fd: int, counts: Counts, held: bytes) -> Outcome:
     """Receive from a non-blocking stream socket and answer up to the last newline.
 
     `held` is the answer to the incomplete line so far, of at most HELD_MAX bytes. The lines
-    answered and the bytes sent are added to `counts`, in this order. The outcome is one of:
-
-    - None: everything was answered, and no line is incomplete.
-    - bytes: everything was answered except this, the answer to an incomplete line so far.
-    - b"": end of file; `held` is unchanged.
-    - two bytes objects: the part of the answer that the kernel did not accept, and the answer to
-      an incomplete line so far.
-    - a number: the connection has failed with this errno. It is returned, not raised, because many
-      clients end their connections like this. The lines count as answered if they were received.
-
-    Raises BlockingIOError if there was nothing to receive, and OverflowError if a count would
-    exceed 64 bits.
+    answered, or only received if sending has failed, and the bytes sent are added to `counts`, in
+    this order. Raises BlockingIOError if there was nothing to receive, and OverflowError if a
+    count would exceed 64 bits.
     """
     # os.read and os.write are used because the socket functions do not accept descriptors. They
     # cannot suppress SIGPIPE, as send(2) can, but Python ignores that signal from its start.

@@ -45,58 +45,53 @@ def _counters(report: Report) -> Iterator[MetricFamily]:
 
 
 def _gauges(report: Report) -> Iterator[MetricFamily]:
-    def gauge(name: str, text: str, value: float | None) -> MetricFamily:
-        return name, "gauge", text, [] if value is None else [({}, value)]
+    yield from _process(report)
+    yield from _capacity(report)
+    yield from _listeners(report)
+    yield from _queues(report)
+    yield from _times(report)
+    yield from _configuration(report)
 
+
+def _gauge(name: str, text: str, value: float | None) -> MetricFamily:
+    return name, "gauge", text, [] if value is None else [({}, value)]
+
+
+def _process(report: Report) -> Iterator[MetricFamily]:
     python = ".".join(map(str, sys.version_info[:3]))
     build = {"version": report.version, "python": python}
     text = (
         "A metric with the constant value 1, labelled with the versions of tcpupperd and Python."
     )
     yield "tcpupperd_build_info", "gauge", text, [(build, 1)]
-    yield gauge(
-        "process_start_time_seconds",
-        "Start time of the main process since the Unix epoch in seconds.",
-        report.began,
+    text = "Start time of the main process since the Unix epoch in seconds."
+    yield _gauge("process_start_time_seconds", text, report.began)
+
+
+def _capacity(report: Report) -> Iterator[MetricFamily]:
+    text = (
+        "Whether new clients are welcome: 0 while about to stop, full, or without a live worker."
     )
-    yield gauge(
-        "tcpupperd_ready",
-        "Whether new clients are welcome: 0 while about to stop, full, or without a live worker.",
-        float(not obstacle(report)),
-    )
-    yield gauge("tcpupperd_connections_open", "Open connections.", report.counters.get("open"))
-    yield gauge(
-        "tcpupperd_connections_limit",
-        "Maximum number of open connections for all workers together.",
-        report.limit,
-    )
-    yield gauge(
-        "tcpupperd_connections_open_peak",
-        "Largest number of connections open at the same time since the main process started.",
-        report.peak,
-    )
+    yield _gauge("tcpupperd_ready", text, not obstacle(report))
+    text = "Open connections."
+    yield _gauge("tcpupperd_connections_open", text, report.counters.get("open"))
+    text = "Maximum number of open connections for all workers together."
+    yield _gauge("tcpupperd_connections_limit", text, report.limit)
+    text = "Largest number of connections open at the same time since the main process started."
+    yield _gauge("tcpupperd_connections_open_peak", text, report.peak)
     states = [worker.state for worker in report.workers]
     counts = [({"state": state}, float(states.count(state))) for state in STATES]
     yield "tcpupperd_workers", "gauge", "Workers, by state.", counts
-    yield from _listeners(report)
-    yield from _queues(report)
-    yield from _times(report)
-    current = None if report.current is None else float(report.current)
-    yield gauge(
-        "tcpupperd_configuration_current",
-        "Whether the running configuration matches the file on disk.",
-        current,
-    )
-    yield gauge(
-        "tcpupperd_configuration_loaded_timestamp_seconds",
-        "Time at which the running configuration was loaded, in seconds since the Unix epoch.",
-        report.loaded or None,
-    )
-    yield gauge(
-        "tcpupperd_last_reload_successful",
-        "Whether the last reload succeeded (1 if there has been none).",
-        float(not report.last_reload_failed),
-    )
+
+
+def _configuration(report: Report) -> Iterator[MetricFamily]:
+    text = "Whether the running configuration matches the file on disk."
+    yield _gauge("tcpupperd_configuration_current", text, report.current)
+    text = "Time at which the running configuration was loaded, in seconds since the Unix epoch."
+    name = "tcpupperd_configuration_loaded_timestamp_seconds"
+    yield _gauge(name, text, report.loaded or None)
+    text = "Whether the last reload succeeded (1 if there has been none)."
+    yield _gauge("tcpupperd_last_reload_successful", text, not report.last_reload_failed)
 
 
 def _listeners(report: Report) -> Iterator[MetricFamily]:

@@ -15,7 +15,7 @@ from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import REQUESTS_AGENT, REQUESTS_METRICS, Tally
 from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.health import live, ready
-from tcpupperd.serving.http import HttpProtocol
+from tcpupperd.serving.http import HttpProtocol, Page
 from tcpupperd.serving.introduction import NOBODY, Introduction
 from tcpupperd.serving.metrics import page as metrics_page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
@@ -58,14 +58,8 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
     """The services by the name of the listener: FileDescriptorName= in systemd.socket(5). An
     unknown name stands for `upper`, because systemd names descriptors after the socket unit by
     default."""
-    config, report = server.config, server.report
+    config, pages = server.config, _pages(server.report)
     greeting = Greeting.of(config, server.instance)
-    pages = {
-        b"/": lambda: status_page(report()),
-        b"/metrics": lambda: metrics_page(report()),
-        b"/ready": lambda: ready(report()),
-        b"/live": live,
-    }
 
     def upper(client_address: object, introduction: Introduction = NOBODY) -> Protocol:
         """Answers in upper case, with the configured framing."""
@@ -90,6 +84,16 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         PROXY: Service(proxy.protocol, proxy.refusal),
         AGENT: Service(agent, refusal),
         METRICS: Service(metrics, refusal),
+    }
+
+
+def _pages(report: Callable[[], Report]) -> dict[bytes, Callable[[], Page]]:
+    """What the service `metrics` answers, by path."""
+    return {
+        b"/": lambda: status_page(report()),
+        b"/metrics": lambda: metrics_page(report()),
+        b"/ready": lambda: ready(report()),
+        b"/live": live,
     }
 
 
