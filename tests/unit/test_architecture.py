@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcpupperd"
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 
 #: Folders are layers, from the bottom up: a module imports from its own layer and those below. The
 #: modules directly in the package are values, at the bottom, or commands, at the top. The client
@@ -102,10 +104,36 @@ def test_there_is_no_circle() -> None:
     TopologicalSorter({module: own_imports(module) for module in modules()}).prepare()
 
 
-def test_architecture_tells_of_every_module() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    names = {module.rpartition(".")[2] for module in modules()} - {"__main__"}
-    assert not {name for name in names if f"`{name}`" not in text}
+def test_table_has_every_module_in_its_layer_and_no_other() -> None:
+    assert sorted(listed()) == described()
+
+
+def described() -> list[str]:
+    return [module for module in modules() if not module.endswith("__main__")]
+
+
+def listed() -> Iterator[str]:
+    """The modules in the table of ARCHITECTURE.md, in which a layer's first row names it."""
+    folder = ""
+    for layer, _, cell in re.findall(
+        r"^\| (.*?) ?\| (.+) \| (.+) \|$", ARCHITECTURE, re.MULTILINE
+    ):
+        if layer:
+            folder = layer.strip("`").replace("/", ".") if "/" in layer else ""
+        yield from (folder + name for name in re.findall(r"`([a-z_]+)`", cell))
+
+
+def test_names_are_those_of_the_code() -> None:
+    """For example, `Supervisor.TABLE`, `WORKER` and `systemd/tcpupperd.service`."""
+    known: dict[str, object] = {}
+    for module in described():  # the client first: the document is about the daemon
+        found = import_module(f"tcpupperd.{module}")
+        known |= {**vars(found), module.rpartition(".")[2]: found}
+    for owner, name in re.findall(r"`([A-Z]\w+|[a-z]\w+(?=\.))(?:\.(\w+))?`", ARCHITECTURE):
+        assert owner in known
+        assert not name or hasattr(known[owner], name), f"{owner}.{name}"
+    for path in re.findall(r"`(\w+/[\w./]*)`", ARCHITECTURE):
+        assert (ROOT / path).exists() or (PACKAGE / path).exists(), path
 
 
 #: Modules that are documented as sans I/O, or that could be.
