@@ -7,16 +7,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tcpupperd.host.descriptors import Sharing
+
 
 class Run:
     """The run of a server, which may be followed by others."""
 
     def __init__(self, wake: Callable[[], object]) -> None:
-        """`wake` makes the thread that serves check `stop_requested`."""
+        """Created with the server. `wake` makes the thread that serves check `stop_requested`."""
         self.stop_requested = False
         self.process = 0  # the one that serves
         self._wake = wake
+        self._forks = Sharing.forks
         self._lock = threading.RLock()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a forked process may have the descriptors of this server too."""
+        return Sharing.forks != self._forks
 
     @contextmanager
     def begin(self) -> Iterator[None]:

@@ -100,7 +100,6 @@ class UpperServer(socketserver.BaseServer):
         self._service_of: WeakKeyDictionary[socket.socket, Service] = WeakKeyDictionary()
         self._run = Run(self.poller.wake)
         self._closed = False
-        self._forks_before = Sharing.forks
         self.acceptor.update_interest()
 
     def _bind(self, address: Any) -> Listener:
@@ -198,16 +197,12 @@ class UpperServer(socketserver.BaseServer):
             return
         self._closed = True
         try:
-            if self._is_shared() and self._run.process != os.getpid():
+            if self._run.is_shared and self._run.process != os.getpid():
                 self._close_copies()
             else:
                 self._end_all()
         finally:
             self.poller.close()
-
-    def _is_shared(self) -> bool:
-        """Whether a forked process may have the same descriptors."""
-        return Sharing.forks != self._forks_before
 
     def _close_copies(self) -> None:
         """Close the descriptors of this process, and leave the sockets and the epoll, which belong
@@ -219,7 +214,7 @@ class UpperServer(socketserver.BaseServer):
 
     def _end_all(self) -> None:
         self.shutdown()
-        if not self._bound_here or self._is_shared():  # another process may accept there too
+        if not self._bound_here or self._run.is_shared:  # another process may accept there too
             self.acceptor.take_queues()
             self.acceptor.stop()
         draining = self.drain(gentle=False)
