@@ -281,6 +281,7 @@ class Receiver:
                 connection_format.Connection(one, "", UNREADABLE) for one in error.sockets
             ]
         except BlockingIOError:
+            self._server.tally.numbers[OPEN] = len(self._server.connections)
             raise
         except (OSError, MemoryError) as error:
             self._warnings.warn("not taking over connections: %s%s", error, remedy(error))
@@ -313,6 +314,7 @@ class Receiver:
             received = counted(self._received, "connection")
             log.info("took over %s", received, extra=Event.TAKEN_OVER.fields())
             self._warn_of_excess()
+            self._server.tally.record_peaks()  # only now is no connection counted twice
             wake_supervisor()  # so that the status line shows how many connections there are
         self._received = 0
         self._summary.cancel()

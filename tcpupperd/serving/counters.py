@@ -258,8 +258,7 @@ class Tally:
         numbers[OPEN] = connections
         numbers[OPEN_PRIVILEGED] = self.privileged
         if more:
-            numbers[MOST_OPEN] = max(connections, numbers[MOST_OPEN])
-            numbers[MOST_TOGETHER] = max(self.open_together(), numbers[MOST_TOGETHER])
+            self.record_peaks()
         numbers[LINES] = answered
         numbers[SENT_BYTES] = sent + self.sent
         numbers[RECEIVED_BYTES] = sent + self.received
@@ -271,3 +270,9 @@ class Tally:
         if took > self._longest:
             self._longest = took
             numbers[LONGEST_ITERATION] = int(took * 1_000_000)
+
+    def record_peaks(self) -> None:
+        """Record how many connections are open if there have never been as many."""
+        numbers = self.numbers
+        numbers[MOST_OPEN] = max(numbers[OPEN], numbers[MOST_OPEN])
+        numbers[MOST_TOGETHER] = max(self.open_together(), numbers[MOST_TOGETHER])

@@ -315,6 +315,18 @@ def test_half_a_request_survives_a_reload() -> None:
             assert one.read_to_end().startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+def test_peak_includes_connections_that_were_taken_over(
+    service: Service, metrics: socket.socket
+) -> None:
+    with daemon_with(metrics, service):
+        for client in [service.connect() for _ in range(20)]:
+            assert client.ask(b"hello") == b"HELLO"
+    with daemon_with(metrics, service) as daemon:
+        until(lambda: value(daemon, "tcpupperd_connections_open_peak") >= 20)
+        assert value(daemon, "tcpupperd_connections_open_peak") <= 23  # with those of scrapers
+        assert '<td>serving<td class="number">0<td class="number">0' not in page(daemon)
+
+
 @pytest.fixture
 def metrics(service: Service) -> Iterator[socket.socket]:
     """Another socket of the service, passed in under the name that systemd gives it."""
@@ -325,20 +337,21 @@ def metrics(service: Service) -> Iterator[socket.socket]:
 def test_half_a_request_survives_a_restart(service: Service, metrics: socket.socket) -> None:
     host, port = metrics.getsockname()
     address = f"{host}:{port}"
-
-    def daemon() -> Daemon:
-        passed = [("tcpupperd.socket", service.listener), ("metrics", metrics)]
-        one = Daemon(manager=service.manager, passed=[*passed, *service.manager.stored.items()])
-        one.ended_by = signal.SIGUSR2
-        return one
-
-    with daemon():
+    with daemon_with(metrics, service):
         upper, scraper = service.connect(), Client(address)
         service.clients.append(scraper)
         assert upper.ask(b"one") == b"ONE"
         scraper.send(REQUEST[:20])
         assert get(address)[0] == 200
-    with daemon():
+    with daemon_with(metrics, service):
         scraper.send(REQUEST[20:])
         assert scraper.read_to_end().startswith(b"HTTP/1.1 200 OK\r\n")
         assert upper.ask(b"two") == b"TWO"
+
+
+def daemon_with(metrics: socket.socket, service: Service) -> Daemon:
+    """The next daemon of a service, with another socket."""
+    passed = [("tcpupperd.socket", service.listener), ("metrics", metrics)]
+    daemon = Daemon(manager=service.manager, passed=[*passed, *service.manager.stored.items()])
+    daemon.ended_by = signal.SIGUSR2
+    return daemon
