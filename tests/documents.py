@@ -33,11 +33,11 @@ class Step(NamedTuple):
 
 
 def steps(document: str) -> Iterator[Step]:
-    """The steps a reader takes: writing files and running commands. Files are written without
-    output."""
+    """The steps a reader takes: writing files, changing them, and running commands. Only commands
+    have output."""
     for block in blocks(document):
         if block.file:
-            yield Step(_written(block), "")
+            yield Step(_patched(block) if block.language == "diff" else _written(block), "")
         elif block.language == "sh":
             yield Step(f"set -e\n{block.text}set +e", None)  # each of the commands must succeed
         elif block.language == "console":
@@ -59,6 +59,36 @@ def _written(block: Block) -> str:
         f"mkdir -p \"$(dirname {block.file})\" && cat >{block.file} <<'END OF FILE'\n"
         f"{block.text}END OF FILE"
     )
+
+
+def _patched(block: Block) -> str:
+    return f"patch --silent --fuzz=0 {block.file} <<'END OF FILE'\n{block.text}END OF FILE"
+
+
+def versions(document: str) -> Iterator[dict[str, str]]:
+    """The files that a reader has after each of the blocks that write or change one."""
+    files: dict[str, str] = {}
+    for block in blocks(document):
+        if block.file:
+            before = files.get(block.file, "")
+            is_change = block.language == "diff"
+            text = changed(before, block.text) if is_change else block.text
+            files |= {block.file: text}
+            yield dict(files)
+
+
+def changed(text: str, diff: str) -> str:
+    """A text after a change, which is a diff in the unified format without its header."""
+    lines = text.splitlines()
+    hunks = re.findall(r"^@@ -(\d+).* @@\n((?:[ +-].*\n|\n)+)", diff, re.MULTILINE)
+    assert hunks, diff
+    for start, hunk in reversed(hunks):  # from the end, so that the numbers of lines stay right
+        rows = [row or " " for row in hunk.splitlines()]
+        old = [row[1:] for row in rows if row[0] in " -"]
+        begin = int(start) - 1
+        assert lines[begin : begin + len(old)] == old, hunk
+        lines[begin : begin + len(old)] = [row[1:] for row in rows if row[0] in " +"]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def script(session: list[Step]) -> str:

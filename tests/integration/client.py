@@ -76,9 +76,9 @@ class Client:
         self._answers.close()
         self.socket.close()
 
-    def clog(self, is_clogged: Callable[[], bool]) -> bytes:
+    def clog(self, is_clogged: Callable[[], bool], lines: memoryview | None = None) -> bytes:
         """Send lines without reading any until `is_clogged`; returns what was sent."""
-        lines, sent = many_lines(), 0
+        lines, sent = lines or many_lines(), 0
 
         def send_more() -> bool:
             nonlocal sent

@@ -121,15 +121,19 @@ class Manager:
 
     def _keep(self, lines: list[str], files: list[int]) -> None:
         """Store or forget descriptors. As systemd does without FDPOLL=0, drop those that hang up:
-        here, all of them, because each would hang up once its daemon has exited."""
+        here, all sockets, because each would hang up once its daemon has exited."""
         name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
         if "FDSTOREREMOVE=1" in lines:
             self.forget(name)
         for fd in files:
             if name.startswith("listener-"):
                 self.listeners.append((name, socket.socket(fileno=fd)))
-            elif "FDSTORE=1" in lines and "FDPOLL=0" in lines and len(self.stored) < self.room:
+            elif self._is_kept(fd, lines):
                 is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
                 self.stored[name] = socket.socket(fileno=fd) if is_socket else FileIO(fd)
             else:
                 os.close(fd)
+
+    def _is_kept(self, fd: int, lines: list[str]) -> bool:
+        may_hang_up = stat.S_ISSOCK(os.fstat(fd).st_mode) and "FDPOLL=0" not in lines
+        return "FDSTORE=1" in lines and not may_hang_up and len(self.stored) < self.room

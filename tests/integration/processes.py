@@ -114,5 +114,17 @@ def socket_inode(local_port: int, remote_port: int) -> int:
     return 0
 
 
+def listening_addresses(pid: int) -> list[str]:
+    """Where a process listens for TCP, as the daemon writes addresses."""
+    opened = set(descriptors(pid).values())
+    found = []
+    for table, form in (("net/tcp", "127.0.0.1:{}"), ("net/tcp6", "[::1]:{}")):
+        for row in (PROC / table).read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in opened:  # TCP_LISTEN
+                found.append(form.format(int(fields[1].rpartition(":")[2], 16)))
+    return found
+
+
 def _read(pid: int, name: str) -> str:
     return (PROC / str(pid) / name).read_text()

@@ -22,11 +22,12 @@ from documents import (
     Step,
     blocks,
     name_of,
+    versions,
 )
 from unit.test_lint import check, need_module
 
 ALL = documents.documents()
-LANGUAGES = {"", "console", "debcontrol", "ini", "make", "python", "sh", "text", "toml"}
+LANGUAGES = {"", "console", "debcontrol", "diff", "ini", "make", "python", "sh", "text", "toml"}
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
 
 
@@ -107,18 +108,34 @@ def test_reader_is_told_where_each_file_goes() -> None:
 def test_programs_are_clean(tmp_path: Path) -> None:
     need_module("mypy")
     need_module("ruff")
-    files: dict[str, str] = {}
-    for block in blocks(TUTORIAL):
-        if block.language == "python":
-            files[block.file] = block.text
-            for name, text in files.items():
-                (tmp_path / name).write_text(text)
-            config = f"--config={ROOT / 'pyproject.toml'}"
-            check(sys.executable, "-m", "ruff", "check", config, "--config=src=['.']", tmp_path)
-            check(sys.executable, "-m", "ruff", "format", config, "--diff", tmp_path)
-            config = f"--config-file={ROOT / 'pyproject.toml'}"
-            check(sys.executable, "-m", "mypy", config, *tmp_path.glob("*.py"))
-    assert list(files) == ["server.py", "counter.py"]
+    programs: dict[str, str] = {}
+    for files in versions(TUTORIAL):
+        before, programs = programs, {name: files[name] for name in files if name.endswith(".py")}
+        if programs == before:
+            continue
+        for name, text in programs.items():
+            (tmp_path / name).write_text(text)
+        config = f"--config={ROOT / 'pyproject.toml'}"
+        check(sys.executable, "-m", "ruff", "check", config, "--config=src=['.']", tmp_path)
+        check(sys.executable, "-m", "ruff", "format", config, "--diff", tmp_path)
+        config = f"--config-file={ROOT / 'pyproject.toml'}"
+        check(sys.executable, "-m", "mypy", config, *tmp_path.glob("*.py"))
+    assert list(programs) == ["server.py", "counter.py"]
+
+
+def test_finished_files_are_those_of_the_last_step() -> None:
+    finished = {block.file for block in blocks(documents.section(TUTORIAL, "The finished files"))}
+    assert finished == {"counter.py", "debian/counter.service"}
+    *_, before, last_but_one, last = versions(TUTORIAL)
+    assert before == last_but_one == last
+
+
+def test_a_diff_must_fit_exactly() -> None:
+    text = "one\ntwo\nthree\nfour\n"
+    diff = "@@ -1,2 +1,2 @@\n one\n-two\n+2\n@@ -4 +4,2 @@\n four\n+five\n"
+    assert documents.changed(text, diff) == "one\n2\nthree\nfour\nfive\n"
+    with pytest.raises(AssertionError):
+        documents.changed("zero\n" + text, diff)
 
 
 # The parts for other daemons
