@@ -108,9 +108,9 @@ def escaped(text: str) -> str:
 def _figures(report: Report) -> str:
     counters = report.counters
     serving = sum(worker.state == "serving" for worker in report.workers)
-    limit = f"{report.limit:,} allowed for clients; " if report.limit else ""
+    limit = f"limit {report.limit:,}, " if report.limit else ""
     figures = (
-        ("Connections", f"{counters.get('open', 0):,}", f"{limit}at most {report.peak:,} so far"),
+        ("Connections", f"{counters.get('open', 0):,}", f"{limit}peak {report.peak:,}"),
         ("Clients waiting", f"{report.waiting:,}", "to be accepted"),
         ("Lines answered", f"{counters.get('lines', 0):,}", ""),
         ("Workers", f"{serving} of {len(report.workers)}", "serving"),

@@ -101,7 +101,7 @@ def test_peak_is_of_all_workers_and_of_no_connection_twice() -> None:
             client.close()
         until(lambda: value(daemon, "tcpupperd_connections_open") <= 13)
         assert 40 <= peak() <= 43
-        assert f"at most {peak():.0f} so far" in page(daemon)
+        assert f"peak {peak():.0f}" in page(daemon)
 
 
 def test_whether_the_file_on_disk_is_running() -> None:

@@ -68,7 +68,7 @@ def test_page_shows_the_report() -> None:
         "Version 1.2.3",
         "Uptime 1 day 0 h",
         "Workers 1 of 2 serving",
-        "Connections 1,000 20,000 allowed for clients; at most 1,234 so far",
+        "Connections 1,000 limit 20,000, peak 1,234",
         "Clients waiting 7 to be accepted",
         "11 serving 1,000 1,009 12,345 250 ms ago 12 ms 1 day 0 h",
         "12 starting 0 0 0 - 0.0 ms 1.0 ms",
