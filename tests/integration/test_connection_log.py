@@ -294,9 +294,7 @@ def test_client_cannot_write_lines_into_the_log() -> None:
         assert f" INFO @{where}\\nforged: probe after " in daemon.log
 
 
-def test_connection_through_a_unix_socket_has_the_fields_that_there_are(
-    journal: Journal,
-) -> None:
+def test_connection_through_a_unix_socket_has_the_fields_that_there_are(journal: Journal) -> None:
     address = f"@tcpupperd-{os.getpid()}-ended"
     with LiveEntries(journal.socket) as entries:
         with Daemon(wrapper=journal.wrapper, listen=[address], log_connections=True) as daemon:

@@ -12,11 +12,7 @@ from integration.embedding import (
     small_listener,
 )
 from tcpupperd.config import Config
-from tcpupperd.serving.counters import (
-    LINES,
-    PROBE,
-    RESET,
-)
+from tcpupperd.serving.counters import LINES, PROBE, RESET
 from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
 from waiting import until

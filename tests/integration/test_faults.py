@@ -218,9 +218,7 @@ def in_own_network() -> Callable[..., str]:
     return run
 
 
-def test_client_that_vanishes_is_given_up(
-    in_own_network: Callable[..., str],
-) -> None:
+def test_client_that_vanishes_is_given_up(in_own_network: Callable[..., str]) -> None:
     assert in_own_network(KEEPALIVE, "1", "25") == "0\n"
 
 

@@ -10,11 +10,7 @@ import pytest
 
 from integration.embedding import ANY_PORT, CountingServer, connected, is_silent, serving
 from tcpupperd.serving.connection import Connection
-from tcpupperd.serving.counters import (
-    ACCEPTED,
-    BUG,
-    SOURCE_LIMIT,
-)
+from tcpupperd.serving.counters import ACCEPTED, BUG, SOURCE_LIMIT
 from tcpupperd.serving.fast_path import ANSWERED
 from tcpupperd.serving.protocol import LineProtocol
 from tcpupperd.serving.server import UpperServer

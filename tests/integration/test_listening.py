@@ -427,8 +427,7 @@ def test_serves_the_rest_of_what_is_passed(
 
 
 @pytest.mark.parametrize(
-    ("name", "warned"),
-    [("Proxy", True), ("x.socket", False), ("proxy", False), ("upper", False)],
+    ("name", "warned"), [("Proxy", True), ("x.socket", False), ("proxy", False), ("upper", False)]
 )
 def test_warns_of_a_name_without_a_meaning(name: str, warned: bool) -> None:
     """It looks as if this were the service."""

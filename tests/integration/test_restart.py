@@ -547,10 +547,7 @@ def test_stop_for_a_restart_after_a_stop_is_no_reason_to_hurry(service: Service)
 
 
 def test_connections_end_where_nothing_keeps_them(tmp_path: Path) -> None:
-    with (
-        Manager(str(tmp_path / "notify")) as manager,
-        Daemon(manager=manager) as daemon,
-    ):
+    with Manager(str(tmp_path / "notify")) as manager, Daemon(manager=manager) as daemon:
         client = daemon.connect()
         assert client.ask(b"one") == b"ONE"
         daemon.send_signal(signal.SIGUSR2)

@@ -23,10 +23,7 @@ from integration.embedding import (
 from integration.processes import cannot, cpu_time
 from tcpupperd.address import source_of
 from tcpupperd.config import Config
-from tcpupperd.serving.counters import (
-    ACCEPTED,
-    SOURCE_LIMIT,
-)
+from tcpupperd.serving.counters import ACCEPTED, SOURCE_LIMIT
 from tcpupperd.serving.server import UpperServer
 from tools import need
 from waiting import DEADLINE, until

@@ -18,12 +18,7 @@ from integration.embedding import (
 )
 from tcpupperd.config import Config
 from tcpupperd.serving.connection import Connection
-from tcpupperd.serving.counters import (
-    IDLE_TIMEOUT,
-    LINE_TIMEOUT,
-    RESET,
-    WRITE_TIMEOUT,
-)
+from tcpupperd.serving.counters import IDLE_TIMEOUT, LINE_TIMEOUT, RESET, WRITE_TIMEOUT
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer

@@ -22,9 +22,7 @@ from integration.embedding import (
 from integration.processes import descriptors
 from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
-from tcpupperd.serving.counters import (
-    ACCEPTED,
-)
+from tcpupperd.serving.counters import ACCEPTED
 from tcpupperd.serving.fast_path import ANSWERED
 from tcpupperd.serving.server import UpperServer
 from waiting import DEADLINE

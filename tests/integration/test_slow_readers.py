@@ -9,9 +9,7 @@ import pytest
 
 from integration.client import Client
 from integration.embedding import CountingServer, connected, serving, small_listener
-from tcpupperd.serving.counters import (
-    RESET,
-)
+from tcpupperd.serving.counters import RESET
 from tcpupperd.serving.fast_path import RECEIVE_SIZE
 from tcpupperd.serving.server import UpperServer
 from waiting import until

@@ -14,11 +14,7 @@ from c_module import SOURCE, compiled
     platform.machine() not in ("x86_64", "aarch64"), reason="only these always have vectors"
 )
 @pytest.mark.parametrize(
-    ("compiler", "option"),
-    [
-        ("gcc", "-fopt-info-vec"),
-        ("clang", "-Rpass=loop-vectorize"),
-    ],
+    ("compiler", "option"), [("gcc", "-fopt-info-vec"), ("clang", "-Rpass=loop-vectorize")]
 )
 def test_compilers_vectorize_the_loop(tmp_path: Path, compiler: str, option: str) -> None:
     """If the optimisation is lost, everything still works but takes three times as long."""

@@ -2,16 +2,7 @@
 
 from pathlib import Path
 
-from documents import (
-    ON_INSTALLED,
-    README_ON_INSTALLED,
-    ROOT,
-    Step,
-    check,
-    script,
-    section,
-    steps,
-)
+from documents import ON_INSTALLED, README_ON_INSTALLED, ROOT, Step, check, script, section, steps
 from system.conftest import install
 from system.container import booted
 from system.roots import Root

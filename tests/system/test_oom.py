@@ -6,15 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from system.container import Container
-from system.service import (
-    CONFIGURATION,
-    SERVICE,
-    Conversation,
-    answer,
-    drop_in,
-    main_pid,
-    workers,
-)
+from system.service import CONFIGURATION, SERVICE, Conversation, answer, drop_in, main_pid, workers
 from waiting import until
 
 #: Two workers, of which one can be made to hold a gigabyte.

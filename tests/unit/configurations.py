@@ -26,10 +26,7 @@ SECONDS = {
     "shutdown_delay": (0, 3600),
     "drain_timeout": (0, 3600),
 }
-WORDS = {
-    "framing": ("line", "none"),
-    "log_level": ("debug", "info", "warning", "error"),
-}
+WORDS = {"framing": ("line", "none"), "log_level": ("debug", "info", "warning", "error")}
 
 
 def write(folder: Path, content: str | bytes) -> str:

@@ -18,8 +18,7 @@ NO_LIMITS = check_options("--timeout", "2.5")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "status"),
-    [(0.4, OK), (0.5, OK), (0.6, WARNING), (1.0, WARNING), (1.1, CRITICAL)],
+    ("seconds", "status"), [(0.4, OK), (0.5, OK), (0.6, WARNING), (1.0, WARNING), (1.1, CRITICAL)]
 )
 def test_time_decides_on_the_status(seconds: float, status: int) -> None:
     assert rate(LIMITS, seconds) == status

@@ -24,11 +24,7 @@ from unit.conftest import open_descriptors
 
 
 def send_raw(
-    channel: Channel,
-    greeting: bytes,
-    state: bytes,
-    sockets: list[socket.socket],
-    size: int = 0,
+    channel: Channel, greeting: bytes, state: bytes, sockets: list[socket.socket], size: int = 0
 ) -> None:
     """Put a message into the channel as `send` does, right or wrong, with a state of `size`."""
     file = os.memfd_create("state", os.MFD_CLOEXEC)

@@ -23,11 +23,7 @@ from tcpupperd.serving.proxy import parse
 from tcpupperd.settings import INTRODUCED
 
 BALANCER = ("198.51.100.1", 4567)
-WHERE = {
-    "balancer": "198.51.100.1",
-    "balancer_port": "4567",
-    "destination": "192.0.2.1:443",
-}
+WHERE = {"balancer": "198.51.100.1", "balancer_port": "4567", "destination": "192.0.2.1:443"}
 TLS = tlv(0x21, b"TLSv1.3") + tlv(0x22, b"Anna") + tlv(0x23, b"TLS_AES_256_GCM_SHA384")
 
 

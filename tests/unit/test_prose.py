@@ -89,10 +89,7 @@ FILES = (
 )
 MODULES = sorted(ROOT.glob("tcpupperd/**/*.py"))
 TEXTS = sorted(
-    {
-        *documents(),
-        *(path for files in FILES for path in ROOT.glob(files) if path.is_file()),
-    }
+    {*documents(), *(path for files in FILES for path in ROOT.glob(files) if path.is_file())}
 )
 
 
@@ -146,8 +143,7 @@ def test_messages(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["It stops At\n# once.", "Further instances", "cut off, or cut", "for so many seconds"],
+    "text", ["It stops At\n# once.", "Further instances", "cut off, or cut", "for so many seconds"]
 )
 def test_lapse_is_found(text: str) -> None:
     assert len(lapses(text)) == 1

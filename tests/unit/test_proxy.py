@@ -174,11 +174,7 @@ BAD = [
         "proxy_invalid",
         "a single TLV of 4 bytes",
     ),
-    (
-        binary(tlvs=[tlv(CRC32C, bytes(4))]),
-        "proxy_checksum",
-        "the CRC32c is 0x00000000, but",
-    ),
+    (binary(tlvs=[tlv(CRC32C, bytes(4))]), "proxy_checksum", "the CRC32c is 0x00000000, but"),
     (binary(checksum=True)[:-1] + b"\0", "proxy_checksum", "the CRC32c is 0x"),
 ]
 

@@ -21,14 +21,7 @@ from tcpupperd.config import Config
 from tcpupperd.config_file import ConfigError
 from tcpupperd.events import Event
 from tcpupperd.host import messages
-from tcpupperd.processes import (
-    backoff,
-    fleet,
-    status_line,
-    supervisor,
-    watchdog,
-    worker_process,
-)
+from tcpupperd.processes import backoff, fleet, status_line, supervisor, watchdog, worker_process
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
 from tcpupperd.processes.rollout import Rollout
@@ -446,10 +439,7 @@ def test_hung_worker_is_killed_and_counted_once(enter: Callable[[World], World])
     ("order", "event"), [("reload", Event.WORKER_HUNG), ("term", Event.ANSWERS_CUT_OFF)]
 )
 def test_worker_late_to_exit_is_an_event_of_what_it_was_told(
-    enter: Callable[[World], World],
-    monkeypatch: pytest.MonkeyPatch,
-    order: str,
-    event: Event,
+    enter: Callable[[World], World], monkeypatch: pytest.MonkeyPatch, order: str, event: Event
 ) -> None:
     world = enter(World())
     logged: list[Any] = []
