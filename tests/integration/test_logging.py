@@ -104,15 +104,21 @@ def test_clients_that_go_away_are_no_trouble() -> None:
 # Where to
 
 
+def make_trouble(daemon: Daemon, workers: int) -> int:
+    """Kill a worker, and reload an invalid file; the worker's process ID."""
+    killed = daemon.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    daemon.wait_for_workers(workers, without=killed)
+    daemon.configure("wrong = 1\n")
+    daemon.send_signal(signal.SIGHUP)
+    daemon.manager.wait("STATUS=.*failed.*")
+    return killed
+
+
 def test_lines_in_the_journal_have_priorities(journal: Journal) -> None:
     with Daemon(wrapper=journal.wrapper, log_level="debug") as daemon:
         assert daemon.connect().ask(b"hello") == b"HELLO"
-        killed = daemon.workers()[0]
-        os.kill(killed, signal.SIGKILL)
-        daemon.wait_for_workers(2, without=killed)
-        daemon.configure("wrong = 1\n")
-        daemon.send_signal(signal.SIGHUP)
-        daemon.manager.wait("STATUS=.*failed.*")
+        make_trouble(daemon, workers=2)
     lines = journal.read_to_end()
     assert priority_of("ready: 2 workers", lines) == 6
     assert priority_of("127.0.0.1:[0-9]*: connected", lines) == 7
@@ -159,12 +165,7 @@ def test_journal_gets_entries(journal: Journal) -> None:
             refused.wait_for_end()
             client.send(b"bug\n")
             client.wait_for_end()
-            killed = daemon.workers()[0]
-            os.kill(killed, signal.SIGKILL)
-            daemon.wait_for_workers(1, without=killed)
-            daemon.configure("wrong = 1\n")
-            daemon.send_signal(signal.SIGHUP)
-            daemon.manager.wait("STATUS=.*failed.*")
+            killed = make_trouble(daemon, workers=1)
         found = entries.read()
     assert journal.read_to_end() == []
     of = {entry["MESSAGE_ID"]: entry for entry in found if "MESSAGE_ID" in entry}

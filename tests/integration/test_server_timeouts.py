@@ -56,13 +56,18 @@ def test_idle_connection_is_ended() -> None:
         assert server.tally.numbers[IDLE_TIMEOUT] == 1
 
 
+def send_at_a_pace(client: Client, data: bytes) -> float:
+    """Send for longer than a timeout, and stop; the time at which it was last sent."""
+    first = time.monotonic()
+    while time.monotonic() < first + 1.5:
+        client.send(data)
+        time.sleep(0.1)  # the client's own pace
+    return time.monotonic() - 0.1
+
+
 def test_any_byte_keeps_a_connection_from_being_idle() -> None:
     with timed(idle_timeout=0.6) as (_, client):
-        first = time.monotonic()
-        while time.monotonic() < first + 1.5:
-            client.send(b"x")
-            time.sleep(0.1)  # the client's own pace
-        began = time.monotonic() - 0.1
+        began = send_at_a_pace(client, b"x")
         assert is_silent(client)
         assert client.read_to_end() == b""
         check_time(began, 0.6)
@@ -82,11 +87,7 @@ def test_line_that_never_ends_is_ended() -> None:
 
 def test_line_timeout_restarts_with_each_line() -> None:
     with timed(line_timeout=0.6) as (server, client):
-        first = time.monotonic()
-        while time.monotonic() < first + 1.5:
-            client.send(b"end\nbegin ")
-            time.sleep(0.1)  # the client's own pace
-        began = time.monotonic() - 0.1
+        began = send_at_a_pace(client, b"end\nbegin ")
         client.wait_for_end()
         check_time(began, 0.6)
         assert server.tally.numbers[LINE_TIMEOUT] == 1

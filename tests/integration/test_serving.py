@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,21 @@ def drink(client: Client) -> None:
             pass
 
 
+@contextlib.contextmanager
+def ends(server: UpperServer, *interval: float) -> Iterator[None]:
+    """Serve in a thread, which ends here."""
+    thread = threading.Thread(target=server.serve_forever, args=interval, daemon=True)
+    thread.start()
+    yield
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
 def test_shutdown_does_not_wait_for_a_poll_interval() -> None:
-    with UpperServer(ANY_PORT) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(3600,), daemon=True)
-        thread.start()
+    with UpperServer(ANY_PORT) as server, ends(server, 3600):
         with connected(server) as client:
             assert client.ask(b"serving") == b"SERVING"
         server.shutdown()
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
 
 
 def test_shutdown_before_serving_is_not_lost() -> None:
@@ -101,25 +108,17 @@ def test_shutdown_comes_from_inside() -> None:
             if self.tally.counts[ANSWERED]:
                 self.shutdown()
 
-    with Last(ANY_PORT) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        with connected(server) as client:
-            assert client.ask(b"last words") == b"LAST WORDS"
-            thread.join(DEADLINE)
-        assert not thread.is_alive()
+    with Last(ANY_PORT) as server, connected(server) as client, ends(server):
+        assert client.ask(b"last words") == b"LAST WORDS"
 
 
 def test_server_can_serve_again() -> None:
     with UpperServer(ANY_PORT) as server:
         for _ in range(3):
-            thread = threading.Thread(target=server.serve_forever, daemon=True)
-            thread.start()
-            with connected(server) as client:
-                assert client.ask(b"again") == b"AGAIN"
-            server.shutdown()
-            thread.join(DEADLINE)
-            assert not thread.is_alive()
+            with ends(server):
+                with connected(server) as client:
+                    assert client.ask(b"again") == b"AGAIN"
+                server.shutdown()
 
 
 def test_server_without_anything_to_serve_ends() -> None:

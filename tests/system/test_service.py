@@ -143,13 +143,18 @@ def test_stop_is_a_success(machine: Container) -> None:
     assert machine.try_run("tcpupper", "hello").returncode != 0
 
 
-def test_killed_worker_is_replaced(machine: Container) -> None:
+def see_replaced(machine: Container, signal: str) -> None:
+    """A worker is replaced after a signal, and the main process stays."""
     pid, before = main_pid(machine), workers(machine)
     victim = min(before)
-    machine.run("kill", "-KILL", str(victim))
+    machine.run("kill", signal, str(victim))
     until(lambda: victim not in workers(machine) and len(workers(machine)) == len(before))
     assert answer(machine, "next\n") == "NEXT"
     assert main_pid(machine) == pid
+
+
+def test_killed_worker_is_replaced(machine: Container) -> None:
+    see_replaced(machine, "-KILL")
 
 
 def test_killed_main_process_is_restarted(machine: Container) -> None:
@@ -164,12 +169,7 @@ def test_killed_main_process_is_restarted(machine: Container) -> None:
 def test_stopped_worker_is_replaced(machine: Container) -> None:
     drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\n")
     machine.run("systemctl", "restart", SERVICE)
-    pid, before = main_pid(machine), workers(machine)
-    victim = min(before)
-    machine.run("kill", "-STOP", str(victim))
-    until(lambda: victim not in workers(machine) and len(workers(machine)) == len(before))
-    assert answer(machine, "next\n") == "NEXT"
-    assert main_pid(machine) == pid
+    see_replaced(machine, "-STOP")
 
 
 def test_stopped_main_process_is_restarted_by_the_watchdog(machine: Container) -> None:

@@ -74,6 +74,8 @@ def test_services_of_addresses_are_those_that_exist() -> None:
     with UpperServer(listeners=[Listener(socket.socket(), other)]) as server:
         assert set(server.services) == {*SERVICES, other}
         assert server.services[other] is server.services[SERVICES[0]]
+        protocols = [server.services[name].protocol("client") for name in SERVICES]
+        assert [protocol.service for protocol in protocols] == list(SERVICES)
 
 
 @pytest.mark.parametrize("text", ["localhost:9999", "9999", "/a=b", "@upper=b", "/run/upper=x"])

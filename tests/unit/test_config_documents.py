@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tcpupperd.address import SERVICES
 from tcpupperd.config import SETTINGS, Config
 from tcpupperd.config_file import load
 from tcpupperd.settings import Setting
@@ -32,6 +33,10 @@ def manual() -> dict[str, str]:
 
 def test_manual_describes_every_setting_in_order() -> None:
     assert list(manual()) == NAMES
+
+
+def test_manual_lists_the_services_of_a_listener() -> None:
+    assert re.findall(r"^\.It Li (\w+)$", manual()["listen"], re.MULTILINE) == list(SERVICES)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)

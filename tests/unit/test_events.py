@@ -4,8 +4,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tcpupperd.events import DOCUMENTATION, Event
 from tcpupperd.serving.counters import ENDS, PROXY_UNTRUSTED, RESET, WORKER, reason
 from tcpupperd.settings import INTRODUCED
@@ -74,14 +72,9 @@ def test_manual_lists_every_field_and_no_other() -> None:
     assert set(re.findall(r"TCPUPPERD_\w+", JOURNAL)) == used_fields()
 
 
-@pytest.mark.parametrize("event", Event)
-def test_every_event_is_logged_somewhere(event: Event) -> None:
-    uses = [
-        path
-        for path in (ROOT / "tcpupperd").rglob("*.py")
-        if f"Event.{event.name}" in path.read_text()
-    ]
-    assert uses
+def test_every_event_is_logged_somewhere() -> None:
+    texts = (path.read_text() for path in (ROOT / "tcpupperd").rglob("*.py"))
+    assert set(re.findall(r"Event\.([A-Z_]+)", "\n".join(texts))) == set(Event.__members__)
 
 
 def test_journalctl_reads_the_catalog(tmp_path: Path) -> None:
