@@ -34,8 +34,10 @@ check: $(VENV)/ready ## check only style, types and manual pages
 system-test: ## run the system tests in Debian 12 and 13 containers (as root)
 	$(PYTHON) tests tests/system
 
-record-session: $(VENV)/ready ## record the terminal session in the README (as root)
-	$(VENV)/bin/python docs/session.py
+record-pictures: $(VENV)/ready ## record the pictures in the README (as root)
+	command -v chromium || $(APT_INSTALL) chromium
+	$(VENV)/bin/python -m docs.session
+	$(VENV)/bin/python -m docs.status
 
 # This includes the processes that the tests start, and their workers. Measuring slows the daemon
 # down, so some tests of time and CPU use may fail.
@@ -135,4 +137,4 @@ clean: ## remove everything that was built
 $(VENV)/ready: pyproject.toml setup.py tcpupperd/serving/_fast_path.c
 	$(PYTHON) tests/environment.py
 
-.PHONY: help run test check record-session coverage system-test soak bench deb checkout dist wheel release package-checks install-deb clean
+.PHONY: help run test check record-pictures coverage system-test soak bench deb checkout dist wheel release package-checks install-deb clean

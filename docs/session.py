@@ -5,9 +5,12 @@ this tree installed.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/session.svg"
@@ -33,10 +36,10 @@ text {{ font: {FONT_SIZE}px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, m
 """
 
 
-def record() -> list[tuple[str, str]]:
-    """Run the commands; return each with its output."""
+@contextmanager
+def installed() -> Iterator[Any]:
+    """A booted machine with the package of this tree."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from documents import Step, results, script
     from system.build import build_package
     from system.conftest import install
     from system.container import booted
@@ -46,11 +49,19 @@ def record() -> list[tuple[str, str]]:
         package = build_package(RELEASE, Path(folder))
         with booted(Root(RELEASE, "booted"), package.parent) as machine:
             install(machine, package)
-            session = [
-                Step('sudo() { "$@"; }', None),
-                *(Step(typed(command), None) for command in COMMANDS),
-            ]
-            printed = machine.run("bash", stdin=script(session))
+            yield machine
+
+
+def record() -> list[tuple[str, str]]:
+    """Run the commands; return each with its output."""
+    with installed() as machine:
+        from documents import Step, results, script
+
+        session = [
+            Step('sudo() { "$@"; }', None),
+            *(Step(typed(command), None) for command in COMMANDS),
+        ]
+        printed = machine.run("bash", stdin=script(session))
     return list(zip(COMMANDS, (output for output, _ in results(printed)[1:]), strict=True))
 
 
