@@ -235,7 +235,8 @@ static void send_wanted(struct connection *c)
         if (count < 0 && errno == EAGAIN)
             break;
         if (count < 0) { /* there may still be answers to receive */
-            c->error = errno;
+            if (!c->error) /* later, it is EPIPE */
+                c->error = errno;
             return;
         }
         c->sent += count;
