@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 # A checkout has no installer to check this. Every import runs this file first, so older versions
 # of Python must be able to parse it.
