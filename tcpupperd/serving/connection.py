@@ -27,7 +27,7 @@ from tcpupperd.serving.counters import (
 )
 from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path
 from tcpupperd.serving.introduction import NOBODY, Introduction
-from tcpupperd.serving.protocol import Protocol
+from tcpupperd.serving.protocol import Ending, Protocol
 from tcpupperd.words import written
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ NOTHING = memoryview(b"")
 
 #: Seconds that a client has to close its side after the server has closed its own.
 LINGER_TIME = 2.0
+
+#: The same, if closing its own side is what the client has asked the server to do.
+HALF_CLOSED_TIME = 3600.0
 
 #: Seconds that a new client has to send something when the service stops. Other clients must
 #: expect their connection to end, but a new client would regard a connection that ends without any
@@ -64,6 +67,7 @@ class Timeout(Enum):
     LINE = LINE_TIMEOUT
     WRITE = WRITE_TIMEOUT
     LINGER = None
+    PROCEED = ()
 
 
 class Limits(NamedTuple):
@@ -167,7 +171,7 @@ class Connection:
             return self._flush(now)
         protocol, tally = self.protocol, self.tally
         if tally.debug or not protocol.whole_lines or type(held := protocol.held) is not bytes:
-            return self._answer(self.socket.recv(RECEIVE_SIZE), now)
+            return self._receive(now)
         counts = tally.counts
         before = counts[ANSWERED]
         outcome = fast_path(self.fd, counts, held)
@@ -197,6 +201,30 @@ class Connection:
             return Next.WATCH
         return Next.WATCH if due and not self._send(due) else None
 
+    def _receive(self, now: float) -> Next | None:
+        """Receive once and answer, or continue an answer that the kernel can now accept. While a
+        protocol waits for its time to proceed, only a failure of the connection ends the wait."""
+        protocol = self.protocol
+        if protocol.proceeds_at is None:
+            return self._answer(self.socket.recv(protocol.receive_size or RECEIVE_SIZE), now)
+        self.socket.send(b"")  # sends nothing, but fails if the connection has failed
+        if protocol.proceeds_at > now:
+            raise BlockingIOError
+        return self._proceed(now)
+
+    def _proceed(self, now: float) -> Next | None:
+        """Send the next part of an answer that is not sent all at the same time."""
+        protocol = self.protocol
+        before = protocol.lines
+        answer = protocol.proceed(self, now)
+        self.last_activity = now
+        self.tally.counts[ANSWERED] += protocol.lines - before
+        self._time_line(protocol.lines - before)
+        if answer and not self._send(answer):
+            return Next.WATCH
+        ending = self._half_close(now) if protocol.finished else None
+        return ending or Next.WATCH
+
     def _answer(self, data: bytes, now: float, opening: bytes = b"") -> Next | None:
         """Answer received data according to the protocol, after an opening."""
         protocol, tally = self.protocol, self.tally
@@ -219,6 +247,8 @@ class Connection:
             answer = opening + answer
         if answer and not self._send(answer):
             return Next.WATCH
+        if protocol.proceeds_at is not None:
+            return self._proceed(now)
         return self._half_close(now) if protocol.finished else None
 
     def open(self, now: float) -> Next | None:
@@ -250,6 +280,13 @@ class Connection:
         self.set_end_reason(SERVICE_STOPPED)
         return self.close_gracefully(now)
 
+    def linger_briefly(self, now: float) -> Next | None:
+        """Wait no longer than usual for the client to close its side."""
+        if self.lingers_until <= now + LINGER_TIME:
+            return None
+        self.lingers_until = now + LINGER_TIME
+        return Next.SCHEDULE
+
     def abort(self, now: float) -> Next:
         """Close it immediately. If unsent answers are lost, reset it so that the client knows."""
         if not self.unsent:
@@ -265,6 +302,8 @@ class Connection:
             return Next.SCHEDULE
         if timeout is Timeout.LINGER:
             return self._linger(now)
+        if timeout is Timeout.PROCEED:
+            return self._proceed(now)
         # If a header is incomplete, its protocol has a reason of its own.
         if timeout is not Timeout.LINE or not self.protocol.identifies_client:
             self.set_end_reason(timeout.value)
@@ -291,8 +330,10 @@ class Connection:
         limits = self.limits
         if self.lingers_until:
             return self.lingers_until, Timeout.LINGER
-        if self.unsent:
+        if self._waits_to_send:
             return self.last_activity + limits.write_timeout, Timeout.WRITE
+        if self.protocol.proceeds_at is not None:
+            return self.protocol.proceeds_at, Timeout.PROCEED
         idle = self.last_activity + limits.idle_timeout
         # A request is expected immediately: it may have one of the few places in a full worker.
         began = self.began if self.protocol.is_privileged else self.line_began
@@ -302,7 +343,13 @@ class Connection:
     @property
     def interest(self) -> int:
         """The epoll events to wait for."""
-        return select.EPOLLOUT if self.unsent else select.EPOLLIN
+        if self._waits_to_send:
+            return select.EPOLLOUT
+        return select.EPOLLIN if self.protocol.proceeds_at is None else 0
+
+    @property
+    def _waits_to_send(self) -> bool:
+        return bool(self.unsent) or self.protocol.proceeds_at == 0
 
     def __str__(self) -> str:
         return written(self.client_address)
@@ -312,7 +359,7 @@ class Connection:
         protocol = self.protocol
         return State(
             lines=protocol.lines,
-            held=bytes(protocol.held),
+            held=protocol.left(now),
             unsent=bytes(self.unsent),
             mid_line=protocol.mid_line,
             finished=protocol.finished,
@@ -400,6 +447,9 @@ class Connection:
         """
         if self.protocol.identifies_client:
             return self._serve_identified(now)
+        if self.protocol.ending is Ending.RESET:
+            self.set_end_reason(COMPLETE)
+            return Next.RESET
         if self.eof:
             self.set_end_reason(CLIENT_CLOSED)
             return Next.CLOSE
@@ -407,7 +457,8 @@ class Connection:
             return None
         self.set_end_reason(COMPLETE)
         self.socket.shutdown(socket.SHUT_WR)
-        self.lingers_until = now + LINGER_TIME
+        waits = self.protocol.ending is Ending.HALF_CLOSE
+        self.lingers_until = now + (HALF_CLOSED_TIME if waits else LINGER_TIME)
         return Next.WATCH
 
     def _serve_identified(self, now: float) -> Next | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tcpupperd.host.descriptors import Sharing
-from tcpupperd.serving.connection import Connection, Limits, Next
+from tcpupperd.serving.connection import Connection, Limits, Next, Timeout
 from tcpupperd.serving.counters import BUG, Tally, reason
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.poller import Poller
@@ -110,11 +110,11 @@ class Connections:
             self._failed(connection, error)
 
     def expire(self) -> None:
-        """Handle the connections whose deadline has passed."""
-        while due := self._deadlines.pop_due(self._poller.now):
-            for fd in due:
-                if connection := self._by_fd.get(fd):  # else a hook has closed it meanwhile
-                    self.attempt(Connection.expire, connection)
+        """Handle connections whose deadline has passed. If there are many, the rest is due in the
+        next loop iteration, so that those that are ready do not have to wait."""
+        for fd in self._deadlines.pop_due(self._poller.now):
+            if connection := self._by_fd.get(fd):  # else a hook has closed it meanwhile
+                self.attempt(Connection.expire, connection)
         self._expiry.set(self._deadlines.next_tick())
 
     # Adding and removing
@@ -200,12 +200,14 @@ class Connections:
         """
         if connection.bucket is not None:
             connection.bucket.discard(connection.fd)
-        when = min(connection.deadline()[0], self._poller.now + self.limits.shortest)
+        deadline, timeout = connection.deadline()
+        when = min(deadline, self._poller.now + self.limits.shortest)
         if when < math.inf:
-            self._hold(connection, when)
+            is_exact = timeout is Timeout.PROCEED
+            self._hold(connection, when, Deadlines.FINE_TICK if is_exact else Deadlines.TICK)
 
-    def _hold(self, connection: Connection, when: float) -> None:
+    def _hold(self, connection: Connection, when: float, tick: float = Deadlines.TICK) -> None:
         """Check the deadline of a connection at this time."""
-        connection.bucket = self._deadlines.add(connection.fd, when)
-        if when <= self._expiry.when - Deadlines.TICK:  # otherwise `expire` comes first
+        connection.bucket = self._deadlines.add(connection.fd, when, tick)
+        if when < self._expiry.when:  # otherwise `expire` comes first
             self._expiry.set(self._deadlines.next_tick())

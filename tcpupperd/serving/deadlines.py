@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import heapq
 import math
+from itertools import islice
 
 
 class Deadlines:
-    """Holds descriptors until the first tick (a quarter of a second) after their deadline.
+    """Holds descriptors until the first tick after their deadline.
 
     The descriptors of one tick share a bucket, so their number does not matter: the owner wakes up
-    at most once per tick. Each costs one element of a set. In a heap, it would cost a tuple and a
-    number, and a closed connection could not be removed early. An empty bucket is kept until its
-    tick; otherwise, each short connection would recreate it and add its tick to the heap again.
+    at most once per tick, unless there are more than it should handle in one loop iteration. Each
+    costs one element of a set. In a heap, it would cost a tuple and a number, and a closed
+    connection could not be removed early. An empty bucket is kept until its tick; otherwise, each
+    short connection would recreate it and add its tick to the heap again.
     """
 
-    TICK = 0.25
+    #: Seconds between two ticks, for timeouts and for what clients measure: powers of two, so that
+    #: the times of ticks are exact.
+    TICK = 2**-2
+    FINE_TICK = 2**-7
+
+    #: The number of descriptors that `pop_due` returns at most.
+    AT_MOST = 64
 
     def __init__(self) -> None:
-        self._buckets: dict[int, set[int]] = {}
-        self._ticks: list[int] = []  # a heap of the buckets' ticks
+        self._buckets: dict[float, set[int]] = {}
+        self._ticks: list[float] = []  # a heap of the times of the buckets
 
-    def add(self, fd: int, when: float) -> set[int]:
+    def add(self, fd: int, when: float, tick: float = TICK) -> set[int]:
         """Hold `fd` until `when` (seconds); return the bucket from which to discard it."""
-        tick = math.ceil(when / self.TICK)
-        bucket = self._buckets.get(tick)
+        when = math.ceil(when / tick) * tick
+        bucket = self._buckets.get(when)
         if bucket is None:
-            bucket = self._buckets[tick] = set()
-            heapq.heappush(self._ticks, tick)
+            bucket = self._buckets[when] = set()
+            heapq.heappush(self._ticks, when)
         bucket.add(fd)
         return bucket
 
@@ -35,11 +43,14 @@ class Deadlines:
         """The time at which `pop_due` will next return something; infinity if nothing is held."""
         while self._ticks and not self._buckets[self._ticks[0]]:
             del self._buckets[heapq.heappop(self._ticks)]
-        return self._ticks[0] * self.TICK if self._ticks else math.inf
+        return self._ticks[0] if self._ticks else math.inf
 
     def pop_due(self, now: float) -> set[int]:
-        """Remove and return the descriptors of one tick that has passed, or an empty set."""
+        """Remove and return descriptors of one tick that has passed, or an empty set."""
         if self.next_tick() > now:
             return set()
+        bucket = self._buckets[self._ticks[0]]
         # A copy, because the owner may discard from the bucket while it iterates.
-        return set(self._buckets.pop(heapq.heappop(self._ticks)))
+        due = set(islice(bucket, self.AT_MOST))
+        bucket -= due
+        return due

@@ -89,7 +89,9 @@ class Drain:
 
     def _take(self, connections: Connections) -> None:
         for connection in connections:
-            if not connection.protocol.finished:
+            if connection.protocol.finished:
+                self._connections.attempt(Connection.linger_briefly, connection)
+            else:
                 self._attempts_left.setdefault(connection, LAST_ATTEMPTS)
 
     def _take_queues(self, now: float) -> None:
@@ -102,10 +104,12 @@ class Drain:
 
     def _drain(self, connection: Connection, attempts: int, now: float) -> None:
         """Answer what one connection has received, unless it was already served in this loop
-        iteration; without `attempts`, close it."""
+        iteration; without `attempts`, or if its protocol would take its time, close it."""
         was_served = connection.unsent or connection.last_activity == now
-        if connection in self._connections and not was_served:
-            action = self._answer if attempts > 0 else Connection.close_for_stop
+        takes_time = connection.protocol.proceeds_at is not None
+        if connection in self._connections and (takes_time or not was_served):
+            may_answer = attempts > 0 and not takes_time
+            action = self._answer if may_answer else Connection.close_for_stop
             self._connections.attempt(action, connection)
         if connection not in self._connections or connection.protocol.finished:
             del self._attempts_left[connection]

@@ -8,6 +8,7 @@ fast as a loop around ``readline``.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 #: The longest incomplete line, in bytes, that `fast_path` continues: it copies the line each time.
@@ -16,6 +17,14 @@ HELD_MAX = 4096
 
 #: The number of newlines up to which `count_lines` searches for them.
 FEW_LINES = 1500
+
+
+class Ending(Enum):
+    """How a connection ends once its protocol has finished and everything has been sent."""
+
+    CLOSE = "close the server's side, and wait briefly for the client to close its side"
+    HALF_CLOSE = "close the server's side, and wait for the client to close its side"
+    RESET = "reset"
 
 
 class Protocol:
@@ -32,6 +41,20 @@ class Protocol:
 
     identifies_client = False
     """Whether another protocol follows when this one has finished: its `successor`."""
+
+    keeps_length = False
+    """Whether the answer is as long as the input, so that the byte counts of the kernel show what
+    has not been answered yet."""
+
+    receive_size: int | None = None
+    """The maximum number of bytes to receive in a loop iteration, if it is less than usual."""
+
+    ending = Ending.CLOSE
+    """How the connection ends."""
+
+    proceeds_at: float | None = None
+    """When to call `proceed`; nothing is received until then. 0 means as soon as the kernel
+    accepts data. None means that the protocol waits for input, as most protocols always do."""
 
     def __init__(self, opening: bytes = b"") -> None:
         self.opening = opening  # data to send as soon as the client has connected
@@ -50,9 +73,17 @@ class Protocol:
         self.finish()
         return b""
 
+    def proceed(self, connection: Any, now: float) -> bytes:
+        """The next part of an answer that is not sent all at the same time."""
+        return b""
+
     def finish(self) -> None:
         """Answer nothing more."""
         self.finished = True
+
+    def left(self, now: float) -> bytes:
+        """The data with which another process continues: the argument `held` of its `resume`."""
+        return bytes(self.held)
 
     @property
     def problem(self) -> str:
@@ -78,6 +109,8 @@ class LineProtocol(Protocol):
     """
 
     __slots__ = ("_limit", "_max_line")
+
+    keeps_length = True
 
     def __init__(self, max_line: int, lines_per_connection: int = 0, opening: bytes = b"") -> None:
         super().__init__(opening)
@@ -154,6 +187,8 @@ class ChunkProtocol(Protocol):
     """Answers data as it arrives; each received chunk counts as one line."""
 
     __slots__ = ("_limit",)
+
+    keeps_length = True
 
     def __init__(self, lines_per_connection: int = 0, opening: bytes = b"") -> None:
         super().__init__(opening)
