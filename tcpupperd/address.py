@@ -21,7 +21,14 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 _IPV4_LIKE = re.compile(r"[0-9.]+")
 
 #: The names of the services that a listener can have. A listener without a name has the first one.
-SERVICES = UPPER, PROXY, AGENT, METRICS = ("upper", "proxy", "agent", "metrics")
+SERVICES = UPPER, PROXY, AGENT, METRICS, LAB, LAB_PROXY = (
+    "upper",
+    "proxy",
+    "agent",
+    "metrics",
+    "lab",
+    "lab-proxy",
+)
 
 _FORMS = "must be host:port, [::1]:port, port, /path or @abstract"
 

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from tcpupperd.client.endpoint import ends, reason
-from tcpupperd.client.options import CheckOptions, Options, PingOptions, parse_arguments
+from tcpupperd.client.options import (
+    CheckOptions,
+    LabOptions,
+    Options,
+    PingOptions,
+    parse_arguments,
+)
 from tcpupperd.client.plugin import UNKNOWN, report
 from tcpupperd.errors import ExpectedError
 
@@ -48,16 +54,28 @@ def receive_greeting(server: socket.socket, name: str) -> None:
 
 
 def send_text(server: socket.socket, options: Options) -> None:
-    from tcpupperd.client.exchange import Exchange
-
     text = os.fsencode(" ".join(options.text) + "\n")
-    Exchange(server, options.endpoint.name, text, options.timeout).run()
+    name, timeout = options.endpoint.name, options.timeout
+    if isinstance(options, LabOptions):
+        from tcpupperd.client.lab import LabOrder
+
+        LabOrder(server, name, timeout).run_one(text)
+    else:
+        from tcpupperd.client.exchange import Exchange
+
+        Exchange(server, name, text, timeout).run()
 
 
 def converse(server: socket.socket, options: Options) -> None:
-    from tcpupperd.client.conversation import Conversation
+    name, timeout = options.endpoint.name, options.timeout
+    if isinstance(options, LabOptions):
+        from tcpupperd.client.lab_conversation import LabConversation
 
-    Conversation(server, options.endpoint.name, options.timeout).run()
+        LabConversation(server, name, timeout).run()
+    else:
+        from tcpupperd.client.conversation import Conversation
+
+        Conversation(server, name, None, timeout).run()
 
 
 def filter_input(server: socket.socket, options: Options) -> None:
@@ -65,8 +83,14 @@ def filter_input(server: socket.socket, options: Options) -> None:
     from tcpupperd.client.progress import Progress
     from tcpupperd.output import STDOUT
 
+    name, timeout = options.endpoint.name, options.timeout
+    if isinstance(options, LabOptions):
+        from tcpupperd.client.lab import LabExchange
+
+        LabExchange(server, name, None, timeout).run()
+        return
     with Progress(STDIN, STDOUT) as progress:
-        Exchange(server, options.endpoint.name, None, options.timeout, progress.show).run()
+        Exchange(server, name, None, timeout, progress.show).run()
 
 
 def run(options: Options) -> int:

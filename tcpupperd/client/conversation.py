@@ -4,7 +4,6 @@ import contextlib
 import os
 import readline  # noqa: F401  makes input() edit lines
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
@@ -18,9 +17,6 @@ PROMPT = "> "
 class Conversation(Exchange):
     """While a line is being typed, nothing is received; if the connection ends, this is noticed
     only afterwards."""
-
-    def __init__(self, server: socket.socket, name: str, timeout: float) -> None:
-        super().__init__(server, name, None, timeout)
 
     def run(self) -> None:
         self.server.setblocking(False)

@@ -145,11 +145,15 @@ class Exchange:
             self.fault, answer = self.fault or error, b""
         self.answered += len(answer)
         self.answers_ended = not answer
-        write_output(answer)
+        self.print(answer)
         if self.show:
             self.show(self.answered)
         self.reject_excess()
         self.restart_clock()
+
+    def print(self, answer: bytes) -> None:
+        """Print part of the answer, or nothing at its end."""
+        write_output(answer)
 
     def require_complete(self) -> None:
         if self.fault:

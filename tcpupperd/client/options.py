@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 LONGEST_TIMEOUT = 86400.0  # a day; far below what poll(2) can count in milliseconds
+LAB_TIMEOUT = 3700.0
 SHORTEST_INTERVAL = 0.001  # what epoll_wait(2) can count
 
 
@@ -33,6 +34,10 @@ class Options:
         self.greeting: Final[bool] = values.greeting
         self.verbose: Final[bool] = values.verbose
         self.text: Final[list[str]] = values.text
+
+
+class LabOptions(Options):
+    """The options of --lab."""
 
 
 class PingOptions(Options):
@@ -135,7 +140,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
         epilog="See tcpupper(1).",
     )
     if len(chosen) > 1:
-        parser.error("--ping and --check cannot be used together")
+        parser.error(f"--{chosen[0]} and --{chosen[1]} cannot be used together")
     parser.set_defaults(mode=mode)
     add_options(parser)
     values = parser.parse(words)
@@ -145,7 +150,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
 
 def endpoint(values: argparse.Namespace) -> Endpoint:
     family, source = values.bind or (values.family, None)
-    return Endpoint(values.host or "localhost", values.port or 9999, values.unix, family, source)
+    port = values.port or values.default_port
+    return Endpoint(values.host or "localhost", port, values.unix, family, source)
 
 
 def check_combinations(parser: Parser, values: argparse.Namespace) -> None:
@@ -156,7 +162,7 @@ def check_combinations(parser: Parser, values: argparse.Namespace) -> None:
         parser.error("-4, -6 and --bind apply to IP addresses and cannot be used with --unix")
     if values.bind and values.family not in (socket.AF_UNSPEC, values.bind[0]):
         parser.error("the --bind address does not belong to the family selected with -4 or -6")
-    if values.mode != "exchange" and values.text:
+    if values.mode in ("ping", "check") and values.text:
         wrong = values.text[0]
         parser.error(f"unexpected argument: {wrong!r}; use --host {wrong} to specify the server")
     if values.mode == "check" and values.critical < values.warning < math.inf:
@@ -167,8 +173,18 @@ def check_combinations(parser: Parser, values: argparse.Namespace) -> None:
 
 
 def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> None:
-    """The options of every mode; `timeout` describes --timeout. `short` adds the short options
-    that plugins have."""
+    """The options for a server that answers in upper case; `timeout` describes --timeout. `short`
+    adds the short options that plugins have."""
+    add_common_options(parser, timeout, short=short)
+    parser.add_argument(
+        "--greeting", action="store_true", help="expect a greeting line before the first answer"
+    )
+
+
+def add_common_options(
+    parser: Parser, timeout: str, *, short: bool = False, port: int = 9999, longest: float = 10.0
+) -> None:
+    """The options of every mode, with the defaults of --port and --timeout."""
     parser.add_argument(
         *(["-V"] if short else []),
         "--version",
@@ -176,17 +192,14 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
         version=f"tcpupper {__version__}",
         help="show the version and exit",
     )
-    add_address_options(parser)
+    add_address_options(parser, port)
     parser.add_argument(
         *(["-t"] if short else []),
         "--timeout",
         type=seconds,
-        default=10.0,
+        default=longest,
         metavar="SECONDS",
-        help=f"{timeout} (default: 10)",
-    )
-    parser.add_argument(
-        "--greeting", action="store_true", help="expect a greeting line before the first answer"
+        help=f"{timeout} (default: {longest:g})",
     )
     parser.add_argument(
         "-v",
@@ -196,8 +209,9 @@ def add_server_options(parser: Parser, timeout: str, *, short: bool = False) -> 
     )
 
 
-def add_address_options(parser: Parser) -> None:
+def add_address_options(parser: Parser, port: int) -> None:
     """The options for the address of the server and for the local address."""
+    parser.set_defaults(default_port=port)
     parser.add_argument(
         "-H",
         "--host",
@@ -208,7 +222,7 @@ def add_address_options(parser: Parser) -> None:
         "-p",
         "--port",
         type=port_number,
-        help="TCP port of the server (default: 9999)",
+        help=f"TCP port of the server (default: {port})",
     )
     parser.add_argument(
         "--unix", metavar="PATH", help="Unix socket of the server, instead of a host and port"
@@ -235,6 +249,7 @@ def add_exchange_options(parser: Parser) -> None:
     purposes = {
         "ping": "send lines at intervals and report losses",
         "check": "act as a monitoring plugin",
+        "lab": "give orders to a listener named lab",
     }
     for mode, purpose in purposes.items():
         parser.add_argument(
@@ -247,6 +262,23 @@ def add_exchange_options(parser: Parser) -> None:
         nargs="*",
         metavar="TEXT",
         help="words to send as one line (default: read standard input)",
+    )
+
+
+def add_lab_options(parser: Parser) -> None:
+    parser.set_defaults(greeting=False)
+    parser.add_argument("--lab", action="store_true", help=argparse.SUPPRESS)
+    add_common_options(
+        parser,
+        "give up if the server makes no progress for this long; no order takes longer",
+        port=9995,
+        longest=LAB_TIMEOUT,
+    )
+    parser.add_argument(
+        "text",
+        nargs="*",
+        metavar="ORDER",
+        help="words to send as one order (default: read orders from standard input)",
     )
 
 
@@ -332,9 +364,11 @@ MODES: dict[str, tuple[type[Options], Callable[[Parser], None]]] = {
     "exchange": (Options, add_exchange_options),
     "ping": (PingOptions, add_ping_options),
     "check": (CheckOptions, add_check_options),
+    "lab": (LabOptions, add_lab_options),
 }
 DESCRIPTIONS = {
     "exchange": "Send text to a tcpupperd server and print its upper-case answer.",
     "ping": "Send lines to a tcpupperd server at intervals and report any that are lost.",
     "check": "Check a tcpupperd server, as a monitoring plugin.",
+    "lab": "Give orders to the lab listener of a tcpupperd server, and print its answers.",
 }

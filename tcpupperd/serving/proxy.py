@@ -89,13 +89,13 @@ class HeaderProtocol(Protocol):
     """Receives the header, to which line_timeout applies, and answers nothing. It is finished when
     `found` identifies the client or says why the header is rejected."""
 
-    __slots__ = ("_data", "_successor", "found")
+    __slots__ = ("_data", "_successor", "found", "service")
 
-    service = "proxy"
     identifies_client = True
 
-    def __init__(self, successor: Successor) -> None:
+    def __init__(self, successor: Successor, service: str = "proxy") -> None:
         super().__init__()
+        self.service = service
         self._successor = successor
         self._data = b""
         self.found: Header | HeaderError | None = None

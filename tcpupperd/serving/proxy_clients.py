@@ -1,4 +1,4 @@
-"""The service `proxy`: which load balancers may identify clients, and which clients are served.
+"""Services whose clients are identified by load balancers: by which, and which clients are served.
 
 Rejections are counted and logged with the reason, for the administrator of the load balancer.
 """
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class ProxyClients:
-    """The clients of one server that load balancers identify with PROXY headers."""
+    """The clients of one service that load balancers identify with PROXY headers."""
 
     def __init__(
         self,
@@ -34,7 +34,8 @@ class ProxyClients:
         protocol: Callable[[object, Introduction], Protocol],
         trusted: Iterable[str],
     ) -> None:
-        """`refusal` and `protocol` are those of the service that the clients use."""
+        """`refusal` and `protocol` are those of the service that the clients use once they are
+        identified."""
         self._trusted = Networks(trusted)
         self._connections = connections
         self._tally = tally
@@ -49,9 +50,10 @@ class ProxyClients:
         self._refuse(PROXY_UNTRUSTED, balancer, "the address is not in proxy_from")
         return PROXY_UNTRUSTED
 
-    def protocol(self, balancer: object) -> Protocol:
-        """The protocol for the connection of a load balancer."""
-        return HeaderProtocol(self._successor)
+    def protocol(self, service: str, balancer: object) -> Protocol:
+        """The protocol for the connection of a load balancer; `service` is the name of the service
+        up to the header."""
+        return HeaderProtocol(self._successor, service)
 
     def _successor(
         self, connection: Connection, found: Header | HeaderError | None

@@ -5,18 +5,22 @@ from __future__ import annotations
 import socket
 import typing
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
-from tcpupperd.address import AGENT, METRICS, PROXY, UPPER
+from tcpupperd.address import AGENT, LAB, LAB_PROXY, METRICS, PROXY, UPPER
 from tcpupperd.config import Config
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.agent import AgentProtocol
+from tcpupperd.serving.connection import Connection
+from tcpupperd.serving.connection_log import about
 from tcpupperd.serving.connections import Connections
 from tcpupperd.serving.counters import REQUESTS_AGENT, REQUESTS_METRICS, Tally
 from tcpupperd.serving.greeting import Greeting
 from tcpupperd.serving.health import live, ready
 from tcpupperd.serving.http import HttpProtocol, Page
 from tcpupperd.serving.introduction import NOBODY, Introduction
+from tcpupperd.serving.lab import LabProtocol
 from tcpupperd.serving.metrics import page as metrics_page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 from tcpupperd.serving.proxy_clients import ProxyClients
@@ -58,7 +62,7 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
     """The services by the name of the listener: FileDescriptorName= in systemd.socket(5). An
     unknown name stands for `upper`, because systemd names descriptors after the socket unit by
     default."""
-    config, pages = server.config, _pages(server.report)
+    config, pages, host = server.config, _pages(server.report), socket.gethostname()
     greeting = Greeting.of(config, server.instance)
 
     def upper(client_address: object, introduction: Introduction = NOBODY) -> Protocol:
@@ -76,14 +80,34 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         """Tells Prometheus, probes and people what the daemon is doing."""
         return HttpProtocol(pages)
 
-    refusal, trusted = server.refusal, config.proxy_from
-    proxy = ProxyClients(server.connections, server.tally, refusal, upper, trusted)
+    def lab(client_address: object, introduction: Introduction = NOBODY) -> Protocol:
+        """Misbehaves as its client asks."""
+        return LabProtocol(who)
+
+    def who(connection: Connection, now: float) -> dict[str, object]:
+        """The journal fields that describe a connection, in lower case, and where it ended up."""
+        fields = {
+            name.removeprefix("TCPUPPERD_").lower(): value
+            for name, value in about(connection, now).items()
+            if value != ""
+        }
+        return {"host": host, "instance": server.instance, **fields}
+
+    def behind_proxy(name: str, protocol: Callable[[object, Introduction], Protocol]) -> Service:
+        """A service whose clients load balancers identify."""
+        trusted = config.proxy_from
+        clients = ProxyClients(server.connections, server.tally, refusal, protocol, trusted)
+        return Service(partial(clients.protocol, name), clients.refusal)
+
+    refusal = server.refusal
     default = Service(upper, refusal)
     return dict.fromkeys((listener.name for listener in listeners), default) | {
         UPPER: default,
-        PROXY: Service(proxy.protocol, proxy.refusal),
+        PROXY: behind_proxy(PROXY, upper),
         AGENT: Service(agent, refusal),
         METRICS: Service(metrics, refusal),
+        LAB: Service(lab, refusal),
+        LAB_PROXY: behind_proxy(LAB_PROXY, lab),
     }
 
 
