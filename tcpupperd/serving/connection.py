@@ -400,7 +400,8 @@ class Connection:
     def _is_silent(self) -> bool:
         """Whether the client has sent nothing and is still expected to send something."""
         protocol = self.protocol
-        return not (protocol.lines or protocol.mid_line or protocol.finished)
+        proceeds = protocol.proceeds_at is not None
+        return not (protocol.lines or protocol.mid_line or protocol.finished or proceeds)
 
     def _time_line(self, answered: int) -> None:
         """Record when the incomplete line began."""
