@@ -35,7 +35,8 @@ RELOCATE = sed \
 	-e 's,/usr/sbin/tcpupperd,$(sbindir)/tcpupperd,g' \
 	-e 's,/etc/tcpupperd,$(sysconfdir)/tcpupperd,g' \
 	$(if $(ELSEWHERE),-e '/Paths=.*\/tcpupperd$$/s|$$| $(ELSEWHERE)|')
-UNITS = tcpupperd.service tcpupperd.socket tcpupperd-metrics.socket tcpupperd-proxy.socket
+UNITS = tcpupperd.service tcpupperd.socket tcpupperd-lab.socket tcpupperd-metrics.socket \
+	tcpupperd-proxy.socket
 
 # What depends on the paths is always made again, because the paths are not files.
 build: ## build what "make install" installs

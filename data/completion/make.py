@@ -58,6 +58,7 @@ CLIENT = (
     Option("--bind", "connect from this local address", "address", ("127.0.0.1", "::1")),
     Option("--greeting", "expect a greeting line before the first answer"),
     Option("--verbose", "show the remote and local address of each connection"),
+    Option("--lab", "give orders to a listener named lab"),
     Option("--ping", "send lines at intervals and report losses"),
     Option(
         "--count", "with --ping: stop after this many lines on each connection", "count", ("10",)

@@ -271,7 +271,7 @@ def add_lab_options(parser: Parser) -> None:
     add_common_options(
         parser,
         "give up if the server makes no progress for this long; no order takes longer",
-        port=9995,
+        port=9992,
         longest=LAB_TIMEOUT,
     )
     parser.add_argument(

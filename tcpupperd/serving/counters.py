@@ -108,7 +108,9 @@ RECEIVED_BYTES = WORKER.counter(Metric("received_bytes", "Bytes received from cl
 SENT_BYTES = WORKER.counter(Metric("sent_bytes", "Bytes sent to clients."))
 CLIENT_CLOSED = WORKER.counter(CLOSED, "client_closed", "Closed by the client.")
 COMPLETE = WORKER.counter(
-    CLOSED, "complete", "Closed after the last answer (lines_per_connection, HTTP)."
+    CLOSED,
+    "complete",
+    "Closed after the last answer (lines_per_connection, HTTP, lab).",
 )
 SERVICE_STOPPED = WORKER.counter(
     CLOSED, "service_stopped", "Closed because the service was stopped, with everything answered."

@@ -5,7 +5,6 @@ import json
 import re
 import select
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from tcpupperd.processes.connection_format import receive, send
 from tcpupperd.serving.connection import HALF_CLOSED_TIME
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.lab import ORDER_MAX, filling
-from tcpupperd.serving.poller import Poller
 from waiting import until
 
 LISTEN = ["127.0.0.1:0", "lab=127.0.0.1:0", "lab-proxy=127.0.0.1:0"]
@@ -287,7 +285,7 @@ def test_client_that_does_not_read_a_flood_is_reset() -> None:
 def test_many_orders_are_left_in_the_kernel() -> None:
     with serving(lab_server()) as server, connected(server) as client:
         client.socket.setblocking(False)
-        sizes = []
+        sizes: list[int] = []
 
         def send_more() -> bool:
             with contextlib.suppress(BlockingIOError):

@@ -29,7 +29,7 @@ ZSH = Shell("zsh -f -i", "PS1=; unsetopt prompt_cr; bindkey -e; autoload compini
 #: What else decides on the options that a command has.
 USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "tcpupperd": ((),),
-    "tcpupper": ((), ("--ping",), ("--check",)),
+    "tcpupper": ((), ("--ping",), ("--check",), ("--lab",)),
 }
 
 DOCUMENTS = "/usr/share/doc/tcpupperd"

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from tcpupperd.events import client_fields
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.words import plain_host, written
+
+ROOT = Path(__file__).parents[2]
 
 GOOD = [
     ("9999", Address("", 9999)),
@@ -67,6 +70,11 @@ BAD_HOSTS = [
 ]
 
 BAD_PATHS = ["@", "/", "/" + "x" * PATH_MAX, "@" + "é" * 54, "/nul\0byte", "@nul\0byte"]
+
+
+def test_services_are_those_whose_spare_listeners_are_released() -> None:
+    text = (ROOT / "systemd/release-listeners").read_text()
+    assert f'\nservices="{" ".join(SERVICES)}"\n' in text
 
 
 def test_services_of_addresses_are_those_that_exist() -> None:

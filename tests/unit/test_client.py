@@ -9,6 +9,7 @@ import pytest
 
 from tcpupperd import __version__
 from tcpupperd.client.options import parse_arguments
+from tcpupperd.serving.lab import LONGEST
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +18,13 @@ def test_defaults_name_the_default_server() -> None:
     options = parse_arguments([])
     assert options.endpoint.name == "localhost:9999"
     assert (options.endpoint.unix, options.timeout, options.text) == (None, 10.0, [])
+
+
+def test_lab_has_defaults_of_its_own() -> None:
+    options = parse_arguments(["--lab", "wait", "1", "a"])
+    assert options.endpoint.name == "localhost:9992"
+    assert options.text == ["wait", "1", "a"]
+    assert options.timeout > LONGEST
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_units(tmp_path: Path) -> None:
         for name in (
             "tcpupperd.service",
             "tcpupperd.socket",
+            "tcpupperd-lab.socket",
             "tcpupperd-metrics.socket",
             "tcpupperd-proxy.socket",
         )
