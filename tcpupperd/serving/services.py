@@ -58,11 +58,18 @@ class Service(NamedTuple):
     Called with the socket and the address of the client."""
 
 
+class ClientProtocol(typing.Protocol):
+    """Creates the protocol for a client, about whom a load balancer may have said something."""
+
+    def __call__(self, client_address: object, introduction: Introduction = NOBODY) -> Protocol:
+        """The protocol for a client at this address."""
+
+
 def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str, Service]:
     """The services by the name of the listener: FileDescriptorName= in systemd.socket(5). An
     unknown name stands for `upper`, because systemd names descriptors after the socket unit by
     default."""
-    config, pages, host = server.config, _pages(server.report), socket.gethostname()
+    config, pages, refusal = server.config, _pages(server.report), server.refusal
     greeting = Greeting.of(config, server.instance)
 
     def upper(client_address: object, introduction: Introduction = NOBODY) -> Protocol:
@@ -80,12 +87,32 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         """Tells Prometheus, probes and people what the daemon is doing."""
         return HttpProtocol(pages)
 
-    def lab(client_address: object, introduction: Introduction = NOBODY) -> Protocol:
-        """Misbehaves as its client asks."""
-        return LabProtocol(who)
+    lab = lab_of(server)
+    default = Service(upper, refusal)
+    return dict.fromkeys((listener.name for listener in listeners), default) | {
+        UPPER: default,
+        PROXY: behind_proxy(server, PROXY, upper),
+        AGENT: Service(agent, refusal),
+        METRICS: Service(metrics, refusal),
+        LAB: Service(lab, refusal),
+        LAB_PROXY: behind_proxy(server, LAB_PROXY, lab),
+    }
+
+
+def behind_proxy(server: ServiceContext, name: str, protocol: ClientProtocol) -> Service:
+    """The service with this name, whose clients load balancers identify."""
+    clients = ProxyClients(
+        server.connections, server.tally, server.refusal, protocol, server.config.proxy_from
+    )
+    return Service(partial(clients.protocol, name), clients.refusal)
+
+
+def lab_of(server: ServiceContext) -> ClientProtocol:
+    """Creates the protocol that misbehaves as its client asks."""
+    host = socket.gethostname()
 
     def who(connection: Connection, now: float) -> dict[str, object]:
-        """The journal fields that describe a connection, in lower case, and where it ended up."""
+        """Where a connection ended up, and what the journal says about it, in lower case."""
         fields = {
             name.removeprefix("TCPUPPERD_").lower(): value
             for name, value in about(connection, now).items()
@@ -93,22 +120,7 @@ def services(server: ServiceContext, listeners: Iterable[Listener]) -> dict[str,
         }
         return {"host": host, "instance": server.instance, **fields}
 
-    def behind_proxy(name: str, protocol: Callable[[object, Introduction], Protocol]) -> Service:
-        """A service whose clients load balancers identify."""
-        trusted = config.proxy_from
-        clients = ProxyClients(server.connections, server.tally, refusal, protocol, trusted)
-        return Service(partial(clients.protocol, name), clients.refusal)
-
-    refusal = server.refusal
-    default = Service(upper, refusal)
-    return dict.fromkeys((listener.name for listener in listeners), default) | {
-        UPPER: default,
-        PROXY: behind_proxy(PROXY, upper),
-        AGENT: Service(agent, refusal),
-        METRICS: Service(metrics, refusal),
-        LAB: Service(lab, refusal),
-        LAB_PROXY: behind_proxy(LAB_PROXY, lab),
-    }
+    return lambda client_address, introduction=NOBODY: LabProtocol(who)
 
 
 def _pages(report: Callable[[], Report]) -> dict[bytes, Callable[[], Page]]:
