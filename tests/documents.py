@@ -120,6 +120,9 @@ def check(session: list[Step], printed: str) -> None:
 #: installed. The tutorial has a test of its own.
 ON_INSTALLED = ("docs/handover.md", "docs/operating.md", "docs/reuse.md")
 
+#: The one that needs load balancers, which tests/system/test_lab.py runs.
+WITH_BALANCERS = "docs/lab.md"
+
 #: The parts of the README that it runs there; test_readme.py runs the others.
 README_ON_INSTALLED = ("See it survive a restart", "See it in the journal")
 README_ELSEWHERE = ("Run it", "Install it", "Development")

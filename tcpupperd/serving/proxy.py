@@ -92,6 +92,7 @@ class HeaderProtocol(Protocol):
     __slots__ = ("_data", "_successor", "found", "service")
 
     identifies_client = True
+    receive_size = HEADER_MAX
 
     def __init__(self, successor: Successor, service: str = "proxy") -> None:
         super().__init__()

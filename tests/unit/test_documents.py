@@ -18,6 +18,7 @@ from documents import (
     README_ELSEWHERE,
     README_ON_INSTALLED,
     ROOT,
+    WITH_BALANCERS,
     Block,
     Step,
     blocks,
@@ -28,6 +29,8 @@ from unit.test_lint import check, need_module
 
 ALL = documents.documents()
 LANGUAGES = {"", "console", "debcontrol", "diff", "ini", "make", "python", "sh", "text", "toml"}
+#: Documents that have a test of their own.
+ELSEWHERE = (WITH_BALANCERS, "docs/tutorial.md", "README.md")
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
 
 
@@ -47,7 +50,7 @@ def test_commands_are_those_that_a_test_runs(document: Path) -> None:
     languages = {block.language for block in blocks(document.read_text())}
     assert languages <= LANGUAGES
     if languages & {"console", "sh"}:
-        assert name_of(document) in (*ON_INSTALLED, "docs/tutorial.md", "README.md")
+        assert name_of(document) in (*ON_INSTALLED, *ELSEWHERE)
 
 
 def test_parts_of_the_readme_with_commands_are_those_that_a_test_runs() -> None:
