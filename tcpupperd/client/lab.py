@@ -19,6 +19,12 @@ class LabExchange(Exchange):
         if self.fault:
             reason = f"{self.fault.strerror}{self.tally()}"
             raise ExpectedError(f"lost the connection to {self.name}: {reason}")
+        if self.is_cut_short():
+            raise ExpectedError(f"{self.name} closed the connection{self.tally()}")
+
+    def is_cut_short(self) -> bool:
+        """Whether the connection has ended before the server could do what it was asked."""
+        return bool(self.unsent) or self.reading_input
 
     def reject_excess(self) -> None:
         pass
@@ -72,10 +78,8 @@ class LabOrder(LabExchange):
         write_output(held[:shown])
         self._held = held[shown:]
 
-    def require_complete(self) -> None:
-        super().require_complete()
-        if self._awaits_mark:
-            raise ExpectedError(f"{self.name} closed the connection{self.tally()}")
+    def is_cut_short(self) -> bool:
+        return self._awaits_mark
 
 
 def common_end(data: bytes, mark: bytes) -> int:

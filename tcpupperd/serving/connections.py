@@ -209,5 +209,5 @@ class Connections:
     def _hold(self, connection: Connection, when: float, tick: float = Deadlines.TICK) -> None:
         """Check the deadline of a connection at this time."""
         connection.bucket = self._deadlines.add(connection.fd, when, tick)
-        if when < self._expiry.when:  # otherwise `expire` comes first
+        if when <= self._expiry.when - tick:  # otherwise `expire` comes in time
             self._expiry.set(self._deadlines.next_tick())

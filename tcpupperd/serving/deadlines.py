@@ -23,7 +23,7 @@ class Deadlines:
     FINE_TICK = 2**-7
 
     #: The number of descriptors that `pop_due` returns at most.
-    AT_MOST = 64
+    AT_MOST = 16
 
     def __init__(self) -> None:
         self._buckets: dict[float, set[int]] = {}

@@ -119,7 +119,7 @@ class Drip(NamedTuple):
 
     def left(self, now: float) -> bytes:
         """An order for what remains."""
-        seconds = max(0.0, self.at - now) + self.interval * (self.pieces - 1)
+        seconds = max(0.0, self.at - now + self.interval * (self.pieces - 1))
         return b"drip %d %.3f\n" % (self.size, seconds)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from random import Random
 
@@ -10,7 +11,7 @@ import pytest
 from integration.daemon import Daemon
 from integration.tcpupper import CLIENT, run, serving
 from integration.terminal import Terminal
-from waiting import DEADLINE
+from waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -66,6 +67,21 @@ def test_reset_after_orders_from_standard_input(server: list[str]) -> None:
     done = run(*server, stdin=b"flood 64\nstall 0.2\nreset\n")
     assert (done.returncode, len(done.stdout)) == (1, 64)
     assert b"Connection reset by peer (64 bytes received)" in done.stderr
+
+
+def test_end_of_the_connection_before_all_orders_are_sent() -> None:
+    exited = threading.Event()
+
+    def close(connection: socket.socket) -> None:
+        until(lambda: len(connection.recv(50_000, socket.MSG_PEEK)) == 50_000)
+        connection.shutdown(socket.SHUT_WR)
+        assert exited.wait(DEADLINE)
+
+    with serving(close) as server:
+        done = run("--lab", *server, stdin=b"who\n" * 10_000_000)
+        exited.set()
+    assert done.returncode == 1
+    assert b"closed the connection (0 bytes received)" in done.stderr
 
 
 def test_answer_that_looks_like_the_clients_own_is_printed() -> None:

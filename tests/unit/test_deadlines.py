@@ -79,3 +79,22 @@ def test_many_connections_wake_the_server_once_a_tick() -> None:
         moments.add(deadlines.next_tick())
         deadlines.pop_due(deadlines.next_tick())
     assert len(moments) <= 1 / TICK + 1
+
+
+def test_only_some_of_many_are_due_in_one_loop_iteration() -> None:
+    deadlines = Deadlines()
+    buckets = [deadlines.add(fd, 1.0) for fd in range(1000)]
+    found: set[int] = set()
+    while due := deadlines.pop_due(1.0):
+        assert len(due) <= Deadlines.AT_MOST
+        assert not due & found
+        found |= due
+    assert found == set(range(1000))
+    assert not any(buckets)
+
+
+@given(times)
+def test_time_that_a_client_measures_is_exact(when: float) -> None:
+    deadlines = Deadlines()
+    deadlines.add(5, when, Deadlines.FINE_TICK)
+    assert when <= deadlines.next_tick() < when + 0.01
