@@ -36,7 +36,7 @@ def test_manual_describes_every_setting_in_order() -> None:
 
 
 def test_manual_lists_the_services_of_a_listener() -> None:
-    assert re.findall(r"^\.It Li (\w+)$", manual()["listen"], re.MULTILINE) == list(SERVICES)
+    assert re.findall(r"^\.It Li ([\w-]+)$", manual()["listen"], re.MULTILINE) == list(SERVICES)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
