@@ -77,14 +77,19 @@ def _build(release: str, folder: Path, profile: str, *options: str) -> Path:
 
 def run_offline(release: str, folder: Path, script: str, purpose: str = "build") -> str:
     """Run a shell script with `folder` as /mnt in the release's build root; its output."""
+    return run_script(Root(release, purpose), folder, script, *OPTIONS, timeout=BUILD_TIMEOUT)
+
+
+def run_script(root: Root, folder: Path, script: str, *options: str, timeout: float) -> str:
+    """Run a shell script with `folder` as /mnt in a root; its output."""
     result = subprocess.run(
-        nspawn(Root(release, purpose), folder, *OPTIONS, *SHELL, script),
+        nspawn(root, folder, *options, *SHELL, script),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=BUILD_TIMEOUT,
+        timeout=timeout,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout

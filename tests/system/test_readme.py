@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from release import debian_form
-from system.build import make_tarball
-from system.container import SHELL, nspawn
+from system.build import make_tarball, run_script
 from system.roots import RELEASES, TESTING, TREE, Root
 from tcpupperd import __version__
 
@@ -181,18 +180,10 @@ def as_somebody(script: str) -> str:
 def newcomer(release: str, clone: Path, script: str, *options: str) -> str:
     """Run a shell script in the clone, on a machine that was just set up; its output."""
     options = ("--pipe", "--chdir=/mnt", *options)
-    result = subprocess.run(
-        nspawn(Root(release, "minimal"), clone, *options, *SHELL, script),
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=COMMAND_TIMEOUT,
-    )
-    print(result.stdout)
-    assert result.returncode == 0, result.stdout
-    return result.stdout
+    root = Root(release, "minimal")
+    told = run_script(root, clone, script, *options, timeout=COMMAND_TIMEOUT)
+    print(told)
+    return told
 
 
 def registry_access() -> list[str]:
