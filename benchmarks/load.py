@@ -49,7 +49,7 @@ CONNECT_RESET = Work(
     "connect, one line, reset; 32 at a time", ("--connections=32", "--reset"), "connections"
 )
 SOURCES = Work(
-    "connect from 4,096 addresses in turn, one line, close; 32 at a time",
+    "connect from 4,096 addresses, one line, close; 32 at a time",
     ("--connections=32", "--churn", "--sources=4096"),
     "connections",
 )
