@@ -33,10 +33,14 @@ def debian_form(version: str) -> str:
     return version.replace(UNDER_DEVELOPMENT, "~dev")
 
 
-#: The files of packages other than Debian's: name, what comes before the version, and its form.
-PACKAGES = (
+#: The manual pages have the version and the date of the release in their footers.
+PAGES = tuple(f"data/man/{name}" for name in ("tcpupper.1", "tcpupperd.8", "tcpupperd.toml.5"))
+
+#: Other files with the version, besides Debian's: name, what comes before it, and its form.
+OTHERS = (
     ("packaging/arch/PKGBUILD", "_version=", str),
     ("packaging/rpm/tcpupperd.spec", "Version:        ", debian_form),
+    *((page, ".Os tcpupperd ", str) for page in PAGES),
 )
 
 
@@ -44,7 +48,9 @@ def release(root: Path, version: str, now: datetime) -> None:
     """Turn the version under development into ``version``, released at ``now``."""
     under_development = version + UNDER_DEVELOPMENT
     replace(root / SOURCE, f'"{under_development}"', f'"{version}"')
-    set_packages(root, under_development, version)
+    set_others(root, under_development, version)
+    for page in PAGES:
+        replace(root / page, r"\.Dd .+", f".Dd {now:%B} {now.day}, {now.year}", is_pattern=True)
     replace(
         root / "NEWS.md", f"\n## {version} (unreleased)\n", f"\n## {version} ({now:%Y-%m-%d})\n"
     )
@@ -59,7 +65,7 @@ def release(root: Path, version: str, now: datetime) -> None:
 def develop(root: Path, version: str, now: datetime) -> None:
     """Begin the development of ``version``."""
     under_development = version + UNDER_DEVELOPMENT
-    set_packages(root, version_of(root), under_development)
+    set_others(root, version_of(root), under_development)
     replace(root / SOURCE, f'"{version_of(root)}"', f'"{under_development}"')
     replace(root / "NEWS.md", "\n## ", f"\n## {version} (unreleased)\n\n## ")
     changelog = root / "debian/changelog"
@@ -71,9 +77,9 @@ def develop(root: Path, version: str, now: datetime) -> None:
     )
 
 
-def set_packages(root: Path, old: str, new: str) -> None:
-    """Replace the version in the files of packages."""
-    for name, begin, form in PACKAGES:
+def set_others(root: Path, old: str, new: str) -> None:
+    """Replace the version in the other files."""
+    for name, begin, form in OTHERS:
         replace(root / name, f"\n{begin}{form(old)}\n", f"\n{begin}{form(new)}\n")
 
 

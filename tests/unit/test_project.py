@@ -114,8 +114,8 @@ def clone(tmp_path: Path) -> Path:
     """A Git repository with the files that have the version."""
     in_debian("changelog")
     git = need("git")
-    packages = (name for name, _, _ in release.PACKAGES)
-    for name in ("release.py", release.SOURCE, "NEWS.md", *release.ENTRIES, *packages):
+    others = (name for name, _, _ in release.OTHERS)
+    for name in ("release.py", release.SOURCE, "NEWS.md", *release.ENTRIES, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     for words in (
@@ -174,11 +174,14 @@ def check_versions(root: Path) -> None:
         (root / "debian/changelog").read_text(),
         re.DOTALL | re.MULTILINE,
     )
-    for name, begin, form in release.PACKAGES:
+    for name, begin, form in release.OTHERS:
         assert f"\n{begin}{form(version)}\n" in (root / name).read_text()
-    day = f"{parsedate_to_datetime(entries[0][2]):%Y-%m-%d}"
+    day = parsedate_to_datetime(entries[0][2])
     released = version == base
-    assert in_news == (f"{version} ({day})" if released else f"{base} (unreleased)")
+    assert in_news == (f"{version} ({day:%Y-%m-%d})" if released else f"{base} (unreleased)")
+    if released:
+        heads = {(root / page).read_text().partition("\n")[0] for page in release.PAGES}
+        assert heads == {f".Dd {day:%B} {day.day}, {day.year}"}
     assert entries[0][0] == release.debian_form(version)
     assert [entry[1] for entry in entries] == [
         "unstable" if released else "UNRELEASED",
