@@ -66,12 +66,14 @@ def record() -> list[tuple[str, str]]:
 
 
 def typed(command: str) -> str:
-    """A command typed at a human pace; the user waits until background commands have ended."""
-    return f"{command} sleep 1" if command.endswith("&") else f"{command}; wait"
+    """A command typed at a human pace; the user waits until background commands have ended and
+    the journal has all messages."""
+    return f"{command} sleep 1" if command.endswith("&") else f"{command}; wait; journalctl --sync"
 
 
 def draw(session: list[tuple[str, str]]) -> str:
-    """The session as SVG; long lines are folded as a terminal does."""
+    """The session as SVG; long lines are folded as a terminal does. Runs of blanks are kept by
+    xml:space in renderers that do not know white-space in style sheets."""
     rows = []
     for command, output in session:
         rows.append(
@@ -86,7 +88,7 @@ def draw(session: list[tuple[str, str]]) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" role="img">\n'
+        f'viewBox="0 0 {width} {height}" role="img" xml:space="preserve">\n'
         f"<title>Nothing is lost during a restart</title>\n<style>{STYLE}</style>\n"
         f'<rect width="{width}" height="{height}" rx="8" fill="#161b22"/>\n'
         f"{''.join(texts)}</svg>\n"

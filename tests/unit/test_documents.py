@@ -193,6 +193,7 @@ def test_session_shows_its_commands() -> None:
     """Record it again after changing them."""
     session = load_session()
     picture = ElementTree.parse(session.PICTURE)
+    assert picture.getroot().get("{http://www.w3.org/XML/1998/namespace}space") == "preserve"
     typed = [one.text for one in picture.iter() if one.get("class") == "typed"]
     assert typed == list(session.COMMANDS)
 
@@ -200,5 +201,6 @@ def test_session_shows_its_commands() -> None:
 def test_session_is_drawn_as_a_terminal_shows_it() -> None:
     session = load_session()
     picture = ElementTree.fromstring(session.draw([("echo '<&>'", "<&>\n" + "x" * 100)]))
+    assert picture.get("{http://www.w3.org/XML/1998/namespace}space") == "preserve"
     rows = ["".join(one.itertext()) for one in picture.iter() if one.tag.endswith("}text")]
     assert rows == ["$ echo '<&>'", "<&>", "x" * session.COLUMNS, "x" * (100 - session.COLUMNS)]
