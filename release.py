@@ -11,6 +11,7 @@ places agree with it.
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ def debian_form(version: str) -> str:
 PAGES = tuple(f"data/man/{name}" for name in ("tcpupper.1", "tcpupperd.8", "tcpupperd.toml.5"))
 
 #: Other files with the version, besides Debian's: name, what comes before it, and its form.
-OTHERS = (
+OTHERS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
     ("packaging/arch/PKGBUILD", "_version=", str),
     ("packaging/rpm/tcpupperd.spec", "Version:        ", debian_form),
     *((page, ".Os tcpupperd ", str) for page in PAGES),
