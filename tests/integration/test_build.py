@@ -44,7 +44,7 @@ def test_installed_units_name_what_is_installed(installed: Path) -> None:
         path.rename(path.with_name(path.name.replace("@.", "@7777.")))
         for path in (installed / "lib/systemd/system").iterdir()
     ]
-    assert len(units) == 8
+    assert len(units) == 10
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units],
         check=False,
