@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, DefaultSelector
 
-from tcpupperd.host import activation, channel
-from tcpupperd.host.notify import Notifier
+from outlive import activation, channel
+from outlive.notify import Notifier
 
 FORMAT = channel.Format(b"reversed", 1)
 LINE_MAX = 65536

@@ -12,16 +12,16 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
+from outlive.activation import keeps_descriptors, passed_descriptors
+from outlive.notify import Notifier
+from outlive.remedies import remedy
 from tcpupperd import __version__, config_file
 from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import background, library, messages
-from tcpupperd.host.activation import keeps_descriptors, passed_descriptors
 from tcpupperd.host.background import Background
-from tcpupperd.host.notify import Notifier
-from tcpupperd.host.remedies import remedy
 from tcpupperd.host.sockets import Listeners
 from tcpupperd.output import write_output
 from tcpupperd.processes import spares

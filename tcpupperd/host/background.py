@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
+from outlive.descriptors import HasFileno
 from tcpupperd.errors import ExpectedError
-from tcpupperd.host.descriptors import HasFileno
 
 LONGEST_REPORT = 4096  # PIPE_BUF in pipe(7): a write of up to this size is atomic
 MOST_DESCRIPTORS = 1 << 20  # Linux's default for fs.nr_open

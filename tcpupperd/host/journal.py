@@ -14,8 +14,8 @@ import struct
 from collections.abc import Mapping
 from time import monotonic, sleep
 
-from tcpupperd.host.memfd import sealed
-from tcpupperd.host.send_queue import send_queue
+from outlive.memfd import sealed
+from outlive.send_queue import send_queue
 
 #: Where the journal receives entries.
 SOCKET = "/run/systemd/journal/socket"

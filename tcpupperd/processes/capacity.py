@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from outlive.channel import BATCH
 from tcpupperd.config import Config
-from tcpupperd.host.channel import BATCH
 from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 from tcpupperd.words import counted
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from outlive import descriptors
 from tcpupperd.config import Config
-from tcpupperd.host import descriptors
 from tcpupperd.processes.capacity import capacity
 
 

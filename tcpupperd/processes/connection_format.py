@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
+from outlive import channel
 from tcpupperd.address import connectable
-from tcpupperd.host import channel
 from tcpupperd.serving.connection import State
 from tcpupperd.settings import INTRODUCED
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import NamedTuple, NoReturn
 
+from outlive.channel import Channel
+from outlive.remedies import remedy
 from tcpupperd.events import Event, Extra, fields
-from tcpupperd.host.channel import Channel
-from tcpupperd.host.remedies import remedy
 from tcpupperd.processes import signals
 from tcpupperd.processes.backoff import Backoff
 from tcpupperd.processes.generation import Generation

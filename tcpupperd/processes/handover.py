@@ -14,12 +14,12 @@ import math
 import select
 import socket
 
+from outlive.channel import HandoverError, peek
+from outlive.remedies import remedy
+from outlive.send_queue import send_queue
 from tcpupperd.address import SERVICES
 from tcpupperd.events import Event
-from tcpupperd.host.channel import HandoverError, peek
 from tcpupperd.host.messages import RateLimitedLog
-from tcpupperd.host.remedies import remedy
-from tcpupperd.host.send_queue import send_queue
 from tcpupperd.processes import connection_format
 from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard

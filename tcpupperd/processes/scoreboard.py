@@ -19,8 +19,8 @@ import mmap
 from time import time
 from typing import NamedTuple
 
-from tcpupperd.host import memfd
-from tcpupperd.host.remedies import remedy
+from outlive import memfd
+from outlive.remedies import remedy
 from tcpupperd.serving.counters import (
     ACCEPTED,
     ACCEPTED_FROM,

@@ -17,10 +17,10 @@ import os
 import socket
 from collections.abc import Iterable
 
+from outlive.activation import can_listen
+from outlive.notify import Notifier
 from tcpupperd.address import SERVICES, UPPER
 from tcpupperd.events import Event
-from tcpupperd.host.activation import can_listen
-from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import Listener, ListenError
 from tcpupperd.words import written
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tcpupperd.host import descriptors
+from outlive import descriptors
 from tcpupperd.host.tcp_info import queue_of
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.fleet import Fleet

@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Self
 
+from outlive import channel
+from outlive.memfd import SEALS, sealed
+from outlive.notify import Notifier
+from outlive.remedies import remedy
 from tcpupperd.config_file import FILE_SIZE_MAX
-from tcpupperd.host import channel
-from tcpupperd.host.memfd import SEALS, sealed
 from tcpupperd.host.messages import RateLimitedLog
-from tcpupperd.host.notify import Notifier
-from tcpupperd.host.remedies import remedy
 from tcpupperd.processes import spares
 from tcpupperd.processes.spares import Spares
 

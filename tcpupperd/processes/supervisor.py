@@ -12,11 +12,11 @@ from enum import Enum, auto
 from time import monotonic
 from typing import ClassVar
 
+from outlive import descriptors
+from outlive.notify import Notifier
 from tcpupperd.config_file import ConfigError
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
-from tcpupperd.host import descriptors
-from tcpupperd.host.notify import Notifier
 from tcpupperd.host.sockets import ListenError
 from tcpupperd.processes import worker
 from tcpupperd.processes.conflicts import conflicts

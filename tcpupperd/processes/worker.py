@@ -8,9 +8,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from outlive import descriptors
+from outlive.send_queue import send_queue
 from tcpupperd.config import Config
-from tcpupperd.host import descriptors
-from tcpupperd.host.send_queue import send_queue
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.daemon_report import collect_report

@@ -9,7 +9,7 @@ import signal
 import socket
 from time import monotonic
 
-from tcpupperd.host.channel import Channel
+from outlive.channel import Channel
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import CHANNEL, Order
 from tcpupperd.processes.scoreboard import Slot

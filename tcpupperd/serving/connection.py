@@ -10,8 +10,8 @@ import socket
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from outlive.send_queue import send_queue
 from tcpupperd.config import Config
-from tcpupperd.host.send_queue import send_queue
 from tcpupperd.serving.counters import (
     CLIENT_CLOSED,
     COMPLETE,

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tcpupperd.host.descriptors import Sharing
+from outlive.descriptors import Sharing
 from tcpupperd.serving.connection import Connection, Limits, Next, Timeout
 from tcpupperd.serving.counters import BUG, Tally, reason
 from tcpupperd.serving.deadlines import Deadlines

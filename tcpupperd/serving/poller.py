@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable
 from time import monotonic
 
-from tcpupperd.host.descriptors import HasFileno
+from outlive.descriptors import HasFileno
 from tcpupperd.serving.timers import Timer, Timers
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tcpupperd.host.descriptors import Sharing
+from outlive.descriptors import Sharing
 
 
 class Run:

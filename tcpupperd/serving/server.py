@@ -22,9 +22,9 @@ from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from outlive.descriptors import Sharing
 from tcpupperd.address import connectable
 from tcpupperd.config import Config
-from tcpupperd.host.descriptors import Sharing
 from tcpupperd.host.sockets import BACKLOG, Listener, listen_on
 from tcpupperd.serving.acceptor import Acceptor
 from tcpupperd.serving.connection import Connection, Limits

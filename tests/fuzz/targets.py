@@ -11,11 +11,11 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 
+from outlive.channel import HandoverError
 from tcpupperd import cli
 from tcpupperd.address import parse_address
 from tcpupperd.config import Config
 from tcpupperd.config_file import ConfigError, load
-from tcpupperd.host.channel import HandoverError
 from tcpupperd.processes import connection_format
 from tcpupperd.serving.http import HEAD_MAX, HttpProtocol, Page
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol

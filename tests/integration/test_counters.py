@@ -11,7 +11,7 @@ from integration.daemon import Daemon
 from integration.processes import stopped
 from integration.scraper import LISTEN, get, value
 from integration.service import Service
-from tcpupperd.host.memfd import sealed
+from outlive.memfd import sealed
 from tcpupperd.processes.store import RESTARTS, RESTARTS_MAX
 from waiting import until
 

@@ -10,7 +10,7 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.processes import PROC, descriptors, state, stopped
 from integration.service import Service
-from tcpupperd.host.channel import BATCH, SEND_END
+from outlive.channel import BATCH, SEND_END
 from tcpupperd.processes.connection_format import Connection, send
 from waiting import until
 

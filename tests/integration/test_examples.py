@@ -12,7 +12,7 @@ import pytest
 from integration.daemon import PASS_SOCKETS, ROOT
 from integration.processes import descriptors, polled_for
 from integration.service import Service
-from tcpupperd.host.channel import NAMES, SEND_END, Format, send
+from outlive.channel import NAMES, SEND_END, Format, send
 from waiting import DEADLINE, until
 
 REVERSED = ROOT / "examples/reversed.py"

@@ -24,8 +24,8 @@ from integration.embedding import (
     small_listener,
 )
 from integration.service import Service
+from outlive.channel import RECEIVE_END, SEND_END
 from tcpupperd import Config
-from tcpupperd.host.channel import RECEIVE_END, SEND_END
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.connection_format import receive, send
 from tcpupperd.serving.connection import HALF_CLOSED_TIME

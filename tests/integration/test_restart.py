@@ -19,9 +19,9 @@ from integration.daemon import ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import is_running, stopped
 from integration.service import Service
+from outlive.channel import RECEIVE_END, SEND_END
+from outlive.memfd import sealed
 from tcpupperd.config_file import FILE_SIZE_MAX
-from tcpupperd.host.channel import RECEIVE_END, SEND_END
-from tcpupperd.host.memfd import sealed
 from tcpupperd.processes.connection_format import VERSION, Connection, send
 from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed
 from waiting import until

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from integration.service import Service
-from tcpupperd.host.channel import GREETING, SEND_END
+from outlive.channel import GREETING, SEND_END
 from tcpupperd.processes.connection_format import _RECORD, VERSION
 from waiting import until
 

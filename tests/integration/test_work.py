@@ -20,7 +20,7 @@ from integration.client import Client
 from integration.daemon import Daemon
 from integration.embedding import connected
 from integration.processes import cannot, state, stopped
-from tcpupperd.host.descriptors import Sharing
+from outlive.descriptors import Sharing
 from tcpupperd.serving.acceptor import ACCEPTS_BEFORE_REQUEUE, ACCEPTS_PER_ITERATION
 from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path, python_fast_path
 from tcpupperd.serving.server import UpperServer

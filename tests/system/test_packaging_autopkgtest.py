@@ -19,7 +19,7 @@ LATE = "/opt/late.py"
 READY_IS_TOLD_LATE = """
 import runpy, sys, time
 sys.path.insert(0, "/usr/lib/tcpupperd")
-from tcpupperd.host.notify import Notifier
+from outlive.notify import Notifier
 
 tell = Notifier.ready
 

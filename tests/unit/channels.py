@@ -3,8 +3,8 @@
 import socket
 from collections.abc import Iterable
 
-from tcpupperd.host.channel import Channel
-from tcpupperd.host.notify import Notifier
+from outlive.channel import Channel
+from outlive.notify import Notifier
 from tcpupperd.processes.connection_format import Connection, receive
 from waiting import DEADLINE
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tcpupperd.host.channel import Channel, open_channel
+from outlive.channel import Channel, open_channel
 from unit.channels import NOBODY
 
 # By default an example may take 200 ms, which a busy machine does not always give it.

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outlive.channel import BATCH
 from tcpupperd.config import Config
-from tcpupperd.host.channel import BATCH
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 

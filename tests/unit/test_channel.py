@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from tcpupperd.host.channel import BATCH, Channel, Format, receive_all, send, send_all
+from outlive.channel import BATCH, Channel, Format, receive_all, send, send_all
 from unit.channels import close, is_served_by
 
 FORM = Format(b"test", 1)

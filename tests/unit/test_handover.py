@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tcpupperd.host.channel import BATCH, Channel
+from outlive.channel import BATCH, Channel
 from tcpupperd.processes.connection_format import (
     VERSION,
     Connection,

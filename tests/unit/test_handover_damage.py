@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tcpupperd.host.channel import BATCH, GREETING, Channel, HandoverError
+from outlive.channel import BATCH, GREETING, Channel, HandoverError
 from tcpupperd.processes import connection_format
 from tcpupperd.processes.connection_format import Connection, receive, send
 from tcpupperd.serving.connection import State

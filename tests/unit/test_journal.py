@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entries import Entries, decode
+from outlive.memfd import SEALS, sealed
 from tcpupperd.events import Event, fields
 from tcpupperd.host import journal
 from tcpupperd.host.journal import Journal, encode
-from tcpupperd.host.memfd import SEALS, sealed
 from tcpupperd.host.messages import FLUSH_TIME, JournalHandler
 from unit.test_messages import Pipe, emit_all, failure, message
 from waiting import until

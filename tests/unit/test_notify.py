@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tcpupperd.host.notify import Notifier, watchdog_interval
+from outlive.notify import Notifier, watchdog_interval
 
 ME = str(os.getpid())
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from integration.manager import Manager
-from tcpupperd.host import journal, memfd, messages
-from tcpupperd.host.channel import RECEIVE_END, SEND_END, Channel, is_end
-from tcpupperd.host.notify import Notifier, _Socket
-from tcpupperd.host.remedies import remedy
+from outlive import memfd
+from outlive.channel import RECEIVE_END, SEND_END, Channel, is_end
+from outlive.notify import Notifier, _Socket
+from outlive.remedies import remedy
+from tcpupperd.host import journal, messages
 from tcpupperd.processes.connection_format import Connection, send
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.store import CANARY, CONFIGURATION, LOST, NOT_STORED, Store

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tcpupperd.host.channel import (
+from outlive.channel import (
     RECEIVE_END,
     SEND_END,
     Channel,

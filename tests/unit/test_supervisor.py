@@ -346,7 +346,7 @@ def fixture_enter(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], World]:
     monkeypatch.setattr(supervisor, "WORKERS_MAX", 2 * WORKERS)  # for the size of the scoreboard
     monkeypatch.setattr(status_line, "queue_of", lambda socket: ())
     monkeypatch.setattr(supervisor, "conflicts", lambda *_, **__: [])
-    monkeypatch.setattr("tcpupperd.host.descriptors.raise_limit", lambda: None)
+    monkeypatch.setattr("outlive.descriptors.raise_limit", lambda: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
 
     def set_level(level: str) -> None:

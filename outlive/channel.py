@@ -29,7 +29,7 @@ from io import BytesIO
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
 
-from tcpupperd.host.notify import Notifier
+from outlive.notify import Notifier
 from tcpupperd.words import counted
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from time import monotonic
 
-from tcpupperd.host.remedies import remedy
+from outlive.remedies import remedy
 
 log = logging.getLogger(__name__)
 

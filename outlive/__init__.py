@@ -1,0 +1,1 @@
+"""Keep the connections of a service open while it restarts."""
