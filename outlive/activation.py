@@ -1,4 +1,4 @@
-"""Descriptors that a service manager passes to the daemon: sd_listen_fds(3)."""
+"""Descriptors that a service manager passes to a service: sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import stat
 from collections.abc import Container, Mapping, MutableMapping
 from typing import NamedTuple
 
-from tcpupperd.address import SERVICES, UPPER
-from tcpupperd.host.sockets import Listener, ListenError
+from outlive.listener import Listener
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +32,10 @@ _OTHER_TYPES: dict[int, tuple[str, str]] = {
 _UNKNOWN_SOCKET = "a socket of another kind", "the directive for it"
 
 
+class PassedError(Exception):
+    """A descriptor that was passed cannot be used, or the variables about them are malformed."""
+
+
 class PassedDescriptors(NamedTuple):
     """The descriptors passed by the service manager."""
 
@@ -47,17 +50,22 @@ def keeps_descriptors(environ: Mapping[str, str]) -> bool:
 
 
 def passed_descriptors(
-    environ: MutableMapping[str, str], stores: Container[str] = (), *, required: bool = False
+    environ: MutableMapping[str, str],
+    stores: Container[str] = (),
+    *,
+    names: Container[str] = (),
+    required: bool = False,
 ) -> PassedDescriptors:
     """The passed descriptors, by the rules of sd_listen_fds(3): only for this process, starting at
     descriptor 3, with names by position. The variables are removed from `environ`.
 
     A descriptor counts as stored by an earlier run if its name is in `stores`. If the service
     manager keeps descriptors, anything that no socket unit could have passed also counts as
-    stored, because another version may have stored it.
+    stored, because another version may have stored it; `names` are those that socket units may
+    use, besides their own.
 
-    What the daemon cannot serve is logged and closed. Raises ListenError if nothing is left, if
-    the variables are malformed, or if sockets are `required` and are for another process.
+    What cannot be served is logged and closed. Raises PassedError if nothing is left, if the
+    variables are malformed, or if sockets are `required` and are for another process.
     """
     kept = keeps_descriptors(environ)
     variables = {
@@ -70,18 +78,19 @@ def passed_descriptors(
         _tell_of_another_process(variables, required=required)
         return passed
     count = _number(variables, "LISTEN_FDS")
-    names = variables["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in variables else []
-    if names and len(names) != count:
-        raise ListenError(f"LISTEN_FDNAMES has {len(names)} names for LISTEN_FDS={count} sockets")
+    given = variables["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in variables else []
+    if given and len(given) != count:
+        raise PassedError(f"LISTEN_FDNAMES has {len(given)} names for LISTEN_FDS={count} sockets")
     problems = []
     for index in range(count):
-        fd, name = LISTEN_FDS_START + index, names[index] if names else "unknown"
+        fd, name = LISTEN_FDS_START + index, given[index] if given else "unknown"
+        of_unit = name in names or name.endswith(".socket")
         try:
-            _classify(fd, name, passed, stored=name in stores, kept=kept)
-        except ListenError as error:
+            _classify(fd, name, passed, stored=name in stores, kept=kept, of_unit=of_unit)
+        except PassedError as error:
             problems.append(str(error))
     if problems and not any(passed):
-        raise ListenError("\n".join(problems))
+        raise PassedError("\n".join(problems))
     for problem in problems:
         log.error("%s", problem)
     return passed
@@ -94,11 +103,11 @@ def _tell_of_another_process(variables: dict[str, str], *, required: bool) -> No
     text = (
         "the sockets passed by the service manager are for process"
         f" {variables['LISTEN_PID']} (LISTEN_PID), but this is process {os.getpid()};"
-        " a wrapper has to exec tcpupperd, and the unit must"
+        " a wrapper has to exec the program, and the unit must"
         " not set PrivatePIDs="
     )
     if required:
-        raise ListenError(text)
+        raise PassedError(text)
     log.warning("%s", text)
 
 
@@ -130,52 +139,38 @@ def _number(variables: dict[str, str], name: str) -> int:
     text = variables.get(name, "")
     if re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) and int(text) > 0:
         return int(text)
-    raise ListenError(
+    raise PassedError(
         f'{name}="{text}" is not a positive number; the service manager sets this variable'
     )
 
 
-def _classify(fd: int, name: str, passed: PassedDescriptors, *, stored: bool, kept: bool) -> None:
+def _classify(
+    fd: int, name: str, passed: PassedDescriptors, *, stored: bool, kept: bool, of_unit: bool
+) -> None:
+    """Add a descriptor to those passed. Only a socket unit can have passed one `of_unit`."""
     what = f'descriptor {fd} ("{name}"), which was passed by the service manager,'
     try:
         os.set_inheritable(fd, False)
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
         one = socket.socket(fileno=fd) if is_socket and not stored else None
     except OSError as error:
-        raise ListenError(f"{what} cannot be used: {error.strerror}") from None
+        raise PassedError(f"{what} cannot be used: {error.strerror}") from None
     if one and can_listen(one):
         passed.listening.append(Listener(one, name))
-        _check_name(passed.listening[-1])
     elif one and _is_connection(one, name, named=kept):
         passed.connected.append(one)
-    elif stored or (kept and not _is_of_a_socket_unit(name)):
+    elif stored or (kept and not of_unit):
         passed.stored.append((name, one.detach() if one else fd))
     else:
         problem = _problem(one, fd)
         os.close(one.detach() if one else fd)
-        raise ListenError(f"{what} {problem}")
+        raise PassedError(f"{what} {problem}")
 
 
 def can_listen(one: socket.socket) -> bool:
-    """Whether it is a listening socket that the daemon can serve."""
+    """Whether it is a listening socket that can be served."""
     accepts = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     return one.type == socket.SOCK_STREAM and one.family in FAMILIES and bool(accepts)
-
-
-def _check_name(one: Listener) -> None:
-    """Warn about a name that is neither a service nor what a service manager sets by default. The
-    listener is served nevertheless: its name may have been set before names had a meaning."""
-    if one.name not in SERVICES and not one.name.endswith(".socket") and one.name != "unknown":
-        log.warning(
-            "%s is served as %s: its name is %s, but only %s have a meaning;"
-            " correct or remove FileDescriptorName= in its socket unit",
-            *(one, UPPER, one.name, ", ".join(SERVICES)),
-        )
-
-
-def _is_of_a_socket_unit(name: str) -> bool:
-    """Whether only a socket unit can have passed a descriptor with this name."""
-    return name in SERVICES or name.endswith(".socket")
 
 
 def _is_connection(one: socket.socket, name: str, *, named: bool) -> bool:

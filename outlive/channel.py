@@ -30,7 +30,7 @@ from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from outlive.notify import Notifier
-from tcpupperd.words import counted
+from outlive.words import counted
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,4 @@
-"""Notifications to the service manager, sd_notify(3), and its watchdog.
-
-The datagrams are sent by `sdnotify`, whose faults are worked around here: it encodes as Latin-1
-where the protocol requires UTF-8, it may block, it keeps a socket that may go stale, it connects
-that socket, and it cannot send descriptors. Therefore, each message is encoded first and has its
-own notifier, with a socket that has a short timeout and is not connected; messages with
-descriptors are sent without `sdnotify`.
-"""
+"""Notifications to the service manager, sd_notify(3), and its watchdog."""
 
 from __future__ import annotations
 
@@ -34,9 +27,6 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
-        if self._address:  # otherwise it is not needed
-            with contextlib.suppress(ImportError):  # reported when something is to be sent
-                import sdnotify  # noqa: F401  now, because of upgrades: see `library`
         self._failing: set[str] = set()
         self._status = ""
         self.watchdog_interval = watchdog_interval(environ) if self._address else 0.0
@@ -87,22 +77,23 @@ class Notifier:
         if not self._address:
             return
         try:
-            from sdnotify import SystemdNotifier
-
-            notifier = object.__new__(SystemdNotifier)  # its __init__ would connect a socket
-            notifier.debug = True
-            with _Socket(self._address) as notifier.socket:
-                notifier.notify(state.encode().decode("latin-1"))
+            with NotifySocket(self._address) as one:
+                self.transmit(one, state)
         except (OSError, ImportError) as error:
             self._log_problem("messages", state, error)
         else:
             self._failing.discard("messages")
 
+    def transmit(self, one: NotifySocket, state: str) -> None:
+        """Send a message; a program that has a library for this can override it. Raises OSError,
+        or ImportError if there is no such library."""
+        one.sendall(state.encode())
+
     def _send_file(self, state: str, fd: int) -> bool:
         if not self._address:
             return True
         try:
-            with _Socket(self._address) as one:
+            with NotifySocket(self._address) as one:
                 one.send_file(state.encode(), fd)
         except OSError as error:
             self._log_problem("descriptors", state, error)
@@ -117,7 +108,7 @@ class Notifier:
             log.warning("cannot send %s to the service manager: %s%s", name, error, remedy(error))
 
 
-class _Socket(socket.socket):
+class NotifySocket(socket.socket):
     """Sends to the service manager without connect(2), which the unit denies: it would let an
     attacker in a worker connect sockets that were passed in."""
 
@@ -127,7 +118,7 @@ class _Socket(socket.socket):
         self._manager = address.replace("@", "\0", 1)
 
     def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]
-        """What sdnotify calls."""
+        """Send a message."""
         self.sendto(data, flags, self._manager)
 
     def send_file(self, data: bytes, fd: int) -> None:

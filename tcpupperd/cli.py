@@ -12,17 +12,23 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from outlive.activation import keeps_descriptors, passed_descriptors
-from outlive.notify import Notifier
+from outlive.activation import (
+    PassedDescriptors,
+    PassedError,
+    keeps_descriptors,
+    passed_descriptors,
+)
 from outlive.remedies import remedy
 from tcpupperd import __version__, config_file
+from tcpupperd.address import SERVICES
 from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
 from tcpupperd.host import background, library, messages
 from tcpupperd.host.background import Background
-from tcpupperd.host.sockets import Listeners
+from tcpupperd.host.manager import Notifier
+from tcpupperd.host.sockets import ListenError, Listeners, named
 from tcpupperd.output import write_output
 from tcpupperd.processes import spares
 from tcpupperd.processes.conflicts import cannot_check
@@ -94,8 +100,7 @@ def serve(arguments: argparse.Namespace) -> None:
     if arguments.daemonize:
         background.require_no_service_manager(os.environ)
     socket_unit = os.environ.get("TCPUPPERD_SOCKET_UNIT", "")
-    stores = NAMES | spares.NAMES.keys()
-    passed = passed_descriptors(os.environ, stores, required=bool(socket_unit))
+    passed = receive_descriptors(required=bool(socket_unit))
     notifier = Notifier(os.environ)
     with ExitStack() as stack:
         offered = keeps_descriptors(os.environ)
@@ -110,7 +115,7 @@ def serve(arguments: argparse.Namespace) -> None:
             stage = stack.enter_context(
                 Background(arguments.pid_file, arguments.user, arguments.group)
             )
-        found = store.spares.complete(passed.listening, connections=store.restarts > 0)
+        found = store.spares.complete(named(passed.listening), connections=store.restarts > 0)
         listeners = stack.enter_context(Listeners(found, bind=not socket_unit))
         rollout = Rollout(source, listeners)
         library.load()
@@ -120,6 +125,15 @@ def serve(arguments: argparse.Namespace) -> None:
             run_in_background(stage, supervisor, [*listeners.sockets(), *ends])
         else:
             supervisor.run(started=lambda: store.spares.keep(listeners))
+
+
+def receive_descriptors(*, required: bool) -> PassedDescriptors:
+    """What the service manager passed. Raises ListenError if it cannot be served."""
+    stores = NAMES | spares.NAMES.keys()
+    try:
+        return passed_descriptors(os.environ, stores, names=SERVICES, required=required)
+    except PassedError as error:
+        raise ListenError(str(error)) from None
 
 
 def run_in_background(

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import socket
 
+from outlive.words import counted as counted
+
 TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:
     from typing import Any
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts: "1 line", "2 lines"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def written(address: Any) -> str:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import outlive.listener
 from tcpupperd.address import SERVICES, UPPER, Address, parse_address, split_service
 from tcpupperd.errors import ExpectedError
 from tcpupperd.words import host_of, written
@@ -38,38 +39,15 @@ class ListenError(ExpectedError):
     status = 71  # EX_OSERR of sysexits.h
 
 
-class Listener:
+class Listener(outlive.listener.Listener):
     """A listening socket, and its name, which determines the service: FileDescriptorName= in
     systemd.socket(5), or NAME in the setting `listen`."""
 
-    __slots__ = ("_kind", "name", "number", "socket")
+    __slots__ = ("number",)
 
     def __init__(self, listening: socket.socket, name: str = UPPER, number: int = 0) -> None:
-        self.socket = listening
-        self.name = name
+        super().__init__(listening, name)
         self.number = number  # tells it apart from all others that the process has had
-        self._kind = int(listening.family), int(listening.type), listening.proto
-
-    def set_options(self, keepalive: float) -> None:
-        """Make accepting non-blocking, and set the options that its connections inherit;
-        `keepalive` as in the settings."""
-        # Between epoll and accept(2), the client may disconnect, or another worker may be faster.
-        self.socket.setblocking(False)
-        if self.socket.family != socket.AF_UNIX:
-            for level, option, value in (*CONNECTION_OPTIONS, *keepalive_options(keepalive)):
-                self.socket.setsockopt(level, option, value)
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Return a connection and the client's address, as `socket.socket.accept` does.
-
-        That method converts the listener's family and type to enumeration members each time, which
-        takes a third of its 3.2 microseconds; a whole connection takes 18. It is used only if
-        Python lacks the private method on which it is built.
-        """
-        if _accept is None:
-            return self.socket.accept()
-        fd, client_address = _accept(self.socket)
-        return socket.socket(*self._kind, fileno=fd), client_address
 
     def __str__(self) -> str:
         """In the syntax of `listen`."""
@@ -77,31 +55,21 @@ class Listener:
         return f"{self.name}={address}" if self.name in SERVICES[1:] else address
 
 
-_accept = getattr(socket.socket, "_accept", None)
+def named(passed: Iterable[outlive.listener.Listener]) -> list[Listener]:
+    """The listeners that the service manager passed.
 
-#: Options that connections inherit from their listener. TCP_NODELAY: no answer waits for the
-#: acknowledgement of the previous one. TCP_NOTSENT_LOWAT: the kernel buffers little beyond what is
-#: in flight. Otherwise, it accepts up to 4 MiB and reports the socket as writable only when a
-#: third has been sent, so a slow but steady client would appear to have stopped.
-CONNECTION_OPTIONS = (
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 131072),
-)
-
-#: The number of unanswered keepalive probes after which the kernel drops a connection.
-KEEPALIVE_PROBES = 4
-
-
-def keepalive_options(seconds: float) -> tuple[tuple[int, int, int], ...]:
-    """The socket options in tcp(7) that make the kernel probe a client after this many seconds of
-    silence, and then up to four times over the same length of time; 0 means never."""
-    interval = max(1, round(seconds / KEEPALIVE_PROBES))
-    return (
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds)),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(seconds))),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
-    )
+    Warns about a name that is neither a service nor what a service manager sets by default. The
+    listener is served nevertheless: its name may have been set before names had a meaning.
+    """
+    listeners = [Listener(one.socket, one.name) for one in passed]
+    for one in listeners:
+        if one.name not in SERVICES and not one.name.endswith(".socket") and one.name != "unknown":
+            log.warning(
+                "%s is served as %s: its name is %s, but only %s have a meaning;"
+                " correct or remove FileDescriptorName= in its socket unit",
+                *(one, UPPER, one.name, ", ".join(SERVICES)),
+            )
+    return listeners
 
 
 def listen(text: str, have: Mapping[str, socket.socket]) -> list[socket.socket]:

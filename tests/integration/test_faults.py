@@ -14,9 +14,9 @@ import pytest
 
 from integration.embedding import connected, serving
 from integration.processes import cannot
+from outlive import listener
 from tcpupperd import Config, UpperServer
 from tcpupperd.address import pack
-from tcpupperd.host import sockets
 from tcpupperd.host.handshakes import in_handshake, sources
 from tcpupperd.host.sockets import BACKLOG, Listener
 from tcpupperd.processes import connection_format
@@ -125,7 +125,7 @@ def test_a_queue_is_taken_up_to_its_length_however_many_come() -> None:
 
 
 def test_accepting_works_without_the_private_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "_accept", None)
+    monkeypatch.setattr(listener, "_accept", None)
     with serving(UpperServer(ANY_PORT)) as server, connected(server) as client:
         assert client.ask(b"hello") == b"HELLO"
 
@@ -183,6 +183,7 @@ def test_second_drain_replaces_the_first() -> None:
 
 KEEPALIVE = """
 import socket, subprocess, sys, threading, time
+from outlive import listener
 from tcpupperd import Config, UpperServer
 
 config = Config(keepalive=float(sys.argv[1]), idle_timeout=0.0)
@@ -230,5 +231,5 @@ def test_keepalive_is_set_on_connections() -> None:
     with UpperServer(ANY_PORT, config=Config(keepalive=120.0)) as server, connected(server):
         server.handle_request()
         (connection,) = server.connections
-        for level, option, value in sockets.keepalive_options(120.0):
+        for level, option, value in listener.keepalive_options(120.0):
             assert connection.socket.getsockopt(level, option) == value

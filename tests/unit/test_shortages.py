@@ -16,7 +16,7 @@ import pytest
 from integration.manager import Manager
 from outlive import memfd
 from outlive.channel import RECEIVE_END, SEND_END, Channel, is_end
-from outlive.notify import Notifier, _Socket
+from outlive.notify import Notifier, NotifySocket
 from outlive.remedies import remedy
 from tcpupperd.host import journal, messages
 from tcpupperd.processes.connection_format import Connection, send
@@ -144,7 +144,7 @@ def test_texts_that_cannot_be_stored_cost_nothing_else(
 
 
 @each_error
-@pytest.mark.parametrize("call", [(_Socket, "send_file"), (socket, "socketpair")])
+@pytest.mark.parametrize("call", [(NotifySocket, "send_file"), (socket, "socketpair")])
 def test_canary_that_cannot_be_sent_is_sent_later(
     manager: Manager,
     number: int,
@@ -182,7 +182,7 @@ def test_channel_that_cannot_be_stored_is_not_said_to_be(
     manager: Manager, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(_Socket, "send_file", failing(number))
+        patch.setattr(NotifySocket, "send_file", failing(number))
         store = store_of(manager)
     with store:
         assert not store.keeps
