@@ -86,9 +86,16 @@ def passed_descriptors(
         fd, name = LISTEN_FDS_START + index, given[index] if given else "unknown"
         of_unit = name in names or name.endswith(".socket")
         try:
-            _classify(fd, name, passed, stored=name in stores, kept=kept, of_unit=of_unit)
+            found = _classify(fd, name, stored=name in stores, kept=kept, of_unit=of_unit)
         except PassedError as error:
             problems.append(str(error))
+            continue
+        if isinstance(found, Listener):
+            passed.listening.append(found)
+        elif isinstance(found, socket.socket):
+            passed.connected.append(found)
+        else:
+            passed.stored.append((name, found))
     if problems and not any(passed):
         raise PassedError("\n".join(problems))
     for problem in problems:
@@ -145,9 +152,10 @@ def _number(variables: dict[str, str], name: str) -> int:
 
 
 def _classify(
-    fd: int, name: str, passed: PassedDescriptors, *, stored: bool, kept: bool, of_unit: bool
-) -> None:
-    """Add a descriptor to those passed. Only a socket unit can have passed one `of_unit`."""
+    fd: int, name: str, *, stored: bool, kept: bool, of_unit: bool
+) -> Listener | socket.socket | int:
+    """A descriptor as what it is: a listener, a connection, or else one that was stored. Only a
+    socket unit can have passed one `of_unit`."""
     what = f'descriptor {fd} ("{name}"), which was passed by the service manager,'
     try:
         os.set_inheritable(fd, False)
@@ -156,15 +164,14 @@ def _classify(
     except OSError as error:
         raise PassedError(f"{what} cannot be used: {error.strerror}") from None
     if one and can_listen(one):
-        passed.listening.append(Listener(one, name))
-    elif one and _is_connection(one, name, named=kept):
-        passed.connected.append(one)
-    elif stored or (kept and not of_unit):
-        passed.stored.append((name, one.detach() if one else fd))
-    else:
-        problem = _problem(one, fd)
-        os.close(one.detach() if one else fd)
-        raise PassedError(f"{what} {problem}")
+        return Listener(one, name)
+    if one and _is_connection(one, name, named=kept):
+        return one
+    if stored or (kept and not of_unit):
+        return one.detach() if one else fd
+    problem = _problem(one, fd)
+    os.close(one.detach() if one else fd)
+    raise PassedError(f"{what} {problem}")
 
 
 def can_listen(one: socket.socket) -> bool:

@@ -17,6 +17,7 @@ only its own connections.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -29,6 +30,7 @@ from io import BytesIO
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
 
+from outlive.descriptors import HasFileno
 from outlive.notify import Notifier
 from outlive.words import counted
 
@@ -49,6 +51,7 @@ BATCH = 252
 
 #: The message: the name of the program, the version of the format, the number of connections.
 GREETING = struct.Struct("!10sHH")
+NAME_MAX, VERSION_MAX = 10, 2**16 - 1
 _FD = struct.Struct("i")
 
 #: More messages than a channel can hold.
@@ -62,12 +65,25 @@ STATE_MAX = 2**30
 _LENGTH = struct.Struct("!I")
 
 
-class Format(NamedTuple):
-    """The format of the state in a message: a program's name, up to 10 bytes, and a version."""
-
+class _Format(NamedTuple):
     program: bytes
     version: int
     earlier: tuple[int, ...] = ()  # other versions that can be read
+
+
+class Format(_Format):
+    """The format of the state in a message: a program's name, 1 to 10 bytes, and a version, up to
+    65535. Raises ValueError for anything else: a message would contain only a part of it."""
+
+    __slots__ = ()
+
+    def __new__(cls, program: bytes, version: int, earlier: tuple[int, ...] = ()) -> Format:
+        if not 1 <= len(program) <= NAME_MAX or b"\0" in program:
+            raise ValueError(f"the name {program!r} must have 1 to {NAME_MAX} bytes, and no NUL")
+        for number in (version, *earlier):
+            if not 0 <= number <= VERSION_MAX:
+                raise ValueError(f"version {number} must be from 0 to {VERSION_MAX}")
+        return super().__new__(cls, program, version, earlier)
 
 
 class HandoverError(Exception):
@@ -208,7 +224,7 @@ def is_end(fd: int) -> bool:
 def send(
     end: socket.socket,
     form: Format,
-    sockets: Sequence[socket.socket],
+    sockets: Sequence[HasFileno],
     write: Callable[[BinaryIO], object],
 ) -> None:
     """Put up to `BATCH` connections into a channel; `write` writes their state to a file. It is
@@ -269,13 +285,18 @@ def peek(end: socket.socket) -> int:
     return min(int(count), BATCH)
 
 
-def receive(end: socket.socket, form: Format) -> Message:
-    """Take one message out of a channel.
+def receive(end: socket.socket, form: Format, *, copy: bool = False) -> Message:
+    """Take one message out of a channel, or a `copy`, which leaves it there.
 
     Raises BlockingIOError if there is no message, EOFError if none can ever arrive, and
-    HandoverError if it has another format.
+    HandoverError if it has another format. If there is no room for the descriptors in a copy,
+    raises OSError (EMFILE).
     """
-    data, files, flags = _receive_message(end)
+    data, files, flags = _receive_message(end, socket.MSG_PEEK if copy else 0)
+    if copy and flags & socket.MSG_CTRUNC:
+        for fd in files:
+            os.close(fd)
+        raise no_room()
     if not data and not files and _polled(end, select.POLLRDHUP):
         raise EOFError
     try:
@@ -285,9 +306,20 @@ def receive(end: socket.socket, form: Format) -> Message:
     return Message(version, files[0], files[1:])
 
 
+def no_room() -> OSError:
+    """The error if there are no descriptors left for those in a message."""
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def discard(end: socket.socket) -> None:
+    """Take a message out of a channel, and close its descriptors. Raises BlockingIOError if there
+    is none."""
+    end.recv(1, socket.MSG_DONTWAIT)  # without room for the descriptors, the kernel closes them
+
+
 class Message:
-    """A message taken out of a channel: call `read`, then `sockets`. Both must be called; until
-    then, nothing owns the descriptors. `version` is the version of its format."""
+    """A message taken out of a channel: call `read`, then `sockets` or `files`. Until both were
+    called, nothing owns the descriptors. `version` is the version of its format."""
 
     def __init__(self, version: int, state: int, connections: list[int]) -> None:
         self.version = version
@@ -323,6 +355,10 @@ class Message:
         if not (all_are and all(_option(one, socket.SO_DOMAIN) == one.family for one in sockets)):
             raise HandoverError("a descriptor is not the expected kind of socket", sockets)
         return sockets
+
+    def files(self) -> list[int]:
+        """The descriptors, whatever they are, in the order in which they were sent."""
+        return self._connections
 
 
 def send_all(
@@ -387,10 +423,10 @@ def _send_message(end: socket.socket, data: bytes, files: list[int]) -> None:
     end.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)], socket.MSG_DONTWAIT)
 
 
-def _receive_message(end: socket.socket) -> tuple[bytes, list[int], int]:
+def _receive_message(end: socket.socket, flags: int = 0) -> tuple[bytes, list[int], int]:
     """A message, its descriptors and flags. (`socket.recv_fds` does not set MSG_CMSG_CLOEXEC.)"""
     room = socket.CMSG_LEN((BATCH + 1) * _FD.size)
-    wanted = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    wanted = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | flags
     data, ancillary, flags, _ = end.recvmsg(GREETING.size + 1, room, wanted)
     rights = [packed for _, kind, packed in ancillary if kind == socket.SCM_RIGHTS]
     files = [fd for packed in rights for (fd,) in _FD.iter_unpack(packed)]
@@ -459,9 +495,9 @@ def _content(state: int) -> BinaryIO:
 
 
 def _received(state: int) -> bytes:
-    """The message in a socket, which stays open. The kernel doubles the size of a buffer."""
+    """The message in a socket, where it stays. The kernel doubles the size of a buffer."""
     one = socket.socket(fileno=state)
     try:
-        return one.recv(2 * BUFFER, socket.MSG_DONTWAIT)
+        return one.recv(2 * BUFFER, socket.MSG_DONTWAIT | socket.MSG_PEEK)
     finally:
         one.detach()

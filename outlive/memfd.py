@@ -16,7 +16,7 @@ F_SEAL_FUTURE_WRITE = 0x10
 
 def sealed(content: bytes) -> int:
     """Return a memfd that can be read but not changed. Raises OSError."""
-    fd = os.memfd_create("tcpupperd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("outlive", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
             file.write(content)
@@ -27,10 +27,22 @@ def sealed(content: bytes) -> int:
     return fd
 
 
+def read_sealed(fd: int, size_max: int) -> bytes:
+    """The content of a memfd created by `sealed`. Raises OSError or ValueError for another
+    file."""
+    seals: int = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # OSError if it is not a memfd
+    if seals & SEALS != SEALS:
+        raise ValueError("it is not sealed")
+    size = os.fstat(fd).st_size
+    if size > size_max:
+        raise ValueError(f"it is larger than {size_max} bytes")
+    return os.pread(fd, size, 0)
+
+
 def published(size: int) -> tuple[mmap.mmap, mmap.mmap]:
     """Return two views of the same memory: one to write to, and one to read, which no process can
     make writable. `withhold` the first one before forking. Raises OSError."""
-    fd = os.memfd_create("tcpupperd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("outlive", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.truncate(fd, size)
         ours = mmap.mmap(fd, size)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 
-from outlive.words import counted as counted
+import outlive.words
 
 TYPE_CHECKING = False  # as in typing, which the client does not import
 if TYPE_CHECKING:
     from typing import Any
+
+counted = outlive.words.counted
 
 
 def written(address: Any) -> str:

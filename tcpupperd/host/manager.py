@@ -2,8 +2,8 @@
 
 It encodes as Latin-1 where the protocol requires UTF-8, it may block, it keeps a socket that may
 go stale, it connects that socket, and it cannot send descriptors. Therefore, each message is
-encoded first and has its own notifier, with a socket that has a short timeout and is not connected;
-messages with descriptors are sent without it.
+encoded first and has its own notifier, with a socket that has a short timeout and is not
+connected; messages with descriptors are sent without it.
 """
 
 from __future__ import annotations

@@ -8,18 +8,17 @@ another version, is closed and removed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
-import select
 import socket
 from collections.abc import Iterable
 from time import monotonic
 from typing import Self
 
 from outlive import channel
-from outlive.memfd import SEALS, sealed
+from outlive.canary import CANARY, Canary
+from outlive.memfd import read_sealed, sealed
 from outlive.notify import Notifier
 from outlive.remedies import remedy
 from tcpupperd.config_file import FILE_SIZE_MAX
@@ -29,7 +28,7 @@ from tcpupperd.processes.spares import Spares
 
 log = logging.getLogger(__name__)
 
-CONFIGURATION, CANARY, RESTARTS = "last-good-configuration", "canary", "restarts"
+CONFIGURATION, RESTARTS = "last-good-configuration", "restarts"
 
 #: The names of the daemon's descriptors in the store.
 NAMES = channel.NAMES | {CONFIGURATION, CANARY, RESTARTS}
@@ -167,7 +166,7 @@ class Store:
 
     def _read_configuration(self, fd: int) -> None:
         try:
-            self.configuration = read_sealed(fd)
+            self.configuration = read_sealed(fd, FILE_SIZE_MAX).decode()
         except (OSError, ValueError) as error:
             log.warning("the stored configuration cannot be used: %s", error)
             self._notifier.remove_descriptor(CONFIGURATION)
@@ -175,7 +174,7 @@ class Store:
 
     def _read_restarts(self, fd: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # counting then restarts from 0
-            self.restarts = max(0, min(int(read_sealed(fd)), RESTARTS_MAX))
+            self.restarts = max(0, min(int(read_sealed(fd, FILE_SIZE_MAX).decode()), RESTARTS_MAX))
         os.close(fd)
 
     def _send_missing(self) -> None:
@@ -220,46 +219,3 @@ class Store:
         if name != CANARY:  # which every process creates again
             log.warning("closing the stored descriptor %s, which cannot be used", name)
             self._notifier.remove_descriptor(name)
-
-
-class Canary:
-    """Shows whether the service manager really keeps descriptors. The variable FDSTORE is not
-    proof: a drop-in may contradict it, and may change at any time.
-
-    Only the store holds the other end of a socket pair; when that end is closed, this one hangs
-    up. It is stored last, so that if the store is too small, the canary is what does not fit.
-    """
-
-    def __init__(self, notifier: Notifier) -> None:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        notifier.remove_descriptor(CANARY)  # the canary of the previous process
-        self.was_sent = notifier.store_descriptor(CANARY, theirs.fileno())
-        theirs.close()
-        self._poll = select.poll()
-        self._poll.register(self._ours, 0)  # POLLHUP is always reported
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the other end is still open: in the store, or on its way there."""
-        return not self._poll.poll(0)
-
-    def watch(self) -> None:
-        """Have the kernel send SIGIO to this process when the other end is closed."""
-        fcntl.fcntl(self._ours, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(self._ours, fcntl.F_GETFL)
-        fcntl.fcntl(self._ours, fcntl.F_SETFL, flags | os.O_ASYNC)
-
-    def close(self) -> None:
-        """Close this end."""
-        self._ours.close()
-
-
-def read_sealed(fd: int) -> str:
-    """The text in a memfd created by `sealed`. Raises OSError or ValueError for another file."""
-    seals: int = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # OSError if it is not a memfd
-    if seals & SEALS != SEALS:
-        raise ValueError("it is not sealed")
-    size = os.fstat(fd).st_size
-    if size > FILE_SIZE_MAX:
-        raise ValueError(f"it is larger than {FILE_SIZE_MAX} bytes")
-    return os.pread(fd, size, 0).decode()

@@ -20,10 +20,10 @@ from integration.manager import Manager
 from integration.processes import is_running, stopped
 from integration.service import Service
 from outlive.channel import RECEIVE_END, SEND_END
-from outlive.memfd import sealed
+from outlive.memfd import read_sealed, sealed
 from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.processes.connection_format import VERSION, Connection, send
-from tcpupperd.processes.store import CONFIGURATION, NAMES, read_sealed
+from tcpupperd.processes.store import CONFIGURATION, NAMES
 from waiting import until
 
 MANY = 2000
@@ -461,7 +461,7 @@ def test_descriptors_stored_by_another_version_are_used_if_known(service: Servic
 def stored(service: Service) -> str:
     """The configuration that is kept."""
     file = service.manager.stored.get(CONFIGURATION)
-    return read_sealed(file.fileno()) if file else ""
+    return read_sealed(file.fileno(), FILE_SIZE_MAX).decode() if file else ""
 
 
 # A store that is none, and orders that follow on each other

@@ -298,7 +298,7 @@ def test_worker_can_read_but_not_write_the_counts_of_the_supervisor() -> None:
 def mapped_to_be_read() -> set[int]:
     """The addresses of mappings that only exist to be read."""
     with open("/proc/self/maps") as maps:
-        ranges = [line.split() for line in maps if "memfd:tcpupperd" in line]
+        ranges = [line.split() for line in maps if "memfd:outlive" in line]
     return {int(where.split("-")[0], 16) for where, rights, *_ in ranges if rights == "r--s"}
 
 

@@ -15,13 +15,14 @@ import pytest
 
 from integration.manager import Manager
 from outlive import memfd
+from outlive.canary import CANARY
 from outlive.channel import RECEIVE_END, SEND_END, Channel, is_end
 from outlive.notify import Notifier, NotifySocket
 from outlive.remedies import remedy
 from tcpupperd.host import journal, messages
 from tcpupperd.processes.connection_format import Connection, send
 from tcpupperd.processes.scoreboard import Scoreboard
-from tcpupperd.processes.store import CANARY, CONFIGURATION, LOST, NOT_STORED, Store
+from tcpupperd.processes.store import CONFIGURATION, LOST, NOT_STORED, Store
 from tcpupperd.serving.connection import State
 from unit.channels import close, is_served_by, receive_from, tcp_pairs
 from waiting import until
