@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
+from outlive import library
 from outlive.activation import (
     PassedDescriptors,
     PassedError,
@@ -25,7 +26,7 @@ from tcpupperd.arguments import Parser
 from tcpupperd.config import SETTINGS, Config
 from tcpupperd.errors import ExpectedError
 from tcpupperd.events import Event
-from tcpupperd.host import background, library, messages
+from tcpupperd.host import background, messages
 from tcpupperd.host.background import Background
 from tcpupperd.host.manager import Notifier
 from tcpupperd.host.sockets import ListenError, Listeners, named

@@ -22,7 +22,7 @@ class Notifier(notify.Notifier):
         super().__init__(environ)
         if self.listening:  # otherwise it is not needed
             with contextlib.suppress(ImportError):  # reported when something is to be sent
-                import sdnotify  # noqa: F401  now, because of upgrades: see `library`
+                import sdnotify  # noqa: F401  now, because of upgrades: see `outlive.library`
 
     def transmit(self, one: NotifySocket, state: str) -> None:
         """Send a message through `sdnotify`."""

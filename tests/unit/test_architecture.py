@@ -19,8 +19,9 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 
 #: Folders are layers, from the bottom up: a module imports from its own layer and those below. The
 #: modules directly in the package are values, at the bottom, or commands, at the top. The client
-#: also builds on the values, but no layer builds on it.
-LAYERS = ["", "client", "host", "serving", "processes", "commands"]
+#: also builds on the values, but no layer builds on it. Below all of them is `outlive`, a package
+#: of its own.
+LAYERS = ["outlive", "", "client", "host", "serving", "processes", "commands"]
 COMMANDS = {"__main__", "cli"}
 
 #: Large parts of the standard library that a run has no use for.
@@ -44,15 +45,24 @@ UNUSED = {
     "xml",
 }
 
-#: The only parts that are not loaded by every run.
-LEFT_OUT = {"__main__", "host.hardening"}
+#: The only parts that are not loaded by every run: those of `outlive` are for a service that has
+#: only one process.
+LEFT_OUT = {"__main__", "host.hardening"} | {
+    f"outlive.{name}" for name in ("ending", "items", "leaving", "service", "signals", "store")
+}
 
 
 def modules() -> list[str]:
-    """All modules by their names in the package; a folder's own is left out if it is only a
-    docstring."""
-    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
-    return sorted(".".join(path.parts) for path in paths if path.name != "__init__")
+    """All modules, by their names in tcpupperd, or by their full names in `outlive`. A folder's
+    own is left out."""
+    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
+    paths += [path.relative_to(ROOT) for path in (ROOT / "outlive").rglob("*.py")]
+    names = (path.with_suffix("") for path in paths if path.name != "__init__.py")
+    return sorted(".".join(path.parts) for path in names)
+
+
+def full_name(module: str) -> str:
+    return module if module.startswith("outlive.") else f"tcpupperd.{module}"
 
 
 def layer(module: str) -> int:
@@ -66,7 +76,8 @@ def is_client(module: str) -> bool:
 
 def imports(module: str) -> Iterator[str]:
     """The modules that a module imports anywhere, TYPE_CHECKING included."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
+    folder = ROOT if module.startswith("outlive.") else PACKAGE
+    for node in ast.walk(ast.parse((folder / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -76,7 +87,7 @@ def imports(module: str) -> Iterator[str]:
 
 
 def own_imports(module: str) -> set[str]:
-    """Those of them that belong to the package."""
+    """Those of them that belong to the packages."""
     return {name.removeprefix("tcpupperd.") for name in imports(module)} & set(modules())
 
 
@@ -92,11 +103,17 @@ def test_imports_go_down_only() -> None:
     assert not wrong
 
 
-def test_other_daemons_can_take_host_alone() -> None:
-    """As docs/reuse.md says: nothing there knows the service."""
+def test_outlive_needs_only_the_standard_library() -> None:
+    for module in modules():
+        if module.startswith("outlive."):
+            names = {name.partition(".")[0] for name in imports(module)}
+            assert names <= {"outlive", *sys.stdlib_module_names}, module
+
+
+def test_host_does_not_know_the_service() -> None:
     host = {module for module in modules() if module.startswith("host.")}
-    used = set().union(*map(own_imports, host)) - host
-    assert used <= {"address", "errors", "words"}
+    used = {name for one in host for name in own_imports(one) if not name.startswith("outlive.")}
+    assert used - host <= {"address", "errors", "words"}
 
 
 def test_there_is_no_circle() -> None:
@@ -126,7 +143,7 @@ def test_names_are_those_of_the_code() -> None:
     """For example, `Supervisor.TABLE`, `WORKER` and `systemd/tcpupperd.service`."""
     known: dict[str, object] = {}
     for module in described():  # the client first: the document is about the daemon
-        found = import_module(f"tcpupperd.{module}")
+        found = import_module(full_name(module))
         known |= {**vars(found), module.rpartition(".")[2]: found}
     for owner, name in re.findall(r"`([A-Z]\w+|[a-z]\w+(?=\.))(?:\.(\w+))?`", ARCHITECTURE):
         assert owner in known
@@ -164,10 +181,11 @@ def test_modules_without_io_import_none(module: str) -> None:
 
 def test_a_run_loads_only_what_it_uses() -> None:
     loaded = loaded_by_a_run()
-    own = {name for name in loaded if name.partition(".")[0] == "tcpupperd" and "._" not in name}
+    packages = {"outlive", "tcpupperd"}
+    own = {name for name in loaded if name.partition(".")[0] in packages and "._" not in name}
     used = {name for name in modules() if not is_client(name)} - LEFT_OUT
-    folders = {f"tcpupperd.{folder}" for folder in LAYERS[1:-1] if folder != "client"}
-    assert own == {"tcpupperd", *folders, *(f"tcpupperd.{module}" for module in used)}
+    folders = {f"tcpupperd.{folder}" for folder in ("host", "serving", "processes")}
+    assert own == packages | folders | {full_name(module) for module in used}
     assert not {name.partition(".")[0] for name in loaded} & UNUSED
 
 
