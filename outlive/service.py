@@ -138,6 +138,8 @@ class Service:
         for sock in self._paused:
             self._poll.register(sock, 0)
         self._resume()
+        if self._connected:
+            self._signals.add(0)  # so that the loop comes here
 
     # What outlives the process
 
@@ -356,8 +358,8 @@ class Service:
         self._set_problem(WAITING, "")
         if arrival.lost:
             log.error(
-                "%s that the previous process was restoring when it died",
-                counted(arrival.lost, "connection") + " closed",
+                "closing %s: the previous process died while it restored the last of them",
+                counted(arrival.lost, "connection"),
             )
         return iter(arrival)
 
