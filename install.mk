@@ -1,7 +1,8 @@
 # "make install", for packagers of other distributions and for installations by hand. The names of
 # the folders are those of the GNU Coding Standards; DESTDIR is put before all of them. The
 # modules are private, as in Debian's package: nothing else is meant to import them, and the
-# sandbox lets the service map the C module from there.
+# sandbox lets the service map the C module from there. The package outlive, which is for any
+# program, goes to pythondir; by default, it is private as well.
 
 prefix ?= /usr/local
 exec_prefix ?= $(prefix)
@@ -25,6 +26,7 @@ INSTALL_PROGRAM = $(INSTALL) -D --mode=755
 INSTALL_DATA = $(INSTALL) -D --mode=644
 STAGE := build/install
 moduledir = $(libdir)/tcpupperd
+pythondir ?= $(moduledir)
 
 # Replaces Debian's paths by those of the installation. The units allow programs to be executed in
 # /usr/lib and, if there is one, /usr/lib64; modules elsewhere are added.
@@ -56,9 +58,10 @@ build: ## build what "make install" installs
 	$(PYTHON) data/completion/make.py zsh >$(STAGE)/completion/zsh
 
 install: build ## install into DESTDIR, prefix, libdir, unitdir, ... (see install.mk)
-	mkdir -p '$(DESTDIR)$(moduledir)'
+	mkdir -p '$(DESTDIR)$(moduledir)' '$(DESTDIR)$(pythondir)'
 	cp -R $(STAGE)/modules/tcpupperd '$(DESTDIR)$(moduledir)/'
-	$(PYTHON) -m compileall -q -s '$(DESTDIR)' '$(DESTDIR)$(moduledir)'
+	cp -R $(STAGE)/modules/outlive '$(DESTDIR)$(pythondir)/'
+	$(PYTHON) -m compileall -q -s '$(DESTDIR)' '$(DESTDIR)$(moduledir)' '$(DESTDIR)$(pythondir)/outlive'
 	$(INSTALL_DATA) systemd/release-listeners '$(DESTDIR)$(moduledir)/release-listeners'
 	$(INSTALL_PROGRAM) $(STAGE)/commands/tcpupper '$(DESTDIR)$(bindir)/tcpupper'
 	$(INSTALL_PROGRAM) $(STAGE)/commands/tcpupperd '$(DESTDIR)$(sbindir)/tcpupperd'

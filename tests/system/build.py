@@ -15,13 +15,20 @@ OPTIONS = ("--private-network", "--pipe", "--rlimit=NOFILE=20000")
 
 
 def build_package(release: str, folder: Path, profile: str = "nocheck") -> Path:
-    """Build in `folder`, without a network, and return the package's file.
+    """Build in `folder`, without a network, and return the package's file; `both` returns that of
+    the library, too.
 
     Files that git does not know are left out, as in a fresh clone. `profile` is a build profile:
     "nocheck" leaves out the unit tests, "" nothing.
     """
     copy_tree(folder)
     return _build(release, folder, profile)
+
+
+def both(package: Path) -> list[Path]:
+    """A package, and the library built along with it, on which it depends; packages from before
+    there was one have none."""
+    return [package, *package.parent.glob("python3-outlive_*.deb")]
 
 
 def copy_tree(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from system.build import build_package, run_offline
+from system.build import both, build_package, run_offline
 from system.container import Container, booted
 from system.roots import RELEASES, Root
 
@@ -64,4 +64,5 @@ def machine(bare_machine: Container, package: Path) -> Container:
 
 
 def install(machine: Container, package: Path) -> None:
-    machine.run("apt-get", "install", "--yes", f"/mnt/{package.name}")
+    files = [f"/mnt/{path.name}" for path in both(package)]
+    machine.run("apt-get", "install", "--yes", *files)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from load.clients import LASTING, Clients
-from system.build import build_previous_package
+from system.build import both, build_previous_package
 from system.container import Container
 from system.service import SERVICE, SOCKET, is_active, main_pid, workers
 from system.test_package import with_version
@@ -36,11 +36,14 @@ Tell = Callable[[str, list[float]], None]
 
 
 @pytest.fixture
-def previous(release: str, package: Path, tmp_path: Path) -> str:
-    """The package of the commit before the last, where it is inside: the handover may have another
-    version there."""
-    shutil.copy(build_previous_package(release, tmp_path), package.parent / "previous")
-    return "/mnt/previous"
+def previous(release: str, package: Path, tmp_path: Path) -> list[str]:
+    """The packages of the commit before the last, where they are inside: the handover may have
+    another version there."""
+    folder = package.parent / "previous"
+    folder.mkdir()
+    for path in both(build_previous_package(release, tmp_path)):
+        shutil.copy(path, folder)
+    return [f"/mnt/previous/{path.name}" for path in folder.iterdir()]
 
 
 @pytest.fixture
@@ -74,15 +77,16 @@ def test_restart(machine: Container, program: str, tell: Tell) -> None:
 
 
 def test_downgrade_and_upgrade(
-    machine: Container, program: str, package: Path, previous: str, tell: Tell
+    machine: Container, program: str, package: Path, previous: list[str], tell: Tell
 ) -> None:
     """Between this package and that of the commit before; their versions may be the same."""
-    older, newer = with_version(machine, previous, "~older"), f"/mnt/{package.name}"
+    older = with_version(machine, previous, "~older")
+    newer = [f"/mnt/{path.name}" for path in both(package)]
     with at_work(machine, program) as clients:
         pauses = [
-            pause(clients, install_version, machine, file)
+            pause(clients, install_version, machine, files)
             for _ in times(1, 10)
-            for file in (older, newer)
+            for files in (older, newer)
         ]
         tell("apt install of an older and a newer package", pauses)
         assert clients.finish().faults == {}
@@ -172,9 +176,9 @@ def restart(machine: Container) -> None:
     assert main_pid(machine) != before
 
 
-def install_version(machine: Container, file: str) -> None:
+def install_version(machine: Container, files: list[str]) -> None:
     before = main_pid(machine)
-    machine.run("apt-get", "install", "--yes", "--allow-downgrades", file)
+    machine.run("apt-get", "install", "--yes", "--allow-downgrades", *files)
     assert main_pid(machine) != before
 
 

@@ -42,7 +42,7 @@ def test_metrics_start_and_stop_while_connections_are_open(
         assert "\ntcpupperd_configuration_current 1\n" in text
         assert "tcpupperd.toml, <span class=" in get(machine, "/")
 
-        machine.run("apt-get", "install", "--yes", newer_package(machine, package))
+        machine.run("apt-get", "install", "--yes", *newer_package(machine, package))
         assert conversation.ask("upgraded") == "UPGRADED"
         until(lambda: "\ntcpupperd_lines_total 1\n" in get(machine))
 

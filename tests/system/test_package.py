@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from release import UNDER_DEVELOPMENT
-from system.build import build_package, run_offline
+from system.build import both, build_package, run_offline
 from system.conftest import install
 from system.container import Container
 from system.roots import DEPENDENCIES
@@ -63,7 +63,7 @@ def test_upgrade_loses_no_connection(machine: Container, package: Path) -> None:
     ) as load:
         assert load.stdout
         assert load.stdout.readline() == "answered 1\n"
-        machine.run("apt-get", "install", "--yes", newer)
+        machine.run("apt-get", "install", "--yes", *newer)
         answer(machine, "the new one answers\n")
         output, _ = load.communicate(timeout=60)
     assert "failure" not in output
@@ -80,7 +80,7 @@ def test_upgrade_leaves_a_stopped_and_disabled_service_alone(
     machine: Container, package: Path
 ) -> None:
     machine.run("systemctl", "disable", "--now", SOCKET, SERVICE)
-    machine.run("apt-get", "install", "--yes", newer_package(machine, package))
+    machine.run("apt-get", "install", "--yes", *newer_package(machine, package))
     for unit in (SOCKET, SERVICE):
         assert machine.try_run("systemctl", "is-enabled", unit).stdout == "disabled\n"
         assert machine.try_run("systemctl", "is-active", unit).stdout == "inactive\n"
@@ -96,7 +96,7 @@ def test_remove_keeps_the_configuration_and_purge_nothing(
     assert "LISTEN" not in bare_machine.run("ss", "-tln")
     assert bare_machine.show(SERVICE, "LoadState") == "not-found"
     bare_machine.run("test", "-e", CONFIGURATION)
-    bare_machine.run("apt-get", "purge", "--yes", "tcpupperd")
+    bare_machine.run("apt-get", "purge", "--yes", "tcpupperd", "python3-outlive")
     assert files(bare_machine) - before == set()
     assert bare_machine.run("systemctl", "is-system-running") == "running"
 
@@ -107,20 +107,24 @@ def test_installs_again_after_purge(machine: Container, package: Path) -> None:
     until(lambda: answer(machine, "hello\n") == "HELLO")
 
 
-def newer_package(machine: Container, package: Path) -> str:
-    """The same package under a later version."""
-    return with_version(machine, f"/mnt/{package.name}", "+newer")
+def newer_package(machine: Container, package: Path) -> list[str]:
+    """The same package and its library under a later version."""
+    return with_version(machine, [f"/mnt/{path.name}" for path in both(package)], "+newer")
 
 
-def with_version(machine: Container, file: str, suffix: str) -> str:
-    """The same package, with something added to its version."""
+def with_version(machine: Container, files: list[str], suffix: str) -> list[str]:
+    """The same packages, with something added to their version, as each requires of the other."""
     script = (
-        'dpkg-deb --raw-extract "$0" "/tmp/repacked$1" && '
-        'sed -i "/^Version:/s/$/$1/" "/tmp/repacked$1/DEBIAN/control" && '
-        'dpkg-deb --build "/tmp/repacked$1" "/tmp/repacked$1.deb"'
+        'dpkg-deb --raw-extract "$0" "$1" && '
+        'sed -i -e "/^Version:/s/$/$2/" -e "s/outlive (= [^)]*/&$2/" "$1/DEBIAN/control" && '
+        'dpkg-deb --build "$1" "$1.deb"'
     )
-    machine.run("sh", "-c", script, file, suffix)
-    return f"/tmp/repacked{suffix}.deb"
+    found = []
+    for number, file in enumerate(files):
+        folder = f"/tmp/repacked{number}{suffix}"
+        machine.run("sh", "-c", script, file, folder, suffix)
+        found.append(f"{folder}.deb")
+    return found
 
 
 def files(machine: Container) -> set[str]:

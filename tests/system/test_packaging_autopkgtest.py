@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from system.build import both
 from system.container import Container, booted
 from system.roots import RELEASES, TESTING, Root
 from system.service import SERVICE, drop_in
@@ -56,7 +57,8 @@ def test_package_tests_wait_for_readiness(machine: Container) -> None:
 def test_autopkgtests_pass(testbed: Container, package: Path) -> None:
     source = package.parent / "tcpupperd"
     with testbed.popen(
-        *("autopkgtest", PROMISES, f"/mnt/{package.name}", f"/mnt/{source.name}/", "--", "null"),
+        *("autopkgtest", PROMISES, *(f"/mnt/{path.name}" for path in both(package))),
+        *(f"/mnt/{source.name}/", "--", "null"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -111,14 +111,24 @@ def test_news_are_installed_once(machine: Container) -> None:
 
 
 def test_modules_are_private(machine: Container) -> None:
-    """As README.md and docs/reuse.md say."""
+    """As docs/decisions.md says."""
     assert machine.try_run("python3", "-c", "import tcpupperd").returncode == 1
+
+
+def test_outlive_is_for_every_program(machine: Container) -> None:
+    said = machine.run(
+        "python3", "-Ic", "import outlive; print(outlive.__file__, outlive.Service)"
+    )
+    assert said.startswith("/usr/lib/python3/dist-packages/outlive/__init__.py <class ")
+    assert machine.try_run("ls", "/usr/lib/tcpupperd/outlive").returncode
 
 
 def test_modules_are_compiled(machine: Container) -> None:
     """Otherwise each start would compile them, and what root ran would outlive the package."""
-    found = machine.run("find", "/usr/lib/tcpupperd", "-name", "*.pyc")
+    folders = ("/usr/lib/tcpupperd", "/usr/lib/python3/dist-packages/outlive")
+    found = machine.run("find", *folders, "-name", "*.pyc")
     assert "/processes/__pycache__/supervisor." in found
+    assert "/outlive/__pycache__/service." in found
 
 
 def test_daemonize_says_what_it_needs(machine: Container) -> None:

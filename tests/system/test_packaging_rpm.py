@@ -19,8 +19,10 @@ from waiting import until
 
 BUILD = (
     "rpmbuild -ta --nodeps --define '_topdir /mnt/rpmbuild' --define '_libdir /usr/lib64'"
-    " --define '_unitdir /usr/lib/systemd/system' /mnt/*.tar.gz;"
-    " mkdir /mnt/files; cd /mnt/files; rpm2cpio /mnt/rpmbuild/RPMS/*/*.rpm | cpio -id"
+    " --define '_unitdir /usr/lib/systemd/system'"
+    " --define 'python3_sitelib /usr/lib/python3/dist-packages' /mnt/*.tar.gz;"
+    " mkdir /mnt/files; cd /mnt/files; for file in /mnt/rpmbuild/RPMS/*/*.rpm; do"
+    " rpm2cpio $file | cpio -id; done"
 )
 # As on Fedora, where the loader is no link to another folder.
 MOVE_LOADER = """
@@ -56,8 +58,11 @@ def machine(release: str, rpm: Path) -> Iterator[Container]:
 
 
 def test_version_is_that_of_the_release_or_before_it(rpm: Path) -> None:
-    [package] = rpm.glob("rpmbuild/RPMS/*/*.rpm")
-    assert package.name.startswith(f"tcpupperd-{debian_form(__version__)}-1.")
+    names = sorted(path.name for path in rpm.glob("rpmbuild/RPMS/*/*.rpm"))
+    version = f"{debian_form(__version__)}-1."
+    assert names[0].startswith(f"python3-outlive-{version}")
+    assert names[1].startswith(f"tcpupperd-{version}")
+    assert len(names) == 2
 
 
 def test_runs_where_the_loader_is_in_lib64(machine: Container) -> None:

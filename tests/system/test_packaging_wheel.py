@@ -45,7 +45,7 @@ def test_wheel_and_sdist(release: str, clone: Path) -> None:
     (wheel,) = (clone / "dist").glob("*.whl")
     assert re.search(r"-cp311-abi3-manylinux[\w.]+\.whl$", wheel.name)
     allowed = (
-        r"tcpupperd/[\w/]+\.(html\.in|py|typed|abi3\.so)"
+        r"(outlive|tcpupperd)/[\w/]+\.(html\.in|py|typed|abi3\.so)"
         r"|tcpupperd-[\w.]+\.dist-info/.*|.*/share/man/.*"
     )
     metadata = zipfile.ZipFile(wheel).read(f"tcpupperd-{__version__}.dist-info/METADATA").decode()

@@ -133,9 +133,9 @@ def test_install_builds_and_installs(release: str, clone: Path) -> None:
     """
     output = newcomer(release, clone, script, *registry_access())
     assert "Status: install ok installed" in output
-    assert re.search(
-        rf"^dist/tcpupperd_{re.escape(debian_form(__version__))}-1_\w+\.deb$", output, re.M
-    )
+    version = re.escape(debian_form(__version__))
+    for name in ("python3-outlive", "tcpupperd"):
+        assert re.search(rf"^dist/{name}_{version}-1_\w+\.deb$", output, re.M)
     [added] = re.findall(r"^added: (.*)$", output, re.M)
     assert set(added.split()) >= {"make", "tcpupperd"}
     assert set(added.split()) <= {"make", "tcpupperd", *NEEDED}

@@ -15,14 +15,16 @@ to_the_next = pytest.mark.parametrize("release", NEXT, indirect=True)
 @in_every_release
 def test_depends_on_any_later_python(package: Path) -> None:
     """On every release: dh_python3 would add an upper bound, or leave out the lower one."""
-    depends = subprocess.check_output(["dpkg-deb", "--field", package, "Depends"], text=True)
-    relations = [one for one in depends.strip().split(", ") if one.startswith("python3 ")]
-    assert relations == ["python3 (>= 3.11)"]
+    for path in both(package):
+        depends = subprocess.check_output(["dpkg-deb", "--field", path, "Depends"], text=True)
+        relations = [one for one in depends.strip().split(", ") if one.startswith("python3 ")]
+        assert relations == ["python3 (>= 3.11)"]
 
 
 @to_the_next
 def test_release_upgrade_keeps_the_package(release: str, package: Path) -> None:
-    script = f"dpkg --install /mnt/{package.name}; apt-get --simulate full-upgrade"
+    files = " ".join(f"/mnt/{path.name}" for path in both(package))
+    script = f"dpkg --install {files}; apt-get --simulate full-upgrade"
     result = subprocess.run(
         nspawn(Root(release, "upgrade"), package.parent, "--private-network", *SHELL, script),
         check=True,
@@ -32,3 +34,4 @@ def test_release_upgrade_keeps_the_package(release: str, package: Path) -> None:
     )
     assert "\nInst python3 " in result.stdout
     assert "Remv tcpupperd" not in result.stdout
+    assert "Remv python3-outlive" not in result.stdout

@@ -84,11 +84,12 @@ def test_debian_says_the_licence_of_the_project() -> None:
 
 def test_debian_needs_what_python_needs() -> None:
     """Stated by hand, without an upper bound: a release upgrade of Debian keeps the package."""
-    package = in_debian("control").partition("\nPackage: tcpupperd\n")[2]
+    package = in_debian("control").partition("\nPackage: tcpupperd\n")[2].partition("\n\n")[0]
     relations = re.findall(r"^ (python3\S* \(.*\)),$", package, re.MULTILINE)
     needed = [f"python3 ({PROJECT['requires-python'][:2]} {PROJECT['requires-python'][2:]})"]
     for name, version in re.findall(r"(?:python-)?([\w-]+)>=([\d.]+)", str(DEPENDENCIES)):
         needed.append(f"python3-{name} (>= {version})")
+    needed.append("python3-outlive (= ${source:Version})")
     assert sorted(relations) == sorted(needed)
 
 
