@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from system.build import both
 from system.container import SHELL, nspawn
 from system.roots import NEXT, RELEASES, TESTING, Root
 
