@@ -34,11 +34,17 @@ def debian_form(version: str) -> str:
     return version.replace(UNDER_DEVELOPMENT, "~dev")
 
 
+def quoted(version: str) -> str:
+    """Return the version as a string in TOML."""
+    return f'"{version}"'
+
+
 #: The manual pages have the version and the date of the release in their footers.
 PAGES = tuple(f"data/man/{name}" for name in ("tcpupper.1", "tcpupperd.8", "tcpupperd.toml.5"))
 
 #: Other files with the version, besides Debian's: name, what comes before it, and its form.
 OTHERS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
+    ("outlive/pyproject.toml", "version = ", quoted),
     ("packaging/arch/PKGBUILD", "_version=", str),
     ("packaging/rpm/tcpupperd.spec", "Version:        ", debian_form),
     *((page, ".Os tcpupperd ", str) for page in PAGES),

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Sends each line back reversed. Connections survive a restart.
 
-docs/reuse.md explains the parts used.
+outlive/README.md explains the parts used.
 """
 
 import os

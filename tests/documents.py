@@ -118,7 +118,7 @@ def check(session: list[Step], printed: str) -> None:
 
 #: The documents whose commands tests/system/test_documents.py runs, on a machine with the package
 #: installed. The tutorial has a test of its own.
-ON_INSTALLED = ("docs/handover.md", "docs/operating.md", "docs/reuse.md")
+ON_INSTALLED = ("docs/handover.md", "docs/operating.md", "outlive/README.md")
 
 #: The one that needs load balancers, which tests/system/test_lab.py runs.
 WITH_BALANCERS = "docs/lab.md"
@@ -136,7 +136,7 @@ def section(text: str, heading: str) -> str:
 
 def documents() -> list[Path]:
     """All documents in Markdown."""
-    folders = ("", "benchmarks/**/", "contrib/**/", "docs/")
+    folders = ("", "benchmarks/**/", "contrib/**/", "docs/", "outlive/")
     return sorted(path for folder in folders for path in ROOT.glob(f"{folder}*.md"))
 
 

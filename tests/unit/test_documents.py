@@ -145,11 +145,11 @@ def test_a_diff_must_fit_exactly() -> None:
 
 
 def test_parts_are_there_and_documented() -> None:
-    table = (ROOT / "docs/reuse.md").read_text().partition("| in `tcpupperd.host`")[2]
+    table = (ROOT / "outlive/README.md").read_text().partition("| in `outlive`")[2]
     names = re.findall(r"`(\w+)\.(\w+)(?:\(([^)]*)\))?`", table.partition("\n\n")[0])
     assert len(names) > 10
     for module, name, parameters in names:
-        part = getattr(importlib.import_module(f"tcpupperd.host.{module}"), name)
+        part = getattr(importlib.import_module(f"outlive.{module}"), name)
         if callable(part):
             assert part.__doc__, name
         if parameters and not isinstance(part, type):
