@@ -78,6 +78,13 @@ class Store:
                 return
             del self._missing[name]
 
+    def close(self) -> None:
+        """Close this process's descriptors; those in the store stay there."""
+        self.channel.send_end.close()
+        self.channel.receive_end.close()
+        if self._canary:
+            self._canary.close()
+
     def _send(self, name: str, content: bytes) -> bool:
         if name == channel.SEND_END:
             return self._notifier.store_descriptor(name, self.channel.send_end.fileno())

@@ -281,7 +281,9 @@ def test_connections_of_another_format_are_closed_cleanly(service: Service, log:
 
 
 def test_watchdog_is_served_by_the_loop(service: Service, log: Path) -> None:
-    service.manager.environment["WATCHDOG_USEC"] = "400000"
+    service.manager.environment["WATCHDOG_USEC"] = (
+        "4000"  # so short that SIGALRM comes at its exit
+    )
     with Numbering(service, log):
         service.manager.wait("WATCHDOG=1")
         service.manager.wait("WATCHDOG=1")

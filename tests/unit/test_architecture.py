@@ -48,7 +48,8 @@ UNUSED = {
 #: The only parts that are not loaded by every run: those of `outlive` are for a service that has
 #: only one process.
 LEFT_OUT = {"__main__", "host.hardening"} | {
-    f"outlive.{name}" for name in ("ending", "items", "leaving", "service", "signals", "store")
+    f"outlive.{name}"
+    for name in (*("ending", "intake", "items", "leaving", "service", "signals", "store"),)
 }
 
 
