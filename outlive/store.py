@@ -40,6 +40,7 @@ class Store:
         self._survived = ends.keys() == channel.NAMES
         self.channel = channel.open_channel(ends, notifier, store=False)
         self._canary: Canary | None = None
+        self._warned = False  # that none can be created
         self._missing: dict[str, bytes] = {}
         if notifier.listening:
             ours = [] if self.channel.outlives_us else [channel.SEND_END, channel.RECEIVE_END]
@@ -96,7 +97,9 @@ class Store:
         try:
             canary = Canary(self._notifier)
         except OSError as error:
-            log.warning("cannot tell whether a store exists: %s%s", error, remedy(error))
+            if not self._warned:
+                self._warned = True
+                log.warning("cannot tell whether a store exists: %s%s", error, remedy(error))
             return False
         if canary.was_sent:
             self._canary = canary
