@@ -1,0 +1,689 @@
+"""Keep the connections of an asyncio service open across restarts.
+
+    async def handle(reader, writer):
+        number = int(writer.state or 0)
+        while line := await reader.readline():
+            number += 1
+            writer.write(b"%d %s" % (number, line))
+            writer.state = b"%d" % number
+            await writer.drain()
+
+    asyncio.run(serve(Service("counter"), handle))
+
+`handle` is a coroutine function as for asyncio.start_server, with streams of the same kind. The
+connection is closed when it returns. What is new is `writer.state`: bytes that are handed over
+with the connection, for what `handle` knows about it. For callbacks instead of streams, there is
+`serve_protocol`.
+
+**Where a restart interrupts a handler.** Only while it waits in a method of `reader`: there, it
+has answered all that it has read. The next process calls its own `handle` with the same socket.
+What the reader had received and not yet given out is handed over too, and so is what the writer
+had not yet sent. A handler that waits for anything else, such as a database, continues until it
+reads again. If it does not do so within `grace` seconds, its connection is closed. All others
+wait meanwhile, so `grace` is also the longest time for which a single handler can delay a restart.
+
+- *State and answer belong together.* Set `writer.state` and call `writer.write` without awaiting
+  in between.
+- *A request that is read in several calls* is read again as a whole by the next process if the
+  calls are in `with reader.atomic():`. Without it, a restart between them loses the first part.
+- *A handler that waits for something other than its client*, such as a queue, says where nothing
+  is lost if it is interrupted: `with writer.idle(): item = await queue.get()`.
+- *If several tasks use a connection*, it is handed over once all of them wait in `reader` or are
+  idle.
+- *Cancellation.* The interrupted task is cancelled after its connection has been taken from it:
+  whatever it still writes goes nowhere. A handler that announces the end of a connection in a
+  `finally` clause checks `writer.handed_over` first.
+- *Backpressure.* While a restart waits for handlers, `drain` does not wait for slow clients: up to
+  4 MiB of unsent answers are handed over for each connection. Only beyond that does it wait, and
+  then `grace` applies. (A handler that writes without end never reads: it can be interrupted in
+  `with writer.idle(): await writer.drain()`.)
+- *A stop* is no restart: all that has arrived is still answered. The handler then reads the end of
+  the input, as if the client had closed its side, and has `grace` seconds to return.
+- *TLS* cannot be handed over, because its state is inside OpenSSL. Let a proxy in front terminate
+  it; `writer.start_tls` is refused.
+
+Only the public interfaces of asyncio are used, so other event loops, such as uvloop, work too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, NoReturn, Protocol, Self, TypeAlias, cast
+from weakref import WeakKeyDictionary
+
+from outlive.items import Client, Item
+from outlive.service import Order, Service
+from outlive.words import counted
+
+log = logging.getLogger(__name__)
+
+#: Connections that are taken from their transports before those close them: each needs a second
+#: descriptor until then, and `Service` keeps 32 free.
+CHUNK = 16
+
+#: Seconds between two checks whether the handlers that are still at work have finished.
+INTERVAL = 0.01
+
+#: Bytes of unsent answers from which `drain` waits for the client even during a restart.
+UNSENT_MAX = 2**22
+
+#: Bytes that are read from a connection when the service is stopped: more than a socket buffers.
+ARRIVED_MAX = 2**24
+
+Data: TypeAlias = bytes | bytearray | memoryview
+Handler: TypeAlias = Callable[["Reader", "Writer"], Awaitable[object]]
+
+
+class KeptProtocol(Protocol):
+    """What `serve_protocol` needs besides the methods of an asyncio protocol."""
+
+    def connection_made(self, transport: Any, /) -> None: ...
+
+    def state(self) -> bytes | None:
+        """What the next process needs to continue, including data that has been received but not
+        handled; None while the protocol is busy, for example with an answer. It is asked again
+        then, for up to `grace` seconds."""
+
+
+async def serve(
+    service: Service,
+    handle: Handler,
+    *,
+    reload: Callable[[], object] = lambda: None,
+    limit: int = 2**16,
+    grace: float = 10,
+) -> None:
+    """Serve clients with streams until the service is stopped or restarted, and return then.
+
+    `reload` is called to read the settings again, and may be a coroutine function; `limit` is that
+    of asyncio.start_server, and `grace` is in seconds.
+    """
+    await _serve(
+        service, lambda server, client: _Streams(server, client, handle, limit), reload, grace
+    )
+
+
+async def serve_protocol(
+    service: Service,
+    factory: Callable[[Client], KeptProtocol],
+    *,
+    reload: Callable[[], object] = lambda: None,
+    grace: float = 10,
+) -> None:
+    """The same with an asyncio protocol for each client, which `factory` makes.
+
+    `client.state` is what `state` of the protocol returned in the previous process. After it has
+    returned bytes, the protocol receives nothing more than `connection_lost(None)`.
+    """
+    await _serve(
+        service, lambda server, client: _Callbacks(server, client, factory), reload, grace
+    )
+
+
+class Tail:
+    """The bytes written last to a transport, as far as they may be unsent: a transport can tell
+    how many bytes are unsent, but not which. They are always the last ones."""
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._check_at = 0  # counting what is unsent takes time if it is much
+
+    def wrote(self, data: Data, count_unsent: Callable[[], int]) -> None:
+        """Remember what has just been written."""
+        self._parts.append(bytes(data))
+        self._size += len(data)
+        if self._size >= self._check_at:
+            self.trim(count_unsent())
+
+    def trim(self, unsent: int) -> None:
+        """Forget all but that many bytes, and what was written together with them."""
+        while self._parts and self._size - len(self._parts[0]) >= unsent:
+            self._size -= len(self._parts.popleft())
+        self._check_at = 2 * unsent
+
+    def last(self, unsent: int) -> bytes:
+        """That many bytes from the end."""
+        return b"".join(self._parts)[-unsent:] if unsent else b""
+
+
+class Transport:
+    """The transport that protocols and streams are given. It behaves like that of the loop, but it
+    knows which bytes are unsent, and the connection can be taken away from it."""
+
+    def __init__(self, transport: asyncio.Transport, link: _Link) -> None:
+        self._transport = transport
+        self._link = link
+        self._tail = Tail()
+        self.is_leaving = False
+        self._flags = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asyncio must not find what it could not use, as for TLS
+            raise AttributeError(name)
+        return getattr(self._transport, name)
+
+    def write(self, data: Data) -> None:
+        self._transport.write(data)
+        self._tail.wrote(data, self._transport.get_write_buffer_size)
+        if self.is_leaving and self._transport.get_write_buffer_size() > UNSENT_MAX:
+            self._link.pause_writing()  # the loop does not, if it already had
+
+    def writelines(self, data: Iterable[Data]) -> None:
+        self.write(b"".join(data))
+
+    def write_eof(self) -> None:
+        self._flags |= _ENDED
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._flags |= _CLOSING
+        if not self.is_leaving:
+            self._transport.close()
+
+    def is_closing(self) -> bool:
+        return bool(self._flags & _CLOSING) or self._transport.is_closing()
+
+    def resume_reading(self) -> None:
+        if not self.is_leaving:
+            self._transport.resume_reading()
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._link.protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self._link.protocol
+
+    def restore(self, saved: _Saved) -> None:
+        """Continue where the previous process has stopped sending."""
+        if saved.unsent:
+            self.write(saved.unsent)
+        if saved.flags & _ENDED:
+            self.write_eof()
+
+    def trim(self) -> None:
+        """Forget what has been sent meanwhile."""
+        self._tail.trim(self._transport.get_write_buffer_size())
+
+    def leave(self) -> None:
+        """Let nobody wait for the client: what is unsent is handed over, and so is the end."""
+        self.is_leaving = True
+        self._transport.set_write_buffer_limits(high=UNSENT_MAX)
+
+    def arrived(self) -> bytes:
+        """Stop reading, and return what has arrived by now."""
+        self._transport.pause_reading()
+        data = bytearray()
+        with self._duplicate() as sock, suppress(OSError):
+            while len(data) < ARRIVED_MAX and (more := sock.recv(2**16)):
+                data += more
+        return bytes(data)
+
+    def saved(self, state: bytes, unread: bytes) -> _Saved:
+        """What the next process must know."""
+        unsent = self._tail.last(self._transport.get_write_buffer_size())
+        flags = self._flags | _CLOSING * self.is_closing()
+        return _Saved(flags, state, unsent, unread)
+
+    def take(self) -> socket.socket:
+        """Take the connection away. The transport forgets what is unsent, and closes only its own
+        descriptor."""
+        sock = self._duplicate()
+        self._transport.abort()
+        return sock
+
+    def _duplicate(self) -> socket.socket:
+        fd = self._transport.get_extra_info("socket").fileno()
+        return socket.socket(fileno=os.dup(fd))
+
+
+class Reader(asyncio.StreamReader):
+    """An asyncio.StreamReader from which a restart can take what it has not yet given out."""
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop, users: _Users) -> None:
+        super().__init__(limit=limit, loop=loop)
+        self._users = users
+        self._kept: list[bytes] = []  # given out, but to be read again after a restart
+        self._together = 0  # blocks and calls within which this is so
+        self._stopped = False
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Read a request in several calls: if a restart interrupts them, the next process reads
+        all of it again. Write the answer after this block."""
+        mark = len(self._kept)
+        self._together += 1
+        try:
+            yield
+        finally:
+            self._together -= 1
+            del self._kept[mark:]
+
+    async def read(self, n: int = -1) -> bytes:
+        return await self._read(super().read, n)
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        return await self._read(super().readuntil, separator)
+
+    async def readexactly(self, n: int) -> bytes:
+        return await self._read(super().readexactly, n)
+
+    async def _read(self, read: Callable[[Any], Awaitable[bytes]], what: Any) -> bytes:
+        # To read up to the end, asyncio calls `read` again and again: these belong together.
+        with self._users.waiting(), self.atomic():
+            if self._stopped:
+                await asyncio.get_running_loop().create_future()  # until the task is cancelled
+            data = await read(what)
+        if self._together:
+            self._kept.append(data)
+        return data
+
+    def stop(self) -> None:
+        """Give out nothing more: a task that reads waits until it is cancelled."""
+        self._stopped = True
+
+    def unread(self) -> bytes:
+        """What has been received but not given out, or is to be read again. The loop runs nothing
+        else meanwhile."""
+        self.feed_eof()
+        read = super().read(sys.maxsize)
+        try:
+            read.send(None)  # it need not wait, because nothing follows
+        except StopIteration as done:
+            return b"".join([*self._kept, done.value])
+        except OSError:  # the client has reset the connection
+            return b""
+        raise AssertionError("a reader waits after the end of its input")
+
+
+class Writer(asyncio.StreamWriter):
+    """An asyncio.StreamWriter with a state that is handed over with the connection."""
+
+    state = b""  #: what the handler in the next process gets as its `writer.state`
+    listener = ""  #: the name of the listening socket: FileDescriptorName= in the socket unit
+    handed_over = False  #: whether the next process continues the connection
+
+    def __init__(self, transport: Any, protocol: Any, reader: Reader, users: _Users) -> None:
+        super().__init__(transport, protocol, reader, asyncio.get_running_loop())
+        self._users = users
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Wait for something other than the client. A restart may interrupt this."""
+        with self._users.waiting():
+            yield
+
+    async def drain(self) -> None:
+        await super().drain()
+        if cast(Transport, self.transport).is_leaving:
+            await asyncio.sleep(0)  # or else a handler that only writes would keep the loop
+
+    async def start_tls(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(
+            "TLS connections cannot be handed over: let a proxy in front terminate TLS"
+        )
+
+
+class _Users:
+    """The tasks that use a connection, and how deep each is in calls that may be interrupted."""
+
+    def __init__(self) -> None:
+        self._depths: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task
+        depth = self._depths.get(task, 0)
+        self._depths[task] = depth + 1
+        try:
+            yield
+        finally:
+            self._depths[task] = depth
+
+    @property
+    def all_wait(self) -> bool:
+        depths = [depth for task, depth in self._depths.items() if not task.done()]
+        return bool(depths) and all(depths)
+
+
+class _Saved(NamedTuple):
+    """A connection as it is handed over."""
+
+    flags: int
+    state: bytes
+    unsent: bytes
+    unread: bytes
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Raises ValueError for a form that this version does not know."""
+        if len(data) < _HEAD.size or data[0] != _FORM:
+            raise ValueError("the state of the connection has an unknown form")
+        _, flags, state, unsent = _HEAD.unpack_from(data)
+        end = _HEAD.size + state
+        return cls(flags, data[_HEAD.size : end], data[end : end + unsent], data[end + unsent :])
+
+    def pack(self) -> bytes:
+        head = _HEAD.pack(_FORM, self.flags, len(self.state), len(self.unsent))
+        return b"".join((head, *self[1:]))
+
+
+#: The form of what is saved, flags, the lengths of the state and of what is unsent.
+_HEAD = struct.Struct("!BBII")
+_FORM = 1
+
+#: The connection is to be closed, or its sending side is, once what is unsent has been sent.
+_CLOSING, _ENDED = 1, 2
+
+_NEW = _Saved(0, b"", b"", b"")
+
+
+class _Link(asyncio.Protocol):
+    """A connection, as the loop and the server know it. Everything is passed on to `protocol`,
+    which only sees `transport`."""
+
+    transport: Transport
+
+    def __init__(self, server: _Server, client: Client) -> None:
+        self._server = server
+        self._paused = False
+        self.protocol: Any = asyncio.Protocol()  # none yet
+        self.client = client
+        self.saved = _NEW if client.state is None else _Saved.unpack(client.state)
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = Transport(transport, self)
+        self._server.links.add(self)
+        self.transport.restore(self.saved)
+        if self.saved.flags & _CLOSING:
+            self.transport.close()
+            return
+        try:
+            self.protocol = self.begin()
+        except Exception:
+            self.transport.abort()
+            raise
+        if self._paused:  # because of what is unsent
+            self.protocol.pause_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if isinstance(self.protocol, asyncio.BufferedProtocol):
+            _fill(self.protocol, data)
+        else:
+            self.protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        keep_open: bool | None = self.protocol.eof_received()
+        return keep_open
+
+    def pause_writing(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._paused:  # `leave` may have been faster than the transport
+            self._paused = False
+            self.protocol.resume_writing()
+        self.transport.trim()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.links.discard(self)
+        self.protocol.connection_lost(exc)
+
+    def leave(self, order: Order) -> None:
+        """Let the protocol finish what it is doing."""
+        self.transport.leave()
+        self.resume_writing()
+
+    def take(self) -> Client:
+        """Take the connection away from the protocol, with all that the next process needs."""
+        self._server.links.discard(self)
+        state = self.save().pack()
+        return self.client._replace(socket=self.transport.take(), state=state)
+
+    # The two kinds
+
+    def begin(self) -> Any:
+        """Make the protocol and tell it that the connection is there."""
+        raise NotImplementedError
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the connection can be taken without losing anything."""
+        raise NotImplementedError
+
+    def save(self) -> _Saved:
+        raise NotImplementedError
+
+
+class _Callbacks(_Link):
+    """A connection that is served by a protocol."""
+
+    def __init__(
+        self, server: _Server, client: Client, factory: Callable[[Client], KeptProtocol]
+    ) -> None:
+        super().__init__(server, client)
+        self._factory = factory
+        self._state: Callable[[], bytes | None] = lambda: b""
+
+    def begin(self) -> Any:
+        state = None if self.client.state is None else self.saved.state
+        protocol = self._factory(self.client._replace(state=state))
+        self._state = protocol.state
+        protocol.connection_made(self.transport)
+        return protocol
+
+    def leave(self, order: Order) -> None:
+        super().leave(order)
+        ends = order is Order.END and not self.transport.is_closing()
+        if ends and (data := self.transport.arrived()):
+            self.data_received(data)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.transport.is_closing() or self._state() is not None
+
+    def save(self) -> _Saved:
+        state = b"" if self.transport.is_closing() else self._state()
+        return self.transport.saved(state or b"", b"")
+
+
+class _Streams(_Link):
+    """A connection that is served by a handler, with streams."""
+
+    def __init__(self, server: _Server, client: Client, handle: Handler, limit: int) -> None:
+        super().__init__(server, client)
+        self._handle = handle
+        self._limit = limit
+        self._order: Order | None = None
+        self._users = _Users()
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> Any:
+        loop = asyncio.get_running_loop()
+        self._reader = Reader(self._limit, loop, self._users)
+        protocol = asyncio.StreamReaderProtocol(self._reader, loop=loop)
+        protocol.connection_made(cast(asyncio.Transport, self.transport))
+        self._writer = Writer(self.transport, protocol, self._reader, self._users)
+        self._writer.state, self._writer.listener = self.saved.state, self.client.listener
+        if self.saved.unread:
+            protocol.data_received(self.saved.unread)
+        self._task = self._server.start(self._run())
+        return protocol
+
+    async def _run(self) -> None:
+        try:
+            await self._handle(self._reader, self._writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has closed or reset the connection
+        except Exception as error:
+            context = {"message": "the handler of a connection failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+        finally:
+            self._writer.close()
+
+    def leave(self, order: Order) -> None:
+        super().leave(order)
+        if self._task is None or self.transport.is_closing():
+            return
+        self._order = order
+        if order is Order.KEEP:
+            self._reader.stop()
+        else:
+            if data := self.transport.arrived():
+                self.protocol.data_received(data)
+            self._reader.feed_eof()
+
+    @property
+    def is_ready(self) -> bool:
+        if self.transport.is_closing():
+            return True
+        return self._users.all_wait and (self._order is Order.KEEP or self._reader.at_eof())
+
+    def save(self) -> _Saved:
+        if self._task is None or self.transport.is_closing():
+            return self.transport.saved(b"", b"")
+        self._writer.handed_over = self._order is Order.KEEP and self.is_ready
+        self._task.cancel()
+        self.transport.pause_reading()
+        return self.transport.saved(self._writer.state, self._reader.unread())
+
+
+class _Server:
+    """All connections of a service, and the order that ends it."""
+
+    def __init__(
+        self,
+        service: Service,
+        link: Callable[[_Server, Client], _Link],
+        reload: Callable[[], object],
+    ) -> None:
+        self._service = service
+        self._link = link
+        self._reload = reload
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pending: set[asyncio.Task[None]] = set()
+        self.links: set[_Link] = set()
+        self.order: asyncio.Future[Order] = self._loop.create_future()
+
+    def start(self, work: Any) -> asyncio.Task[None]:
+        """Start a handler."""
+        return _tracked(self._loop.create_task(work), self._tasks)
+
+    def turn(self) -> None:
+        """What the service has to say."""
+        for event in self._service.events():
+            if isinstance(event, Client):
+                _tracked(self._loop.create_task(self._connect(event)), self._pending)
+            elif isinstance(event, Item):
+                log.warning("closing what the previous process has left besides connections")
+                for fd in event.files:
+                    os.close(fd)
+            elif event is Order.RELOAD:
+                _tracked(self._loop.create_task(self._do_reload()), self._pending)
+            elif not self.order.done():
+                self.order.set_result(event)
+
+    async def _connect(self, client: Client) -> None:
+        try:
+            link = self._link(self, client)
+            await self._loop.connect_accepted_socket(lambda: link, client.socket)
+        except (OSError, ValueError) as error:
+            log.error("closing a connection that cannot be served: %s", error)
+            client.socket.close()
+
+    async def _do_reload(self) -> None:
+        try:
+            result = self._reload()
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            log.exception("the reload failed")
+        finally:
+            self._service.ready()
+
+    async def leave(self, order: Order, grace: float) -> tuple[list[Client], list[Client]]:
+        """Take all connections as soon as nothing is lost by that, and the others after `grace`
+        seconds. Returns those that can continue, and those that cannot."""
+        deadline = self._loop.time() + grace
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=grace)
+        for link in list(self.links):
+            link.leave(order)
+        ready: list[Client] = []
+        while await self._take_ready(ready) and self._loop.time() < deadline:
+            await asyncio.sleep(INTERVAL)
+        late = [link.take() for link in list(self.links)]
+        if late:
+            log.warning(
+                "closing %s that still had work to do after %s s",
+                counted(len(late), "connection"),
+                grace,
+            )
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=max(0.0, deadline - self._loop.time()))
+        return ready, late
+
+    async def _take_ready(self, taken: list[Client]) -> bool:
+        """Take the connections that are ready; return whether there are others."""
+        for link in [link for link in self.links if link.is_ready]:
+            if link in self.links and link.is_ready:  # still
+                taken.append(link.take())
+            if len(taken) % CHUNK == 0:  # the transports close their descriptors
+                await asyncio.sleep(0)
+        return bool(self.links)
+
+
+async def _serve(
+    service: Service,
+    link: Callable[[_Server, Client], _Link],
+    reload: Callable[[], object],
+    grace: float,
+) -> None:
+    loop = asyncio.get_running_loop()
+    server = _Server(service, link, reload)
+    for number in service.SIGNALS:
+        loop.add_signal_handler(number, service.obey, number)
+    loop.add_reader(service, server.turn)
+    try:
+        service.ready()
+        order = await server.order
+    finally:
+        loop.remove_reader(service)
+    left, ended = await server.leave(order, grace)
+    if order is Order.KEEP:
+        left = service.leave(left)
+    service.end((one.socket, _Saved.unpack(one.state or b"").unsent) for one in left + ended)
+    # The loop resets the handlers of signals when it is closed: the next alarm would be deadly.
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _tracked(task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    """Keep a task, which the loop itself does not, until it has ended."""
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
+
+
+def _fill(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+    """Pass data to a protocol that provides the buffer for it."""
+    rest = memoryview(data)
+    while rest:
+        buffer = memoryview(protocol.get_buffer(len(rest))).cast("B")
+        size = min(len(buffer), len(rest))
+        buffer[:size] = rest[:size]
+        protocol.buffer_updated(size)
+        rest = rest[size:]
