@@ -74,6 +74,7 @@ class Manager:
         self.name = "test.socket"  #: of the listening socket: FileDescriptorName= in its unit
         self.status = ""  #: what `systemctl status` would show
         self.pid = 0  #: of the service while it runs
+        self.is_stopping = False  #: whether it has said so
         self._environ = dict(os.environ if environ is None else environ)
         self._listening = socket.create_server(listen, backlog=4096)
         self.address: tuple[str, int] = self._listening.getsockname()[:2]
@@ -117,7 +118,7 @@ class Manager:
 
     def start(self) -> None:
         """Start the service, and wait until it is ready: `systemctl start`."""
-        self._ready, self._exit = False, None
+        self._ready, self._exit, self.is_stopping = False, None, False
         self.pid = self._spawn()
         Thread(target=self._reap, args=[self.pid], daemon=True).start()
         self._wait("become ready", lambda: self._ready)
@@ -234,6 +235,7 @@ class Manager:
                 self._keep(fields, files)
                 self.status = fields.get("STATUS", self.status)
                 self._ready = self._ready or "READY" in fields
+                self.is_stopping = self.is_stopping or "STOPPING" in fields
                 self._settled = self._settled or data == SETTLED
                 self._news.notify_all()
 
