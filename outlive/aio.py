@@ -34,9 +34,9 @@ wait meanwhile, so `grace` is also the longest time for which a single handler c
   whatever it still writes goes nowhere. A handler that announces the end of a connection in a
   `finally` clause checks `writer.handed_over` first.
 - *Backpressure.* While a restart waits for handlers, `drain` does not wait for slow clients: up to
-  4 MiB of unsent answers are handed over for each connection. Only beyond that does it wait, and
-  then `grace` applies. (A handler that writes without end never reads: it can be interrupted in
-  `with writer.idle(): await writer.drain()`.)
+  4 MiB are added to the unsent answers of each connection, all of which are handed over. Beyond
+  that, it waits, and `grace` applies. A handler that writes without end, and so never reads, can
+  be interrupted in `with writer.idle(): await writer.drain()`.
 - *A stop* is no restart: all that has arrived is still answered. The handler then reads the end of
   the input, as if the client had closed its side, and has `grace` seconds to return.
 - *TLS* cannot be handed over, because its state is inside OpenSSL. Let a proxy in front terminate
@@ -74,7 +74,7 @@ CHUNK = 16
 #: Seconds between two checks whether the handlers that are still at work have finished.
 INTERVAL = 0.01
 
-#: Bytes of unsent answers from which `drain` waits for the client even during a restart.
+#: Bytes of unsent answers that may be added during a restart before `drain` waits for the client.
 UNSENT_MAX = 2**22
 
 #: Bytes that are read from a connection when the service is stopped: more than a socket buffers.
@@ -166,7 +166,7 @@ class Transport:
         self._link = link
         self._tail = Tail()
         self.is_leaving = False
-        self._flags = 0
+        self._flags = self._unsent_max = 0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asyncio must not find what it could not use, as for TLS
@@ -176,7 +176,7 @@ class Transport:
     def write(self, data: Data) -> None:
         self._transport.write(data)
         self._tail.wrote(data, self._transport.get_write_buffer_size)
-        if self.is_leaving and self._transport.get_write_buffer_size() > UNSENT_MAX:
+        if self.is_leaving and self._transport.get_write_buffer_size() > self._unsent_max:
             self._link.pause_writing()  # the loop does not, if it already had
 
     def writelines(self, data: Iterable[Data]) -> None:
@@ -218,7 +218,8 @@ class Transport:
     def leave(self) -> None:
         """Let nobody wait for the client: what is unsent is handed over, and so is the end."""
         self.is_leaving = True
-        self._transport.set_write_buffer_limits(high=UNSENT_MAX)
+        self._unsent_max = self._transport.get_write_buffer_size() + UNSENT_MAX
+        self._transport.set_write_buffer_limits(high=self._unsent_max)
 
     def arrived(self) -> bytes:
         """Stop reading, and return what has arrived by now."""
