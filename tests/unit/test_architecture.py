@@ -47,10 +47,8 @@ UNUSED = {
 
 #: The only parts that are not loaded by every run: those of `outlive` are for a service that has
 #: only one process.
-LEFT_OUT = {"__main__", "host.hardening"} | {
-    f"outlive.{name}"
-    for name in (*("ending", "intake", "items", "leaving", "service", "signals", "store"),)
-}
+ONE_PROCESS = "aio ending intake items leaving service signals store testing".split()
+LEFT_OUT = {"__main__", "host.hardening", *(f"outlive.{name}" for name in ONE_PROCESS)}
 
 
 def modules() -> list[str]:

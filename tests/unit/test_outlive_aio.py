@@ -1,0 +1,190 @@
+"""What outlive.aio keeps of a connection, without a service around it."""
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outlive.aio import Reader, Tail, Transport, _fill, _Saved, _Users
+
+DATA = st.binary(max_size=9)
+
+
+@given(st.lists(st.tuples(DATA, st.integers(0, 40), st.booleans())), st.integers(0, 40))
+def test_tail_is_what_was_written_last(writes: list[tuple[bytes, int, bool]], sent: int) -> None:
+    """Whatever a transport sends in between, and whenever the tail is trimmed."""
+    tail, buffer = Tail(), b""
+    for data, taken, trims in writes:
+        buffer = buffer[taken:] + data
+        tail.wrote(data, lambda: len(buffer))  # noqa: B023  it is called immediately
+        if trims:
+            tail.trim(len(buffer))
+    buffer = buffer[sent:]
+    assert tail.last(len(buffer)) == buffer
+
+
+def test_tail_does_not_grow() -> None:
+    """While a client reads as fast as the service writes, however little is unsent."""
+    for unsent in (0, 1, 1000):
+        tail = Tail()
+        for _ in range(10_000):
+            tail.wrote(bytes(10), lambda: unsent)  # noqa: B023
+        assert len(b"".join(tail._parts)) <= 3 * unsent + 10
+
+
+@given(st.integers(0, 3), DATA, DATA, DATA)
+def test_saved_connection_is_restored(
+    flags: int, state: bytes, unsent: bytes, unread: bytes
+) -> None:
+    saved = _Saved(flags, state, unsent, unread)
+    assert _Saved.unpack(saved.pack()) == saved
+
+
+@given(st.binary())
+def test_unknown_form_is_rejected(data: bytes) -> None:
+    form = _Saved(0, b"", b"", b"").pack()[:1]
+    if data[:1] != form:
+        with pytest.raises(ValueError, match="unknown form"):
+            _Saved.unpack(data)
+
+
+def received(*parts: bytes) -> Reader:
+    """A reader that has received this."""
+    reader = Reader(1000, asyncio.get_running_loop(), _Users())
+    for part in parts:
+        reader.feed_data(part)
+    return reader
+
+
+def run(test: Any) -> Any:
+    """Run a coroutine function as a test."""
+    return lambda: asyncio.run(test())
+
+
+@run
+async def test_unread_is_what_was_not_given_out() -> None:
+    reader = received(b"one\ntwo\nthr", b"ee")
+    assert await reader.readline() == b"one\n"
+    assert await reader.readexactly(2) == b"tw"
+    assert reader.unread() == b"o\nthree"
+
+
+@run
+async def test_block_is_read_again_as_a_whole() -> None:
+    reader = received(b"zero 1 12 123 rest")
+    await reader.readuntil(b" ")
+    with reader.atomic():
+        await reader.readuntil(b" ")
+        with reader.atomic():
+            await reader.readuntil(b" ")
+        with suppress(ZeroDivisionError), reader.atomic():
+            await reader.readuntil(b" ")
+            raise ZeroDivisionError
+        assert reader.unread() == b"1 rest"
+
+
+@run
+async def test_block_that_is_complete_is_not_read_again() -> None:
+    reader = received(b"1 12 123 rest")
+    with reader.atomic():
+        await reader.readuntil(b" ")
+    with reader.atomic():
+        await reader.readuntil(b" ")
+        assert reader.unread() == b"12 123 rest"
+
+
+@run
+async def test_reading_to_the_end_is_one_call() -> None:
+    """In which asyncio calls `read` several times."""
+    reader = received(b"a" * 1500)
+    task = asyncio.create_task(reader.read())
+    await asyncio.sleep(0)
+    reader.feed_data(b"b" * 500)
+    await asyncio.sleep(0)
+    assert reader.unread() == b"a" * 1500 + b"b" * 500
+    task.cancel()
+
+
+@run
+async def test_stopped_reader_gives_out_nothing() -> None:
+    users = _Users()
+    reader = Reader(1000, asyncio.get_running_loop(), users)
+    reader.feed_data(b"one\n")
+    reader.stop()
+    task = asyncio.create_task(reader.readline())
+    await asyncio.sleep(0)
+    assert users.all_wait
+    task.cancel()
+    assert reader.unread() == b"one\n"
+
+
+@run
+async def test_all_tasks_must_wait() -> None:
+    users, event = _Users(), asyncio.Event()
+
+    async def use() -> None:
+        with users.waiting():
+            await event.wait()
+        await asyncio.sleep(0)
+
+    assert not users.all_wait
+    tasks = [asyncio.create_task(use()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert users.all_wait
+    event.set()
+    await asyncio.sleep(0)
+    assert not users.all_wait
+    await asyncio.wait(tasks)
+    with users.waiting(), users.waiting():
+        assert users.all_wait
+    assert not users.all_wait
+
+
+def test_transport_from_which_a_connection_was_taken_sends_nothing() -> None:
+    """What is unsent is handed over: the transport must not send it, too."""
+    received: list[int] = []
+
+    async def take() -> tuple[socket.socket, int]:
+        loop = asyncio.get_running_loop()
+        inner, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+        transport = Transport(inner, cast(Any, None))
+        transport.write(bytes(10**7))
+        saved = transport.saved(b"", b"")
+        taken = transport.take()
+        for _ in range(100):
+            with suppress(BlockingIOError):
+                received.append(len(theirs.recv(10**6)))
+            await asyncio.sleep(0)
+        return taken, len(saved.unsent)
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with theirs:
+        taken, unsent = asyncio.run(take())
+        assert unsent > 0
+        assert sum(received) == 10**7 - unsent
+        with taken, pytest.raises(BlockingIOError):  # still connected
+            theirs.recv(1)
+
+
+@given(st.lists(DATA), st.integers(1, 5))
+def test_protocol_with_a_buffer_gets_everything(parts: list[bytes], size: int) -> None:
+    class Protocol(asyncio.BufferedProtocol):
+        def __init__(self) -> None:
+            self.buffer, self.got = bytearray(size), b""
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.buffer
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.got += self.buffer[:nbytes]
+
+    protocol = Protocol()
+    for part in parts:
+        _fill(protocol, part)
+    assert protocol.got == b"".join(parts)
