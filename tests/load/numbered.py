@@ -61,7 +61,7 @@ class Numbered:
         assert process.stdin
         assert process.stdout
         self._process = process
-        self._connections = connections
+        self.connections = connections
         self._requests, self._reports = process.stdin, process.stdout
 
     @classmethod
@@ -72,7 +72,7 @@ class Numbered:
         return cls(subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True), connections)
 
     def __enter__(self) -> Self:
-        until(lambda: self.report().open == self._connections, TIMEOUT)
+        until(lambda: self.report().open == self.connections, TIMEOUT)
         self.go_on()
         return self
 
@@ -95,7 +95,7 @@ class Numbered:
         def enough() -> bool:
             report = self.report()
             longest.append(report.longest)
-            return report.answered >= began.answered + self._connections
+            return report.answered >= began.answered + self.connections
 
         until(enough, TIMEOUT)
         return max(longest)
