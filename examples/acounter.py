@@ -5,6 +5,7 @@ import asyncio
 import logging
 import sys
 import tomllib
+from pathlib import Path
 
 from outlive import Service
 from outlive.aio import Reader, Writer, serve
@@ -12,6 +13,15 @@ from outlive.aio import Reader, Writer, serve
 
 def parse(text: str) -> bytes:
     return str(tomllib.loads(text).get("prefix", "")).encode()
+
+
+def check(path: str) -> str | None:
+    """What is wrong with a configuration file."""
+    try:
+        parse(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        return f"{path}: {error}"
+    return None
 
 
 async def main(path: str) -> None:
@@ -35,8 +45,6 @@ async def main(path: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[2:] == ["--check"]:
-        with open(sys.argv[1]) as file:
-            parse(file.read())
-        sys.exit()
+        sys.exit(check(sys.argv[1]))
     logging.basicConfig(level="INFO", format="%(message)s")
     asyncio.run(main(sys.argv[1]))

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector, SelectorKey
 from socket import socket
 from typing import NoReturn
@@ -102,10 +103,17 @@ def parse(text: str) -> bytes:
     return str(tomllib.loads(text).get("prefix", "")).encode()
 
 
+def check(path: str) -> str | None:
+    """What is wrong with a configuration file."""
+    try:
+        parse(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        return f"{path}: {error}"
+    return None
+
+
 if __name__ == "__main__":
     if sys.argv[2:] == ["--check"]:
-        with open(sys.argv[1]) as file:
-            parse(file.read())
-        sys.exit()
+        sys.exit(check(sys.argv[1]))
     logging.basicConfig(level="INFO", format="%(message)s")
     Counter(sys.argv[1]).serve()
