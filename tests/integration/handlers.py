@@ -43,6 +43,16 @@ async def lines(reader: Reader, writer: Writer) -> None:
         await writer.drain()
 
 
+async def paced(reader: Reader, writer: Writer) -> None:
+    """The same, but each line takes time."""
+    number = int(writer.state or 0)
+    while line := await reader.readline():
+        number += 1
+        writer.write(b"%d %s" % (number, line))
+        writer.state = b"%d" % number
+        await asyncio.sleep(0.01)
+
+
 async def frames(reader: Reader, writer: Writer) -> None:
     """Requests that are a length and as many bytes."""
     while True:
@@ -212,7 +222,7 @@ class Broken(Lines):
         return b"poison" if self.number > 1 else b""
 
 
-HANDLERS = (lines, frames, whole, pushes, both, hangs, floods, counts)
+HANDLERS = (lines, paced, frames, whole, pushes, both, hangs, floods, counts)
 HANDLERS += (closes, half_closes, tells, upgrades)  # type: ignore[assignment]
 PROTOCOLS: dict[str, Any] = {"protocol": Lines, "buffered": Buffered, "broken": Broken}
 

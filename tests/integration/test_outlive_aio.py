@@ -119,6 +119,17 @@ def test_all_that_has_arrived_is_answered_before_a_stop(
         assert "Traceback" not in manager.output
 
 
+def test_restart_does_not_wait_for_the_end_of_input(run: Run) -> None:
+    """Of a client that has already sent more than can be answered in the time of this test."""
+    with run("paced") as manager, client(manager) as one:
+        one.sendall(b"a\n" * 100 * int(DEADLINE) * 2)
+        for number in range(1, 100):
+            if number % 30 == 0:
+                manager.restart()
+            assert ask(one, b"") == b"%d a\n" % number
+        manager.kill()
+
+
 def test_request_in_several_calls_is_read_again(run: Run) -> None:
     with run("frames") as manager, client(manager) as one:
         one.sendall(b"5\nab")

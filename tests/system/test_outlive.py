@@ -180,7 +180,7 @@ def test_hung_process_is_replaced(counter: Container, name: str) -> None:
     drop_in(counter, name, "WatchdogSec=1")
     counter.run("systemctl", "start", f"{name}.service")
     before = main_pid(counter, name)
-    counter.run("kill", "-STOP", before)
+    counter.run("systemctl", "kill", "--signal=STOP", f"{name}.service")
     until(lambda: main_pid(counter, name) not in ("0", before))
     with at_work(counter, name, 100) as load:
         restart(counter, name)
