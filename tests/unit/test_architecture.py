@@ -47,7 +47,17 @@ UNUSED = {
 
 #: The only parts that are not loaded by every run: those of `outlive` are for a service that has
 #: only one process.
-ONE_PROCESS = "aio ending intake items leaving service signals store testing".split()
+ONE_PROCESS = [
+    "aio",
+    "ending",
+    "intake",
+    "items",
+    "leaving",
+    "service",
+    "signals",
+    "store",
+    "testing",
+]
 LEFT_OUT = {"__main__", "host.hardening", *(f"outlive.{name}" for name in ONE_PROCESS)}
 
 
