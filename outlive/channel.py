@@ -24,15 +24,13 @@ import select
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from outlive.descriptors import HasFileno
 from outlive.notify import Notifier
-from outlive.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +57,6 @@ MESSAGES_MAX = 2 * BUFFER // 512
 
 #: Of socket(7); Python has no name for it.
 SO_DETACH_FILTER = 27
-
-#: The longest state that `receive_all` reads, in bytes.
-STATE_MAX = 2**30
-_LENGTH = struct.Struct("!I")
 
 
 class _Format(NamedTuple):
@@ -359,61 +353,6 @@ class Message:
     def files(self) -> list[int]:
         """The descriptors, whatever they are, in the order in which they were sent."""
         return self._connections
-
-
-def send_all(
-    end: socket.socket, form: Format, connections: Sequence[tuple[socket.socket, bytes]]
-) -> None:
-    """Put any number of connections into a channel, each with some bytes of state, and close them
-    here. Raises what `send` raises; the connections that did not fit are then still open."""
-    for start in range(0, len(connections), BATCH):
-        batch = connections[start : start + BATCH]
-        parts = [part for _, state in batch for part in (_LENGTH.pack(len(state)), state)]
-        content = b"".join(parts)
-        send(end, form, [one for one, _ in batch], partial(_write, content))
-        for one, _ in batch:
-            one.close()
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
-
-
-def receive_all(end: socket.socket, form: Format) -> Iterator[tuple[socket.socket, bytes]]:
-    """Take the connections of all messages that `send_all` put into a channel. Connections whose
-    state cannot be read are closed, with an error in the log."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            try:
-                message = receive(end, form)
-                states = message.read(_read_states)
-                sockets = message.sockets()
-            except HandoverError as error:
-                log.error(
-                    "closing %s whose state cannot be restored: %s",
-                    counted(len(error.sockets), "connection"),
-                    error,
-                )
-                for one in error.sockets:
-                    one.close()
-            else:
-                yield from zip(sockets, states, strict=True)
-
-
-def _read_states(file: BinaryIO, size: int, count: int) -> list[bytes]:
-    if size > STATE_MAX:
-        raise ValueError(f"{size} bytes are too many for {count} connections")
-    content = memoryview(file.read(size))
-    states = []
-    for _ in range(count):
-        (length,) = _LENGTH.unpack_from(content)
-        state, content = content[_LENGTH.size :][:length], content[_LENGTH.size + length :]
-        if len(state) < length:
-            raise ValueError("the state is truncated")
-        states.append(bytes(state))
-    if content:
-        raise ValueError(f"{len(content)} unexpected bytes at the end")
-    return states
 
 
 def _send_message(end: socket.socket, data: bytes, files: list[int]) -> None:

@@ -1,75 +1,103 @@
-"""Any number of connections with any state, given to and taken from a channel."""
+"""Messages with connections and their state, in a channel."""
 
-import logging
+import os
 import socket
+from typing import BinaryIO
 
 import pytest
 
-from outlive.channel import BATCH, Channel, Format, receive_all, send, send_all
+from outlive.channel import (
+    BATCH,
+    Channel,
+    Format,
+    HandoverError,
+    discard,
+    receive,
+    send,
+)
 from unit.channels import close, is_served_by
 
 FORM = Format(b"test", 1)
 
 
-def test_any_number_arrives_in_order(channel: Channel) -> None:
-    pairs = [socket.socketpair() for _ in range(2 * BATCH + 5)]
-    states = [bytes([number % 256]) * (number % 7) for number in range(len(pairs))]
-    send_all(channel.send_end, FORM, list(zip((ours for _, ours in pairs), states, strict=True)))
-    assert all(ours.fileno() == -1 for _, ours in pairs)
-    taken = list(receive_all(channel.receive_end, FORM))
-    assert [state for _, state in taken] == states
-    for (client, _), (server, _) in zip(pairs, taken, strict=True):
+def read(file: BinaryIO, size: int, count: int) -> bytes:
+    return file.read()
+
+
+def put(channel: Channel, form: Format = FORM, state: bytes = b"state") -> socket.socket:
+    """Put a connection into the channel; return its client."""
+    client, ours = socket.socketpair()
+    with ours:
+        send(channel.send_end, form, [ours], lambda file: file.write(state))
+    return client
+
+
+def test_message_has_as_many_connections_as_fit(channel: Channel) -> None:
+    pairs = [socket.socketpair() for _ in range(BATCH)]
+    send(channel.send_end, FORM, [ours for _, ours in pairs], lambda file: file.write(b"state"))
+    close(ours for _, ours in pairs)
+    message = receive(channel.receive_end, FORM)
+    assert message.read(read) == b"state"
+    for (client, _), server in zip(pairs, found := message.sockets(), strict=True):
         assert is_served_by(client, server)
     close(client for client, _ in pairs)
-    close(server for server, _ in taken)
+    close(found)
 
 
-def test_nothing_is_nothing(channel: Channel) -> None:
-    send_all(channel.send_end, FORM, [])
-    assert list(receive_all(channel.receive_end, FORM)) == []
+def test_copy_leaves_the_message_there(channel: Channel) -> None:
+    with put(channel) as client:
+        for copy in (True, True, False):
+            message = receive(channel.receive_end, FORM, copy=copy)
+            assert message.read(read) == b"state"
+            [server] = message.sockets()
+            with server:
+                assert is_served_by(client, server)
+        with pytest.raises(BlockingIOError):
+            receive(channel.receive_end, FORM, copy=True)
 
 
-@pytest.mark.parametrize(
-    ("form", "state"),
-    [
-        (Format(b"test", 2), b"\0\0\0\0"),
-        (Format(b"other", 1), b"\0\0\0\0"),
-        (FORM, b""),
-        (FORM, b"\0\0\0"),
-        (FORM, b"\0\0\0\5four"),
-        (FORM, b"\xff\xff\xff\xffx"),
-        (FORM, b"\0\0\0\1xy"),
-    ],
-)
-def test_unreadable_connection_is_closed_and_the_rest_is_taken(
-    channel: Channel, form: Format, state: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    lost, ours = socket.socketpair()
-    with lost, ours:
-        send(channel.send_end, form, [ours], lambda file: file.write(state))
-    client, whole = socket.socketpair()
-    send_all(channel.send_end, FORM, [(whole, b"whole")])
-    with client:
-        [(server, found)] = receive_all(channel.receive_end, FORM)
-        assert found == b"whole"
-        assert is_served_by(client, server)
-        server.close()
-    [record] = caplog.records
-    assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("closing 1 connection whose state cannot be restored: ")
+def test_discarded_message_closes_its_connections(channel: Channel) -> None:
+    with put(channel) as client:
+        before = os.listdir("/proc/self/fd")
+        discard(channel.receive_end)
+        assert os.listdir("/proc/self/fd") == before
+        assert client.recv(1) == b""
+        with pytest.raises(BlockingIOError):
+            discard(channel.receive_end)
 
 
-def test_huge_state_is_not_read(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("form", [Format(b"test", 2), Format(b"other", 1)])
+def test_message_of_another_format_has_its_connections(channel: Channel, form: Format) -> None:
+    with put(channel, form) as client, pytest.raises(HandoverError, match="format") as error:
+        receive(channel.receive_end, FORM)
+    close([client, *error.value.sockets])
+    assert len(error.value.sockets) == 1
+
+
+def test_earlier_version_can_be_read(channel: Channel) -> None:
+    with put(channel):
+        message = receive(channel.receive_end, Format(b"test", 3, earlier=(1,)))
+        assert message.version == 1
+        assert message.read(read) == b"state"
+        close(message.sockets())
+
+
+def test_state_of_holes_is_not_read(channel: Channel) -> None:
     client, ours = socket.socketpair()
     with client, ours:
         send(channel.send_end, FORM, [ours], lambda file: file.truncate(2**40))
-    assert list(receive_all(channel.receive_end, FORM)) == []
-    assert "the state has holes: 1099511627776 bytes" in caplog.text
+        message = receive(channel.receive_end, FORM)
+        with pytest.raises(HandoverError, match="has holes: 1099511627776 bytes") as error:
+            message.read(read)
+        close(error.value.sockets)
 
 
-def test_other_descriptor_is_closed(channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_descriptor_is_closed(channel: Channel) -> None:
     """Although its state can be read."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        send_all(channel.send_end, FORM, [(listener, b"")])
-    assert list(receive_all(channel.receive_end, FORM)) == []
-    assert "not the expected kind of socket" in caplog.text
+        send(channel.send_end, FORM, [listener], lambda file: file.write(b"state"))
+    message = receive(channel.receive_end, FORM)
+    assert message.read(read) == b"state"
+    with pytest.raises(HandoverError, match="not the expected kind of socket") as error:
+        message.sockets()
+    assert error.value.sockets == []
