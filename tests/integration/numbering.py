@@ -129,8 +129,11 @@ def leave(service: Service, everyone: list[Connection], words: tuple[str, ...]) 
     if "files" in words:
         files = (pipe(b"with"), pipe(b"files"))
         left = [one._replace(files=files) if isinstance(one, Client) else one for one in left]
+    if "pairs" in words:
+        pairs = [(one.client.socket, one.left.state or b"") for one in everyone]
+        assert service.leave(pairs) == []
+        return
     rest = service.leave(left, whole="whole" in words)
-    logging.info("not left: %d", len(rest))
     ended = [Connection(one) for one in rest if isinstance(one, Client)]
     service.end((one.client.socket, one.unsent, one.answer) for one in ended)
 

@@ -101,9 +101,10 @@ def test_slow_reader_loses_nothing(service: Service, log: Path) -> None:
 
 
 def test_listener_name_and_address_are_known_after_restarts(service: Service, log: Path) -> None:
+    """Whether the program leaves what it was given, or only a socket and bytes."""
     client = service.connect()
-    for number in (1, 2, 3):
-        with Numbering(service, log):
+    for number, words in enumerate(([], [], ["pairs"], ["pairs"], []), 1):
+        with Numbering(service, log, *words):
             assert client.ask(b"listener") == b"%d one.socket" % number
 
 
@@ -199,6 +200,7 @@ def test_without_a_store_a_restart_is_a_stop(service: Service, log: Path) -> Non
         assert client.ask(b"one") == b"1 one"
         client.end()
     assert client.read_to_end() == b""
+    assert "for the next process" not in log.read_text()
 
 
 def test_lower_limit_is_told_and_costs_nothing(service: Service, log: Path) -> None:

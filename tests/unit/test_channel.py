@@ -1,5 +1,6 @@
 """Messages with connections and their state, in a channel."""
 
+import errno
 import os
 import socket
 from typing import BinaryIO
@@ -24,6 +25,10 @@ def read(file: BinaryIO, size: int, count: int) -> bytes:
     return file.read()
 
 
+def forbidden(name: str, flags: int) -> int:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def put(channel: Channel, form: Format = FORM, state: bytes = b"state") -> socket.socket:
     """Put a connection into the channel; return its client."""
     client, ours = socket.socketpair()
@@ -44,7 +49,12 @@ def test_message_has_as_many_connections_as_fit(channel: Channel) -> None:
     close(found)
 
 
-def test_copy_leaves_the_message_there(channel: Channel) -> None:
+@pytest.mark.parametrize("has_memfds", [True, False])
+def test_copy_leaves_the_message_there(
+    channel: Channel, *, has_memfds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_memfds:
+        monkeypatch.setattr(os, "memfd_create", forbidden)
     with put(channel) as client:
         for copy in (True, True, False):
             message = receive(channel.receive_end, FORM, copy=copy)

@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from outlive.ending import end
+from outlive.ending import ANSWERS_MAX, end
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -40,7 +40,9 @@ def received(client: socket.socket) -> bytes:
         return file.read()
 
 
-def test_what_is_unsent_arrives(pair: Pair) -> None:
+def test_what_is_unsent_arrives(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the end of file after it, without waiting for the client to close its side first."""
+    monkeypatch.setattr("outlive.ending.LINGER", 10 * TIMEOUT)
     sock, client = pair
     data = bytes(range(256)) * 40_000
     thread = in_thread([(sock, data)], TIMEOUT)
@@ -78,7 +80,14 @@ def test_client_that_never_stops_sending_is_ended(pair: Pair) -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    end([(sock, b"", lambda data: b".")], TIMEOUT)
+    answered = []
+
+    def answer(data: bytes) -> bytes:
+        answered.append(data)
+        return b"."
+
+    end([(sock, b"", answer)], TIMEOUT)
+    assert len(answered) <= ANSWERS_MAX
     sender.join()  # its connection was reset, or it would send for ever
 
 
