@@ -40,7 +40,7 @@ class Library:
         (directory / "lib" / standard.name).symlink_to(standard)
         packages.mkdir()
         (packages / "sitecustomize.py").write_text(LOGS_A_TRACEBACK)
-        for package in (ROOT / "tcpupperd", Path(sdnotify.__file__).parent):
+        for package in (ROOT / "outlive", ROOT / "tcpupperd", Path(sdnotify.__file__).parent):
             (packages / package.name).symlink_to(package)
         self._environment = {
             "PYTHONHOME": directory,
