@@ -93,18 +93,24 @@ def test_health_check_asks_the_service() -> None:
 
 def instruction(name: str) -> str:
     """What follows the name of an instruction."""
-    [found] = re.findall(rf"^{name} (.+)", RECIPE, re.MULTILINE)
-    return str(found)
+    [found] = instructions(name)
+    return found
+
+
+def instructions(name: str) -> list[str]:
+    """The same of an instruction that may come more than once."""
+    return re.findall(rf"^{name} (.+)", RECIPE, re.MULTILINE)
 
 
 @contextmanager
 def running() -> Iterator[Container]:
     """Start the entry point, in a copy of what the recipe copies."""
     with tempfile.TemporaryDirectory() as root:
-        stage, source, target = instruction("COPY").split()
-        assert stage == "--from=build"
         build(Path(f"{root}/build"))
-        shutil.copytree(f"{root}{source}", f"{root}{target}")
+        for copy in instructions("COPY"):
+            stage, source, target = copy.split()
+            assert stage == "--from=build"
+            shutil.copytree(f"{root}{source}", f"{root}{target}")
         subprocess.run(["chmod", "--recursive", "a+rX", root], check=True)
         folder = Path(f"{root}{instruction('WORKDIR')}")
         with subprocess.Popen(

@@ -87,7 +87,9 @@ FILES = (
     "systemd/examples/*",
     "tcpupperd/serving/status.html.in",
 )
-MODULES = sorted(ROOT.glob("tcpupperd/**/*.py"))
+MODULES = sorted(
+    path for name in ("outlive", "tcpupperd") for path in ROOT.glob(f"{name}/**/*.py")
+)
 TEXTS = sorted(
     {*documents(), *(path for files in FILES for path in ROOT.glob(files) if path.is_file())}
 )
