@@ -33,6 +33,7 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 DOCUMENTS = "/usr/share/doc/tcpupperd"
+LIBRARY = "/usr/share/doc/python3-outlive"
 
 pytestmark = pytest.mark.parametrize("release", [*RELEASES, TESTING], indirect=True)
 
@@ -90,10 +91,11 @@ def test_apparmor_profile_is_right(machine: Container) -> None:
 
 def test_links_of_the_documents_lead_somewhere(machine: Container) -> None:
     names = ["README.md", "SECURITY.md", *(name_of(path) for path in ROOT.glob("docs/*.md"))]
-    for document in names:
-        text = machine.run("cat", f"{DOCUMENTS}/{document}")
+    documents = [f"{DOCUMENTS}/{name}" for name in names]
+    for document in (*documents, f"{LIBRARY}/README.md", f"{LIBRARY}/docs/handover.md"):
+        text = machine.run("cat", document)
         found = [link.partition("#")[0] for link in links(text) if "://" not in link]
-        folder = f"{DOCUMENTS}/{document}".rpartition("/")[0]
+        folder = document.rpartition("/")[0]
         machine.run("ls", *(f"{folder}/{path}" for path in found if path))
 
 
