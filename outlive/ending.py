@@ -44,6 +44,8 @@ def end(connections: Iterable[Connection], seconds: float) -> None:
     poll = select.poll()
     open_ones: dict[int, _Ending] = {}
     for sock, unsent, *answer in connections:
+        if sock.fileno() < 0:
+            continue  # it was closed by the program
         sock.setblocking(False)
         open_ones[sock.fileno()] = _Ending(sock, unsent, answer[0] if answer else None)
         poll.register(sock, select.POLLOUT)

@@ -125,5 +125,12 @@ def test_client_that_has_gone_is_no_error(pair: Pair) -> None:
     assert sock.fileno() == -1
 
 
+def test_connection_that_was_closed_already_is_no_error(pair: Pair) -> None:
+    sock, client = pair
+    sock.close()
+    end([(sock, b"to nobody")], TIMEOUT)
+    assert received(client) == b""
+
+
 def test_ending_nothing_takes_no_time() -> None:
     end([], TIMEOUT)
