@@ -56,7 +56,7 @@ def end(connections: Iterable[Connection], seconds: float) -> None:
         wait = min(give_up - now, TICK) if lingers else give_up - now
         ready = [fd for fd, _ in poll.poll(wait * 1000)]
         now = monotonic()
-        late = [fd for fd, one in open_ones.items() if one.may_close(now)]
+        late = {fd for fd, one in open_ones.items() if one.may_close(now)}
         for fd in {*ready, *late}:
             events = 0 if fd in late else open_ones[fd].step(now)
             if events:
