@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from system.build import build_0_1_0, copy_tree, run_offline
+from system.build import both, build_0_1_0, copy_tree, run_offline
 from system.conftest import install
 from system.container import Container, booted
 from system.roots import CROSS, RELEASES, TREE, Root
@@ -86,7 +86,7 @@ def test_upgrade_from_0_1_0_and_back(
     running = [machine.show(unit, "MainPID") for unit in (SERVICE, instance)]
     with pinging(machine) as clients, pinging(machine, "--port=7777") as others:
         machine.write(CONFIGURATION, "wrokers = 1\n")
-        said = machine.run(*INSTALL, f"/mnt/{package.name}")
+        said = machine.run(*INSTALL, *(f"/mnt/{path.name}" for path in both(package)))
         print(said)
         assert f"{SERVICE} keeps running version 0.1.0-1; correct {CONFIGURATION} and" in said
         assert machine.show(SERVICE, "MainPID") == running[0]
