@@ -66,9 +66,9 @@ def record() -> list[tuple[str, str]]:
 
 
 def typed(command: str) -> str:
-    """A command typed at a human pace; the user waits until background commands have ended and
-    the journal has all messages."""
-    return f"{command} sleep 1" if command.endswith("&") else f"{command}; wait; journalctl --sync"
+    """A command typed at a human pace; the user waits until background commands have ended, and
+    until workers have logged what they took over, a second later."""
+    return f"{command} sleep 1" if command.endswith("&") else f"{command}; wait; sleep 2"
 
 
 def draw(session: list[tuple[str, str]]) -> str:

@@ -21,7 +21,8 @@ from integration.service import Service
 from waiting import DEADLINE, until
 
 SETTINGS = "counter.toml"
-PREFIX = b"line "
+#: So long that a client need not be sent hundreds of thousands of lines before it is too slow.
+PREFIX = b"a long prefix, " * 10
 
 
 @dataclass(frozen=True)
