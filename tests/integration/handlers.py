@@ -180,11 +180,13 @@ class Lines(asyncio.Protocol):
             self.reply(line)
 
     async def later(self, line: bytes) -> None:
+        self.transport.pause_reading()
         say("at the gate")
         await gate()
         self.work = None
         self.reply(line)
         self.answer()
+        self.transport.resume_reading()
 
     def reply(self, line: bytes) -> None:
         self.number += 1
