@@ -167,6 +167,7 @@ class Transport:
         self._tail = Tail()
         self.is_leaving = False
         self._flags = self._unsent_max = 0
+        self._unsent: bytes | None = b""  # when the connection was taken; None: not known yet
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asyncio must not find what it could not use, as for TLS
@@ -230,18 +231,33 @@ class Transport:
                 data += more
         return bytes(data)
 
-    def saved(self, state: bytes, unread: bytes) -> _Saved:
-        """What the next process must know."""
-        unsent = self._tail.last(self._transport.get_write_buffer_size())
-        flags = self._flags | _CLOSING * self.is_closing()
-        return _Saved(flags, state, unsent, unread)
+    @property
+    def flags(self) -> int:
+        """What is to be done once everything has been sent."""
+        return self._flags | _CLOSING * self.is_closing()
 
     def take(self) -> socket.socket:
-        """Take the connection away. The transport forgets what is unsent, and closes only its own
-        descriptor."""
+        """Take the connection away. The transport closes only its own descriptor."""
         sock = self._duplicate()
+        self._unsent = self._last()
         self._transport.abort()
+        if self._transport.get_write_buffer_size():
+            self._unsent = None  # uvloop does not forget it, but sends more until `lost`
         return sock
+
+    def lost(self) -> None:
+        """The loop closes the connection now."""
+        if self._unsent is None:
+            self._unsent = self._last()
+
+    @property
+    def unsent(self) -> bytes:
+        """What was unsent when the connection was taken; after `lost`."""
+        assert self._unsent is not None
+        return self._unsent
+
+    def _last(self) -> bytes:
+        return self._tail.last(self._transport.get_write_buffer_size())
 
     def _duplicate(self) -> socket.socket:
         fd = self._transport.get_extra_info("socket").fileno()
@@ -324,11 +340,6 @@ class Writer(asyncio.StreamWriter):
         with self._users.waiting():
             yield
 
-    async def drain(self) -> None:
-        await super().drain()
-        if cast(Transport, self.transport).is_leaving:
-            await asyncio.sleep(0)  # or else a handler that only writes would keep the loop
-
     async def start_tls(self, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError(
             "TLS connections cannot be handed over: let a proxy in front terminate TLS"
@@ -399,6 +410,8 @@ class _Link(asyncio.Protocol):
     def __init__(self, server: _Server, client: Client) -> None:
         self._server = server
         self._paused = False
+        self._taken: tuple[socket.socket, int, bytes, bytes] | None = None
+        self.is_lost = False
         self.protocol: Any = asyncio.Protocol()  # none yet
         self.client = client
         self.saved = _NEW if client.state is None else _Saved.unpack(client.state)
@@ -440,6 +453,8 @@ class _Link(asyncio.Protocol):
         self.transport.trim()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        self.transport.lost()
         self._server.links.discard(self)
         self.protocol.connection_lost(exc)
 
@@ -448,11 +463,26 @@ class _Link(asyncio.Protocol):
         self.transport.leave()
         self.resume_writing()
 
-    def take(self) -> Client:
-        """Take the connection away from the protocol, with all that the next process needs."""
+    def take(self) -> None:
+        """Take the connection away from the protocol. The loop closes its own descriptor soon."""
         self._server.links.discard(self)
-        state = self.save().pack()
-        return self.client._replace(socket=self.transport.take(), state=state)
+        flags = self.transport.flags
+        state, unread = (b"", b"") if self.transport.is_closing() else self.save()
+        self._taken = (self.transport.take(), flags, state, unread)
+
+    @property
+    def left(self) -> Client:
+        """The connection as it is left for the next process; once it `is_lost` to the loop."""
+        assert self._taken
+        sock, flags, state, unread = self._taken
+        saved = _Saved(flags, state, self.transport.unsent, unread)
+        return self.client._replace(socket=sock, state=saved.pack())
+
+    @property
+    def ended(self) -> tuple[socket.socket, bytes]:
+        """The connection and what is unsent, to end it here."""
+        assert self._taken
+        return self._taken[0], self.transport.unsent
 
     # The two kinds
 
@@ -465,7 +495,8 @@ class _Link(asyncio.Protocol):
         """Whether the connection can be taken without losing anything."""
         raise NotImplementedError
 
-    def save(self) -> _Saved:
+    def save(self) -> tuple[bytes, bytes]:
+        """What only the protocol knows: its state, and what it has not read."""
         raise NotImplementedError
 
 
@@ -496,9 +527,8 @@ class _Callbacks(_Link):
     def is_ready(self) -> bool:
         return self.transport.is_closing() or self._state() is not None
 
-    def save(self) -> _Saved:
-        state = b"" if self.transport.is_closing() else self._state()
-        return self.transport.saved(state or b"", b"")
+    def save(self) -> tuple[bytes, bytes]:
+        return self._state() or b"", b""
 
 
 class _Streams(_Link):
@@ -553,13 +583,12 @@ class _Streams(_Link):
             return True
         return self._users.all_wait and (self._order is Order.KEEP or self._reader.at_eof())
 
-    def save(self) -> _Saved:
-        if self._task is None or self.transport.is_closing():
-            return self.transport.saved(b"", b"")
+    def save(self) -> tuple[bytes, bytes]:
         self._writer.handed_over = self._order is Order.KEEP and self.is_ready
-        self._task.cancel()
+        if self._task:
+            self._task.cancel()
         self.transport.pause_reading()
-        return self.transport.saved(self._writer.state, self._reader.unread())
+        return self._writer.state, self._reader.unread()
 
 
 class _Server:
@@ -616,7 +645,7 @@ class _Server:
         finally:
             self._service.ready()
 
-    async def leave(self, order: Order, grace: float) -> tuple[list[Client], list[Client]]:
+    async def leave(self, order: Order, grace: float) -> tuple[list[_Link], list[_Link]]:
         """Take all connections as soon as nothing is lost by that, and the others after `grace`
         seconds. Returns those that can continue, and those that cannot."""
         deadline = self._loop.time() + grace
@@ -624,10 +653,12 @@ class _Server:
             await asyncio.wait(self._pending, timeout=grace)
         for link in list(self.links):
             link.leave(order)
-        ready: list[Client] = []
+        ready: list[_Link] = []
         while await self._take_ready(ready) and self._loop.time() < deadline:
             await asyncio.sleep(INTERVAL)
-        late = [link.take() for link in list(self.links)]
+        late = list(self.links)
+        for link in late:
+            link.take()
         if late:
             log.warning(
                 "closing %s that still had work to do after %s s",
@@ -636,13 +667,16 @@ class _Server:
             )
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=max(0.0, deadline - self._loop.time()))
+        while not all(link.is_lost for link in ready + late):
+            await asyncio.sleep(0)
         return ready, late
 
-    async def _take_ready(self, taken: list[Client]) -> bool:
+    async def _take_ready(self, taken: list[_Link]) -> bool:
         """Take the connections that are ready; return whether there are others."""
         for link in [link for link in self.links if link.is_ready]:
             if link in self.links and link.is_ready:  # still
-                taken.append(link.take())
+                link.take()
+                taken.append(link)
             if len(taken) % CHUNK == 0:  # the transports close their descriptors
                 await asyncio.sleep(0)
         return bool(self.links)
@@ -664,10 +698,11 @@ async def _serve(
         order = await server.order
     finally:
         loop.remove_reader(service)
-    left, ended = await server.leave(order, grace)
+    ready, late = await server.leave(order, grace)
     if order is Order.KEEP:
-        left = service.leave(left)
-    service.end((one.socket, _Saved.unpack(one.state or b"").unsent) for one in left + ended)
+        rest = {client.socket for client in service.leave(link.left for link in ready)}
+        ready = [link for link in ready if link.ended[0] in rest]
+    service.end(link.ended for link in ready + late)
     # The loop resets the handlers of signals when it is closed: the next alarm would be deadly.
     signal.setitimer(signal.ITIMER_REAL, 0)
 
