@@ -587,7 +587,6 @@ class _Streams(_Link):
         self._writer.handed_over = self._order is Order.KEEP and self.is_ready
         if self._task:
             self._task.cancel()
-        self.transport.pause_reading()
         return self._writer.state, self._reader.unread()
 
 

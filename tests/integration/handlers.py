@@ -91,7 +91,10 @@ async def hangs(reader: Reader, writer: Writer) -> None:
     """Answer the first line, and then never continue."""
     writer.write(await reader.readline())
     say("hanging")
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        say(f"handed over: {writer.handed_over}")
 
 
 async def floods(reader: Reader, writer: Writer) -> None:

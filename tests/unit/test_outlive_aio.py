@@ -168,7 +168,7 @@ def test_transport_sends_what_is_not_handed_over(name: str) -> None:
         link.save = lambda: (b"", b"")  # type: ignore[method-assign]
         await loop.connect_accepted_socket(lambda: link, ours)
         link.transport.write(bytes(10**7))
-        link.transport.write(bytes(10**6))
+        link.transport.writelines([bytes(10**6 - 1), bytes(1)])
         link.take()
         while not link.is_lost:
             receive()
@@ -186,6 +186,39 @@ def test_transport_sends_what_is_not_handed_over(name: str) -> None:
         assert received == 11 * 10**6 - unsent
         with taken, pytest.raises(BlockingIOError):  # still connected
             theirs.recv(1)
+
+
+def test_unsent_answers_pause_the_protocol_until_they_are_sent() -> None:
+    """Those of the previous process, too; and they are forgotten then."""
+    events: list[str] = []
+
+    class Recorded(asyncio.Protocol):
+        def pause_writing(self) -> None:
+            events.append("pause")
+
+        def resume_writing(self) -> None:
+            events.append("resume")
+
+    async def send() -> None:
+        loop = asyncio.get_running_loop()
+        saved = _Saved(0, b"", bytes(10**7), b"")
+        link = _Link(cast(Any, SimpleNamespace(links=set())), Client(ours, saved.pack()))
+        link.begin = Recorded  # type: ignore[method-assign]
+        transport, _ = await loop.connect_accepted_socket(lambda: link, ours)
+        assert events == ["pause"]
+        while len(events) < 2:
+            with suppress(BlockingIOError):
+                theirs.recv(10**6)
+            await asyncio.sleep(0)
+        assert events == ["pause", "resume"]
+        assert len(b"".join(link.transport._tail._parts)) <= transport.get_write_buffer_limits()[0]
+        transport.close()
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with theirs:
+        asyncio.run(send())
 
 
 @given(st.lists(DATA), st.integers(1, 5))
