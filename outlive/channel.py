@@ -12,12 +12,15 @@ a socket carries the state, up to the size of its buffer.
 A message names its format. A program that cannot read the state can still close the connections
 cleanly, because the sockets arrive in any case. Messages are not trusted: a malformed one costs
 only its own connections.
+
+A message has one owner, even if a process is killed while it is sending or receiving it: `owner`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import select
@@ -25,6 +28,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
 from io import BytesIO
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -78,6 +82,18 @@ class Format(_Format):
             if not 0 <= number <= VERSION_MAX:
                 raise ValueError(f"version {number} must be from 0 to {VERSION_MAX}")
         return super().__new__(cls, program, version, earlier)
+
+
+class Owner(IntEnum):
+    """The side of a channel that owns the connections in a message. The value is the seal of the
+    message's memfd that says so (fcntl(2)); nothing else ever changes the size of that file."""
+
+    SENDER = fcntl.F_SEAL_GROW  # it has withdrawn the message, in the channel or not
+    RECEIVER = fcntl.F_SEAL_SHRINK
+
+
+class Withdrawn(Exception):  # noqa: N818 (it is not an error)
+    """The sender owns the connections in a message, and will send them again."""
 
 
 class HandoverError(Exception):
@@ -240,9 +256,29 @@ def send(
         os.close(state)
 
 
+def owner(state: int, candidate: Owner) -> Owner:
+    """The owner of the connections in the message with this `state`: the `candidate`, if nothing
+    has asked before.
+
+    A receiver asks before it serves the connections. What is left of a sender that was killed asks
+    if it cannot tell whether the message was sent. Both get the same answer, whichever is killed
+    next: the kernel adds a seal and rejects all others in one step, so that the first one to ask
+    becomes the owner. Without a memfd, the owner cannot be recorded. The receiver then owns the
+    message: connections that are lost are better than connections that two processes serve. It
+    also owns the messages of earlier versions, whose memfd cannot be sealed.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(state, fcntl.F_ADD_SEALS, candidate | fcntl.F_SEAL_SEAL)
+    try:
+        seals: int = fcntl.fcntl(state, fcntl.F_GET_SEALS)
+    except OSError:  # it is not a memfd
+        return Owner.RECEIVER
+    return Owner.SENDER if seals & Owner.SENDER else Owner.RECEIVER
+
+
 def _in_file(name: str, write: Callable[[BinaryIO], object]) -> int:
     """A memfd with what is written."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
             write(file)
@@ -282,9 +318,9 @@ def peek(end: socket.socket) -> int:
 def receive(end: socket.socket, form: Format, *, copy: bool = False) -> Message:
     """Take one message out of a channel, or a `copy`, which leaves it there.
 
-    Raises BlockingIOError if there is no message, EOFError if none can ever arrive, and
-    HandoverError if it has another format. If there is no room for the descriptors in a copy,
-    raises OSError (EMFILE).
+    Raises BlockingIOError if there is no message, EOFError if none can ever arrive, HandoverError
+    if it has another format, and Withdrawn if its sender owns it. A copy does not tell who owns
+    it; if there is no room for its descriptors, raises OSError (EMFILE).
     """
     data, files, flags = _receive_message(end, socket.MSG_PEEK if copy else 0)
     if copy and flags & socket.MSG_CTRUNC:
@@ -297,6 +333,10 @@ def receive(end: socket.socket, form: Format, *, copy: bool = False) -> Message:
         version = _check_greeting(data, len(files), flags, form)
     except (ValueError, struct.error) as error:
         raise HandoverError(str(error), _as_sockets(files)) from None
+    if not copy and owner(files[0], Owner.RECEIVER) is not Owner.RECEIVER:
+        for fd in files:
+            os.close(fd)
+        raise Withdrawn
     return Message(version, files[0], files[1:])
 
 

@@ -89,9 +89,13 @@ def send(end: socket.socket, connections: Sequence[Connection]) -> None:
 
 def receive(end: socket.socket, max_line: int) -> list[Connection]:
     """Take the connections of one message out of a channel; `max_line` is the largest with which
-    any of them may have been served. Raises what `channel.receive` raises, and HandoverError if
-    the state of a connection is invalid."""
-    message = channel.receive(end, FORMAT)
+    any of them may have been served. There are none if the message was withdrawn. Raises what
+    `channel.receive` raises otherwise, and HandoverError if the state of a connection is
+    invalid."""
+    try:
+        message = channel.receive(end, FORMAT)
+    except channel.Withdrawn:
+        return []
     records = message.read(partial(_read_all, Limits.of(message.version, max_line)))
     sockets = message.sockets([family for family, _, _ in records])
     return [
