@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpupperd.host import channel as channels
-from tcpupperd.host.channel import Channel, Format, Owner, Withdrawn, owner, receive_all, send_all
+from outlive import channel as channels
+from outlive.channel import (
+    Channel,
+    Format,
+    Owner,
+    Withdrawn,
+    owner,
+)
 from tcpupperd.processes.connection_format import FORMAT, Connection, send
 from unit.channels import is_served_by, receive_from
 
@@ -64,21 +70,24 @@ def asking(message: int, start: int, begin: int, answer: int, candidate: Owner) 
     raise AssertionError
 
 
-def send_with_state(channel: Channel, sockets: list[socket.socket]) -> int:
+def send_with_state(channel: Channel, sockets: list[socket.socket], form: Format = FORM) -> int:
     """Put a message without records into the channel; return its state."""
-    kept = []
-    channels.send(channel.send_end, FORM, sockets, lambda file: kept.append(os.dup(file.fileno())))
+    kept: list[int] = []
+    channels.send(channel.send_end, form, sockets, lambda file: kept.append(os.dup(file.fileno())))
     return kept[0]
+
+
+def withdraw(state: int) -> None:
+    assert owner(state, Owner.SENDER) is Owner.SENDER
+    os.close(state)
 
 
 def test_withdrawn_message_is_not_received_and_costs_no_connection(channel: Channel) -> None:
     client, server = socket.socketpair()
-    state = send_with_state(channel, [server])
-    assert owner(state, Owner.SENDER) is Owner.SENDER
+    withdraw(send_with_state(channel, [server]))
     with pytest.raises(Withdrawn):
         channels.receive(channel.receive_end, FORM)
     assert is_served_by(client, server)
-    os.close(state)
     client.close()
     server.close()
 
@@ -97,34 +106,19 @@ def test_message_that_was_received_cannot_be_withdrawn(channel: Channel) -> None
 
 
 def test_messages_after_a_withdrawn_one_are_received(channel: Channel) -> None:
-    with socket.socketpair()[0] as server:
-        state = send_with_state(channel, [server])
-    owner(state, Owner.SENDER)
-    os.close(state)
+    """A withdrawn one brings no connections to a worker."""
     client, server = socket.socketpair()
-    send_all(channel.send_end, FORM, [(server, b"whole")])
-    [(received, found)] = receive_all(channel.receive_end, FORM)
-    assert found == b"whole"
-    with client, received:
-        assert is_served_by(client, received)
-
-
-def test_withdrawn_message_brings_no_connections(channel: Channel) -> None:
-    """A worker receives it as it receives one with connections."""
-    kept = []
-    with socket.socketpair()[0] as server:
-        channels.send(
-            channel.send_end, FORMAT, [server], lambda file: kept.append(os.dup(file.fileno()))
-        )
-    owner(kept[0], Owner.SENDER)
-    os.close(kept[0])
-    assert receive_from(channel) == []
+    with client, server:
+        withdraw(send_with_state(channel, [server], FORMAT))
+        send(channel.send_end, [Connection(server, "")])
+        assert receive_from(channel) == []
+        (received,) = receive_from(channel)
+        with received.socket:
+            assert is_served_by(client, received.socket)
 
 
 @pytest.mark.parametrize("candidate", Owner)
-def test_message_of_an_earlier_version_is_the_receivers(
-    no_leak: None, candidate: Owner
-) -> None:
+def test_message_of_an_earlier_version_is_the_receivers(no_leak: None, candidate: Owner) -> None:
     """Nothing outlives the sender, and the memfd cannot be sealed."""
     state = os.memfd_create("state", os.MFD_CLOEXEC)
     assert owner(state, candidate) is Owner.RECEIVER
