@@ -38,6 +38,7 @@ class Model:
     has_settings: bool = False
     keeps_connections: bool = False
     may_log: str = ""  # while no descriptors are left
+    falls_back: str = ".*counter.toml: .*; using the last good one\n"  # what it logs then
 
     def write(self, folder: Path) -> Path:
         """Write its files, with paths of the test's own and any free port; return the program."""
@@ -78,6 +79,24 @@ def of_the_tutorial() -> list[Model]:
     return models
 
 
+def with_the_library() -> Model:
+    """The tutorial's program on `outlive`."""
+    *_, files = versions((ROOT / "docs/tutorial.md").read_text())
+    name = "asyncio_counter.py"
+    return Model(
+        "tutorial-outlive",
+        {name: files[name]},
+        memoryview(b"\n" * 8_000_000),
+        counted(PREFIX),
+        notifies=True,
+        is_activated=True,
+        has_settings=True,
+        keeps_connections=True,
+        may_log="(new clients wait: .*\n)*",
+        falls_back=".*counter.toml: .*\n(.*last good.*\n)*",
+    )
+
+
 def of_the_readme() -> Model:
     """The server that it embeds, in a program that does nothing else."""
     (example,) = (
@@ -91,7 +110,7 @@ def of_the_readme() -> Model:
     return Model("readme", {"embedding.py": text}, many_lines(), bytes.upper, may_log=at_limit)
 
 
-MODELS = [of_the_readme(), *of_the_tutorial()]
+MODELS = [of_the_readme(), *of_the_tutorial(), with_the_library()]
 
 
 class Running:

@@ -123,7 +123,7 @@ def test_programs_are_clean(tmp_path: Path) -> None:
         check(sys.executable, "-m", "ruff", "format", config, "--diff", tmp_path)
         config = f"--config-file={ROOT / 'pyproject.toml'}"
         check(sys.executable, "-m", "mypy", config, *tmp_path.glob("*.py"))
-    assert list(programs) == ["server.py", "counter.py"]
+    assert list(programs) == ["server.py", "counter.py", "asyncio_counter.py"]
 
 
 def test_finished_files_are_those_of_the_last_step() -> None:
