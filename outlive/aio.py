@@ -51,7 +51,6 @@ import asyncio
 import inspect
 import logging
 import os
-import signal
 import socket
 import struct
 import sys
@@ -702,8 +701,6 @@ async def _serve(
         rest = {client.socket for client in service.leave(link.left for link in ready)}
         ready = [link for link in ready if link.ended[0] in rest]
     service.end(link.ended for link in ready + late)
-    # The loop resets the handlers of signals when it is closed: the next alarm would be deadly.
-    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _tracked(task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:

@@ -4,6 +4,7 @@ With SOAK=1, there are 2,000 connections and more restarts, and what the clients
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,9 +85,11 @@ def restart(machine: Container, name: str) -> None:
     assert main_pid(machine, name) not in ("0", before)
 
 
-def complaints(machine: Container, name: str) -> str:
-    """What the service and systemd found worth a warning."""
-    return machine.journal(f"--unit={name}.service", "--priority=warning")
+def complaints(machine: Container, name: str) -> list[str]:
+    """What the service has logged besides its restarts."""
+    lines = machine.journal("--output=cat", f"_SYSTEMD_UNIT={name}.service").splitlines()
+    usual = re.compile(r"left \d+ connections? for the next process")
+    return [line for line in lines if not usual.fullmatch(line)]
 
 
 def test_restarts(counter: Container, name: str, nothing_is_lost: Callable[..., None]) -> None:
@@ -96,7 +99,7 @@ def test_restarts(counter: Container, name: str, nothing_is_lost: Callable[..., 
             load.go_on()
         nothing_is_lost(load)
     assert counter.show(f"{name}.service", "NFileDescriptorStore") in ("3", "4")
-    assert complaints(counter, name) == ""
+    assert complaints(counter, name) == []
 
 
 def test_restarts_without_a_pause(
