@@ -164,7 +164,7 @@ class Transport:
         self._transport = transport
         self._link = link
         self._tail = Tail()
-        self.is_leaving = False
+        self.is_leaving = self._is_taken = False
         self._flags = self._unsent_max = 0
         self._unsent: bytes | None = b""  # when the connection was taken; None: not known yet
 
@@ -174,6 +174,8 @@ class Transport:
         return getattr(self._transport, name)
 
     def write(self, data: Data) -> None:
+        if self._is_taken:  # from a handler that still has something to say
+            return
         self._transport.write(data)
         self._tail.wrote(data, self._transport.get_write_buffer_size)
         if self.is_leaving and self._transport.get_write_buffer_size() > self._unsent_max:
@@ -183,8 +185,9 @@ class Transport:
         self.write(b"".join(data))
 
     def write_eof(self) -> None:
-        self._flags |= _ENDED
-        self._transport.write_eof()
+        if not self._is_taken:
+            self._flags |= _ENDED
+            self._transport.write_eof()
 
     def close(self) -> None:
         self._flags |= _CLOSING
@@ -238,6 +241,7 @@ class Transport:
     def take(self) -> socket.socket:
         """Take the connection away. The transport closes only its own descriptor."""
         sock = self._duplicate()
+        self._is_taken = True
         self._unsent = self._last()
         self._transport.abort()
         if self._transport.get_write_buffer_size():
@@ -465,9 +469,19 @@ class _Link(asyncio.Protocol):
     def take(self) -> None:
         """Take the connection away from the protocol. The loop closes its own descriptor soon."""
         self._server.links.discard(self)
+        state = unread = b""
+        if not self.transport.is_closing():
+            try:
+                state, unread = self.save()
+            except Exception:
+                self.close()
         flags = self.transport.flags
-        state, unread = (b"", b"") if self.transport.is_closing() else self.save()
         self._taken = (self.transport.take(), flags, state, unread)
+
+    def close(self) -> None:
+        """Close the connection, because of the exception that is being handled."""
+        log.exception("closing a connection that cannot be handed over")
+        self.transport.close()
 
     @property
     def left(self) -> Client:
@@ -524,10 +538,14 @@ class _Callbacks(_Link):
 
     @property
     def is_ready(self) -> bool:
-        return self.transport.is_closing() or self._state() is not None
+        try:
+            return self.transport.is_closing() or self._state() is not None
+        except Exception:
+            self.close()
+            return True
 
     def save(self) -> tuple[bytes, bytes]:
-        return self._state() or b"", b""
+        return b"".join([self._state() or b""]), b""  # TypeError, unless it is bytes
 
 
 class _Streams(_Link):
@@ -586,7 +604,7 @@ class _Streams(_Link):
         self._writer.handed_over = self._order is Order.KEEP and self.is_ready
         if self._task:
             self._task.cancel()
-        return self._writer.state, self._reader.unread()
+        return b"".join([self._writer.state]), self._reader.unread()  # TypeError, unless bytes
 
 
 class _Server:
@@ -650,7 +668,10 @@ class _Server:
         if self._pending:
             await asyncio.wait(self._pending, timeout=grace)
         for link in list(self.links):
-            link.leave(order)
+            try:
+                link.leave(order)
+            except Exception:  # of a protocol
+                link.close()
         ready: list[_Link] = []
         while await self._take_ready(ready) and self._loop.time() < deadline:
             await asyncio.sleep(INTERVAL)

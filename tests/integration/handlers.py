@@ -141,7 +141,7 @@ async def tells(reader: Reader, writer: Writer) -> None:
     """Tell whether the connection is handed over."""
     try:
         while line := await reader.readline():
-            writer.write(line)
+            writer.write(CHUNK * 128 if line == b"long\n" else line)
     finally:
         say(f"handed over: {writer.handed_over}")
         writer.write(b"lost")
@@ -215,6 +215,22 @@ class Buffered(asyncio.BufferedProtocol):
         self.lines.data_received(bytes(self.buffer[:nbytes]))
 
 
+async def strings(reader: Reader, writer: Writer) -> None:
+    """Use a state that is no bytes."""
+    while line := await reader.readline():
+        writer.state = line.decode() if line == b"string\n" else line  # type: ignore[assignment]
+        writer.write(line)
+
+
+class Silent(Lines):
+    """Cannot tell its state if its client says so."""
+
+    def state(self) -> bytes | None:
+        if self.number > 1:
+            raise RuntimeError("no state")
+        return super().state()
+
+
 class Broken(Lines):
     """Fails if a client has a state."""
 
@@ -228,8 +244,13 @@ class Broken(Lines):
 
 
 HANDLERS = (lines, paced, frames, whole, pushes, both, hangs, floods, counts)
-HANDLERS += (closes, half_closes, tells, upgrades)  # type: ignore[assignment]
-PROTOCOLS: dict[str, Any] = {"protocol": Lines, "buffered": Buffered, "broken": Broken}
+HANDLERS += (closes, half_closes, tells, upgrades, strings)  # type: ignore[assignment]
+PROTOCOLS: dict[str, Any] = {
+    "protocol": Lines,
+    "buffered": Buffered,
+    "broken": Broken,
+    "silent": Silent,
+}
 
 
 async def reload() -> None:

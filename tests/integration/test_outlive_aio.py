@@ -277,6 +277,28 @@ def test_handler_can_tell_a_restart_from_the_end(run: Run) -> None:
         says(manager, "handed over: False")
 
 
+def test_last_words_of_an_interrupted_handler_go_nowhere(run: Run) -> None:
+    with run("tells") as manager, client(manager, 2**15) as one:
+        one.sendall(b"long\n")
+        assert one.recv(1) == b"x"
+        manager.restart()
+        says(manager, "handed over: True")
+        one.sendall(b"a\n")
+        assert read(one, 2**23 + 1) == b"x" * (2**23 - 1) + b"a\n"
+
+
+@pytest.mark.parametrize("name", ["strings", "silent"])
+def test_state_that_cannot_be_told_costs_its_own_connection(run: Run, name: str) -> None:
+    with run(name) as manager, client(manager) as one, client(manager) as other:
+        assert ask(one, b"a\n")
+        assert ask(one, b"string\n")
+        assert ask(other, b"a\n")
+        manager.restart()
+        assert read(one, 1) == b""
+        assert ask(other, b"b\n").endswith(b"b\n")
+        says(manager, "closing a connection that cannot be handed over")
+
+
 def test_client_that_resets_is_no_error(run: Run) -> None:
     with run("lines") as manager, client(manager) as one:
         assert ask(one, b"a\n") == b"1 a\n"
