@@ -96,6 +96,33 @@ class Withdrawn(Exception):  # noqa: N818 (it is not an error)
     """The sender owns the connections in a message, and will send them again."""
 
 
+class Notes:
+    """Notes about the message that a process is sending or receiving. These are none;
+    `tcpupperd.host.in_flight` has some that survive the process."""
+
+    def sending(self, state: int, connections: Sequence[int]) -> None:
+        """A message with this state and these connections is about to be sent."""
+
+    def sent(self) -> None:
+        """It was sent."""
+
+    def receiving(self) -> None:
+        """A message is about to be received."""
+
+    def received(self, state: int, connections: Sequence[int]) -> None:
+        """It was received, with this state and these connections."""
+
+    def close_state(self, state: int) -> None:
+        """The state was read: close it, at the latest when `done`."""
+        os.close(state)
+
+    def done(self) -> None:
+        """The connections were closed, or are served, or there was no message."""
+
+
+NO_NOTES = Notes()
+
+
 class HandoverError(Exception):
     """The state of some connections cannot be read; only their `sockets` are left."""
 
@@ -236,22 +263,29 @@ def send(
     form: Format,
     sockets: Sequence[HasFileno],
     write: Callable[[BinaryIO], object],
+    notes: Notes = NO_NOTES,
 ) -> None:
     """Put up to `BATCH` connections into a channel; `write` writes their state to a file. It is
     called again, with another file, if the first one cannot be written.
 
-    The sockets stay open here: close them, but do not shut them down. Raises BlockingIOError if
-    the channel is full, and OSError if too many descriptors are in flight (ETOOMANYREFS: the limit
-    is the sender's RLIMIT_NOFILE), or if the state cannot be stored anywhere.
+    The sockets stay open here: close them, but do not shut them down, and then the notes are
+    `done`. Raises BlockingIOError if the channel is full, and OSError if too many descriptors are
+    in flight (ETOOMANYREFS: the limit is the sender's RLIMIT_NOFILE), or if the state cannot be
+    stored anywhere.
     """
     try:
         state = _in_file(f"{form.program.decode()}-connections", write)
     except OSError as error:
         state = _in_socket(write, error)
     try:
-        files = [state, *(one.fileno() for one in sockets)]
+        connections = [one.fileno() for one in sockets]
         greeting = GREETING.pack(form.program, form.version, len(sockets))
-        _send_message(end, greeting, files)
+        notes.sending(state, connections)
+        _send_message(end, greeting, [state, *connections])
+        notes.sent()
+    except BaseException:
+        notes.done()
+        raise
     finally:
         os.close(state)
 
@@ -315,29 +349,39 @@ def peek(end: socket.socket) -> int:
     return min(int(count), BATCH)
 
 
-def receive(end: socket.socket, form: Format, *, copy: bool = False) -> Message:
-    """Take one message out of a channel, or a `copy`, which leaves it there.
+def receive(
+    end: socket.socket, form: Format, notes: Notes = NO_NOTES, *, copy: bool = False
+) -> Message:
+    """Take one message out of a channel, or a `copy`, which leaves it there. The notes are `done`
+    once its connections are served.
 
     Raises BlockingIOError if there is no message, EOFError if none can ever arrive, HandoverError
     if it has another format, and Withdrawn if its sender owns it. A copy does not tell who owns
     it; if there is no room for its descriptors, raises OSError (EMFILE).
     """
-    data, files, flags = _receive_message(end, socket.MSG_PEEK if copy else 0)
-    if copy and flags & socket.MSG_CTRUNC:
-        for fd in files:
-            os.close(fd)
-        raise no_room()
-    if not data and not files and _polled(end, select.POLLRDHUP):
-        raise EOFError
+    notes.receiving()
     try:
+        data, files, flags = _receive_message(end, socket.MSG_PEEK if copy else 0)
+        if copy and flags & socket.MSG_CTRUNC:
+            for fd in files:
+                os.close(fd)
+            raise no_room()
+        if not data and not files and _polled(end, select.POLLRDHUP):
+            raise EOFError
         version = _check_greeting(data, len(files), flags, form)
     except (ValueError, struct.error) as error:
+        notes.done()
         raise HandoverError(str(error), _as_sockets(files)) from None
+    except (OSError, MemoryError, EOFError):
+        notes.done()
+        raise
+    notes.received(files[0], files[1:])
     if not copy and owner(files[0], Owner.RECEIVER) is not Owner.RECEIVER:
         for fd in files:
             os.close(fd)
+        notes.done()
         raise Withdrawn
-    return Message(version, files[0], files[1:])
+    return Message(version, files[0], files[1:], notes)
 
 
 def no_room() -> OSError:
@@ -355,10 +399,13 @@ class Message:
     """A message taken out of a channel: call `read`, then `sockets` or `files`. Until both were
     called, nothing owns the descriptors. `version` is the version of its format."""
 
-    def __init__(self, version: int, state: int, connections: list[int]) -> None:
+    def __init__(
+        self, version: int, state: int, connections: list[int], notes: Notes = NO_NOTES
+    ) -> None:
         self.version = version
         self._state = state
         self._connections = connections
+        self._notes = notes
 
     def read(self, parse: Callable[[BinaryIO, int, int], T]) -> T:
         """The state, as parsed by `parse`, which receives the file, its size, and the number of
@@ -372,9 +419,10 @@ class Message:
                 file.seek(0)
                 result = parse(file, size, len(self._connections))
         except (ValueError, struct.error, OSError, MemoryError) as error:
+            self._notes.done()
             sockets = _as_sockets([self._state, *self._connections])
             raise HandoverError(_reason(error), sockets) from None
-        os.close(self._state)
+        self._notes.close_state(self._state)
         return result
 
     def sockets(self, families: Iterable[int] = ()) -> list[socket.socket]:
@@ -387,6 +435,7 @@ class Message:
         sockets = _as_sockets(self._connections, families)
         all_are = len(sockets) == len(self._connections)
         if not (all_are and all(_option(one, socket.SO_DOMAIN) == one.family for one in sockets)):
+            self._notes.done()
             raise HandoverError("a descriptor is not the expected kind of socket", sockets)
         return sockets
 

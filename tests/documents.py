@@ -124,7 +124,11 @@ ON_INSTALLED = ("docs/handover.md", "docs/operating.md", "outlive/README.md")
 WITH_BALANCERS = "docs/lab.md"
 
 #: The parts of the README that it runs there; test_readme.py runs the others.
-README_ON_INSTALLED = ("See it survive a restart", "See it in the journal")
+README_ON_INSTALLED = (
+    "See it survive a restart",
+    "See it survive kill -9",
+    "See it in the journal",
+)
 README_ELSEWHERE = ("Run it", "Install it", "Development")
 
 

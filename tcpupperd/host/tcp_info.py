@@ -3,20 +3,28 @@ socket when it moves to another process."""
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
 import sys
+from termios import FIONREAD
 from typing import NamedTuple
+
+from outlive.send_queue import send_queue
 
 #: From asm-generic/socket.h; Python's socket module lacks it.
 SO_COOKIE = 57
 
-#: The state of a connection whose client has closed its side, from linux/tcp_states.h.
-CLOSE_WAIT = 8
+#: States of a connection, from linux/tcp_states.h. In CLOSE_WAIT, the client has closed its side;
+#: in CLOSE, the connection has failed.
+ESTABLISHED, CLOSE, CLOSE_WAIT = 1, 7, 8
 
 #: Fields of `struct tcp_info` in linux/tcp.h: the state at offset 0, the bytes received at 128,
 #: not sent yet at 144, sent at 200, and retransmitted at 208.
 _TRAFFIC = struct.Struct("=B127xQ8xI52xQQ")
+
+#: The state; milliseconds since data was last sent and received; bytes acknowledged and received.
+_COUNTS = struct.Struct("=B43xI4xI64xQQ")
 
 #: For a listening socket: the length of the accept queue (tcpi_unacked), its limit (tcpi_sacked).
 _QUEUE = struct.Struct("=24x2I")
@@ -49,6 +57,35 @@ def traffic(one: socket.socket, *, eof: bool) -> Traffic:
     state, received, waiting, sent, again = _read(one, _TRAFFIC)
     # The kernel counts the client's FIN as a byte.
     return Traffic(received - (eof or state == CLOSE_WAIT), sent - again + waiting)
+
+
+class Counts(NamedTuple):
+    """What processes have received and sent over a connection."""
+
+    state: int
+    consumed: int  # bytes that processes have received
+    written: int  # bytes that they have sent, acknowledged or not
+    idle: float  # seconds since data arrived or was sent
+
+
+def counts(one: socket.socket) -> Counts:
+    """What processes have received and sent, exactly, for a connection that was accepted.
+
+    Not tcpi_bytes_sent less tcpi_bytes_retrans: a retransmission that fails is in only one of
+    them. What is acknowledged and what is not yet add up to what was sent (tcp_snd_una_update and
+    tcp_ioctl in net/ipv4 of Linux 6.1). Raises OSError if it is another kind of socket.
+    """
+    before = None
+    while True:
+        state, sent_ago, received_ago, acked, received = _read(one, _COUNTS)
+        if (state, acked, received) == before:
+            break
+        before = state, acked, received
+        unread = int.from_bytes(fcntl.ioctl(one, FIONREAD, bytes(4)), sys.byteorder)
+        unacked = send_queue(one)
+    # The kernel counts the client's FIN as a byte (tcp_rcv_nxt_update), but not as unread.
+    consumed = received - unread - (state != ESTABLISHED)
+    return Counts(state, consumed, acked + unacked, min(sent_ago, received_ago) / 1000)
 
 
 def time_in_queue(connection: socket.socket) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
@@ -77,31 +77,59 @@ class Connection(NamedTuple):
 Record = tuple[int, object, State]
 
 
-def send(end: socket.socket, connections: Sequence[Connection]) -> None:
+def send(
+    end: socket.socket,
+    connections: Sequence[Connection],
+    notes: channel.Notes = channel.NO_NOTES,
+) -> None:
     """Put up to `BATCH` connections into a channel; raises what `channel.send` raises."""
 
     def write(file: BinaryIO) -> None:
         for connection in connections:
             _pack(file, connection)
 
-    channel.send(end, FORMAT, [connection.socket for connection in connections], write)
+    channel.send(end, FORMAT, [connection.socket for connection in connections], write, notes)
 
 
-def receive(end: socket.socket, max_line: int) -> list[Connection]:
+def receive(
+    end: socket.socket, max_line: int, notes: channel.Notes = channel.NO_NOTES
+) -> list[Connection]:
     """Take the connections of one message out of a channel; `max_line` is the largest with which
     any of them may have been served. There are none if the message was withdrawn. Raises what
     `channel.receive` raises otherwise, and HandoverError if the state of a connection is
     invalid."""
     try:
-        message = channel.receive(end, FORMAT)
+        message = channel.receive(end, FORMAT, notes)
     except channel.Withdrawn:
         return []
-    records = message.read(partial(_read_all, Limits.of(message.version, max_line)))
+    return _connections(message, partial(_read_all, Limits.of(message.version, max_line)))
+
+
+def recover(state: int, descriptors: Sequence[int], max_line: int) -> list[Connection]:
+    """The connections of a message whose receiver was killed, from the descriptors of its state
+    and of the connections. Raises HandoverError if the state of a connection is invalid."""
+    message = channel.Message(VERSION, state, list(descriptors), channel.NO_NOTES)
+    return _connections(message, partial(_read_any, max_line))
+
+
+def _connections(
+    message: channel.Message, read: Callable[[BinaryIO, int, int], list[Record]]
+) -> list[Connection]:
+    records = message.read(read)
     sockets = message.sockets([family for family, _, _ in records])
     return [
         Connection(one, address, state)
         for one, (_, address, state) in zip(sockets, records, strict=True)
     ]
+
+
+def _read_any(max_line: int, file: BinaryIO, size: int, count: int) -> list[Record]:
+    """The records of the connections in a message of unknown version."""
+    try:
+        return _read_all(Limits.of(VERSION, max_line), file, size, count)
+    except ValueError:
+        file.seek(0)
+        return _read_all(Limits.of(1, max_line), file, size, count)
 
 
 def _pack(file: BinaryIO, connection: Connection) -> None:

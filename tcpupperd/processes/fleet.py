@@ -18,14 +18,15 @@ from tcpupperd.events import Event, Extra, fields
 from tcpupperd.processes import signals
 from tcpupperd.processes.backoff import Backoff
 from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.keepers import Keepers
 from tcpupperd.processes.orders import Order
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
 from tcpupperd.processes.watchdog import Watchdog
 from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import (
+    KEEPER,
     LONGEST_LINE,
     OPEN,
-    WORKER_DIED,
     WORKERS_DIED_EXIT,
     WORKERS_DIED_HUNG,
     WORKERS_DIED_KILL_TIMEOUT,
@@ -60,12 +61,17 @@ class Fleet:
         self._scoreboard = scoreboard
         self._work = work
         self._workers: dict[int, WorkerProcess] = {}
+        self._keepers = Keepers(scoreboard)  # of workers that have died
         self._generation: Generation | None = None
         self._watchdog = Watchdog(watchdog_interval)
         self.backoff = Backoff()
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    def __bool__(self) -> bool:
+        """Whether there is a worker, or a keeper of one."""
+        return bool(self._workers or self._keepers)
 
     def serve(self, generation: Generation | None, *, after_failure: bool = False) -> None:
         """From now on, keep the workers of this generation running; None to start no more. With
@@ -99,7 +105,7 @@ class Fleet:
         """The time at which something is due."""
         retry = self.backoff.retry_at if self.missing else math.inf
         deadlines = (worker.kill_at for worker in self._workers.values())
-        return min(retry, self._watchdog.check_at, *deadlines)
+        return min(retry, self._watchdog.check_at, self._keepers.next_wake, *deadlines)
 
     def _current(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if self._is_current(worker)]
@@ -174,19 +180,24 @@ class Fleet:
         """Reap all children that have exited. Those that were workers of the generation and were
         not accepting connections yet are failures. As process 1 of a container, the supervisor may
         also have children that it did not start."""
-        while self._workers:
+        while self:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 break
-            dead = self._workers.pop(pid, None)
-            if dead and (failure := self._handle_exit(dead, os.waitstatus_to_exitcode(status))):
-                yield failure
+            if dead := self._workers.pop(pid, None):
+                if failure := self._handle_exit(dead, os.waitstatus_to_exitcode(status)):
+                    yield failure
+            elif not self._keepers.reaped(pid):
+                self._replace_keeper(pid)
+
+    def _replace_keeper(self, pid: int) -> None:
+        for worker in self._workers.values():
+            if worker.slot.numbers[KEEPER] == pid:
+                worker.replace_keeper()
 
     def _handle_exit(self, dead: WorkerProcess, status: int) -> Failure | None:
-        healthy, accepting, lost = dead.is_healthy, dead.is_accepting, dead.slot.numbers[OPEN]
-        dead.close()
-        self._scoreboard.release(dead.slot)
-        self._scoreboard.count(WORKER_DIED, lost)
+        healthy, accepting, left = dead.is_healthy, dead.is_accepting, dead.slot.numbers[OPEN]
+        kept = self._keepers.leave(dead, status)
         if dead.order:
             log.debug("worker %d has exited", dead.pid, extra=fields(TCPUPPERD_WORKER=dead.pid))
             return None
@@ -199,8 +210,8 @@ class Fleet:
             return self._failed(f"{what} before it could accept connections", extra)
         if healthy:
             self.backoff.reset()
-            connections = counted(lost, "connection")
-            log.warning("%s; %s lost, starting a replacement", what, connections, extra=extra)
+            what += f"; {counted(left, 'connection')} {'left to its keeper' if kept else 'lost'}"
+            log.warning("%s, starting a replacement", what, extra=extra)
         else:
             self.log_failure(self._failed(f"{what} before it had served a client", extra))
         return None
@@ -235,6 +246,7 @@ class Fleet:
         if the supervisor closes its own because it exits, this is an order to the workers."""
         for worker in self._workers.values():
             worker.close()
+        self._keepers.close()
 
     def kill_all(self) -> None:
         """Kill all workers."""
@@ -242,7 +254,8 @@ class Fleet:
             self._kill_late(worker)
 
     def kill_late(self) -> None:
-        """Kill the workers that have not exited by their deadline."""
+        """Kill the workers and keepers that have not exited by their deadline."""
+        self._keepers.act()
         for worker in self._workers.values():
             if worker.kill_at <= monotonic():
                 self._kill_late(worker)

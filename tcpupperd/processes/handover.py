@@ -14,7 +14,7 @@ import math
 import select
 import socket
 
-from outlive.channel import HandoverError, peek
+from outlive.channel import NO_NOTES, HandoverError, Notes, peek
 from outlive.remedies import remedy
 from outlive.send_queue import send_queue
 from tcpupperd.address import SERVICES
@@ -70,12 +70,18 @@ class Sender:
     """Puts the connections of a server into the channel."""
 
     def __init__(
-        self, server: UpperServer, end: socket.socket, scoreboard: Scoreboard, capacity: Capacity
+        self,
+        server: UpperServer,
+        end: socket.socket,
+        scoreboard: Scoreboard,
+        capacity: Capacity,
+        notes: Notes = NO_NOTES,
     ) -> None:
         self._server = server
         self._end = end
         self._scoreboard = scoreboard
         self._capacity = capacity
+        self._notes = notes
         self._size = 0  # connections per message
         self._sent = 0
         self._wait = False
@@ -128,7 +134,7 @@ class Sender:
         as several, and leave out those for which even that fails. Raises OSError if the channel
         has no room at the moment."""
         try:
-            connection_format.send(self._end, [self._packed(one) for one in batch])
+            connection_format.send(self._end, [self._packed(one) for one in batch], self._notes)
         except (OSError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EPIPE):
                 raise
@@ -149,9 +155,11 @@ class Sender:
         for connection in batch:
             self._server.connections.remove(connection)
             connection.socket.close()
+            self._server.tally.ledger.forget(connection.fd)
             if self._server.tally.debug:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: handed over after %s", connection, lines)
+        self._notes.done()
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(HANDED_OVER_OUT, len(batch))
         self._sent += len(batch)
@@ -195,10 +203,12 @@ class Receiver:
         channel: tuple[socket.socket, socket.socket],
         scoreboard: Scoreboard,
         capacity: Capacity,
+        notes: Notes = NO_NOTES,
     ) -> None:
         self._server = server
         self._send_end, self._end = channel
         self._scoreboard = scoreboard
+        self._notes = notes
         self._fairness = Fairness(scoreboard, server.config.worker_count)
         self._capacity = capacity
         self._polled = False
@@ -271,7 +281,7 @@ class Receiver:
         # Count them before they leave the channel: they must not be missed in `excess`.
         self._server.tally.numbers[OPEN] = len(self._server.connections) + size
         try:
-            connections = connection_format.receive(self._end, self._longest_line())
+            connections = connection_format.receive(self._end, self._longest_line(), self._notes)
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()
@@ -290,8 +300,11 @@ class Receiver:
         except EOFError:
             self._report_hang_up()
             return
-        for connection in self._without_strange(connections):
-            self._take_over(connection)
+        # All of them, before anything of this message is served.
+        added = [self._add(one) for one in self._without_strange(connections)]
+        self._notes.done()
+        for connection in filter(None, added):
+            self._server.connections.attempt(Connection.resume, connection)
         self._server.tally.numbers[OPEN] = len(self._server.connections)
         self._server.tally.add(HANDED_OVER_IN, len(connections))
         self._received += len(connections)
@@ -351,8 +364,8 @@ class Receiver:
             for one in connections
         ]
 
-    def _take_over(self, travelled: connection_format.Connection) -> None:
-        """Serve one connection. An error affects only this connection."""
+    def _add(self, travelled: connection_format.Connection) -> Connection | None:
+        """Add one connection to the server. An error affects only this connection."""
         server, (sock, client_address, state) = self._server, travelled
         connection = server.new_connection(sock, client_address, server.services[state.service])
         try:
@@ -360,12 +373,14 @@ class Receiver:
         except OSError as error:
             connection.record_error(error)
             server.shutdown_request(sock)
-            return
-        if server.tally.debug:
-            log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
+            return None
+        connection.restore(state, server.poller.now)
         if state is UNREADABLE:
             connection.set_end_reason(STATE_UNREADABLE)
-        server.connections.attempt(lambda one, now: one.resume(state, now), connection)
+        server.tally.ledger.take(connection)
+        if server.tally.debug:
+            log.debug("%s: taken over after %s", connection, counted(state.lines, "line"))
+        return connection
 
 
 class Fairness:

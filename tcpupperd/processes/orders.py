@@ -1,5 +1,5 @@
 """The orders that a supervisor gives its workers, each of which makes them exit, and what else it
-sends them."""
+sends to them and to their keepers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ class Order(Enum):
     LEAVE_IN_STORE = b"s"  # leave the connections for the next process: all workers exit
     DRAIN = b"d"  # answer what has arrived, and close the connections
 
+
+class Verdict(Enum):
+    """What the keeper of a worker that is dead has to do. End of file, which means that the
+    supervisor has exited, stands for HAND_OVER."""
+
+    HAND_OVER = b"1"  # all that the worker served
+    BLAME = b"2"  # the same, but reset the connection that the worker was serving
+    SPARE_MEMORY = b"4"  # the same, but reset those of which something has to be kept in memory
+    NOTHING = b"3"  # the worker was told to close its connections, or had none
+
+
+#: The keeper has died: start another one.
+NEW_KEEPER = b"k"
 
 #: What comes with the two ends of a channel, which the worker is to use from now on.
 CHANNEL = b"c"

@@ -380,6 +380,7 @@ class Supervisor:
                 channel_outlives_us=lambda: self._store.keeps,
                 control=socket.socket(fileno=orders),
                 numbers=slot.numbers,
+                is_first=slot.row == 0,
                 scoreboard=self._scoreboard,
                 heartbeat=self._notifier.watchdog_interval / 4,
                 path=source.path,

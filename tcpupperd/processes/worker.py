@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from outlive import descriptors
+from outlive.remedies import remedy
 from outlive.send_queue import send_queue
 from tcpupperd.config import Config
+from tcpupperd.host.in_flight import InFlight
 from tcpupperd.host.sockets import Listener
 from tcpupperd.processes.capacity import capacity
 from tcpupperd.processes.daemon_report import collect_report
 from tcpupperd.processes.handover import Receiver, Sender
-from tcpupperd.processes.orders import CHANNEL, Order
+from tcpupperd.processes.keeper import Estate, Keeper
+from tcpupperd.processes.orders import CHANNEL, NEW_KEEPER, Order
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import wake_supervisor
+from tcpupperd.serving import fast_path
 from tcpupperd.serving.counters import (
     ACCEPTING,
     EXITING,
     GENERATION,
     HEARTBEAT,
+    LONGEST_LINE,
     STARTING,
     STATE,
     STOPPING_SOON,
+    WORKERS_STARTED,
 )
+from tcpupperd.serving.ledger import Ledger
 from tcpupperd.serving.report import Report
 from tcpupperd.serving.server import UpperServer
 
@@ -39,6 +48,9 @@ SETTLE_INTERVAL = 0.02
 #: Seconds after which a worker reports that it is accepting although the channel is not empty yet:
 #: another worker may be hung, and there may be no room.
 ANNOUNCE_TIME = 5.0
+
+#: Errors that may not last.
+SHORTAGE = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 #: The maximum number of descriptors that Python's epoll returns from one wait.
 EVENTS = 1000
@@ -55,6 +67,7 @@ class WorkerContext(NamedTuple):
     channel_outlives_us: Callable[[], bool]  # whether the service manager keeps it
     control: socket.socket  # where orders come from
     numbers: memoryview  # the worker's slot of the scoreboard
+    is_first: bool  # whether this is the first slot
     scoreboard: Scoreboard  # of all workers
     heartbeat: float  # seconds between heartbeats, or 0
     path: str | None  # of the configuration file
@@ -76,12 +89,53 @@ class Worker(UpperServer):
         self._channel = context.channel
         limit, kept = descriptors.limit(), context.channel_outlives_us()
         self._capacity = capacity(context.config, limit, kept=kept)
-        self._sender = Sender(self, context.channel[0], context.scoreboard, self._capacity)
-        self._receiver = Receiver(self, context.channel, context.scoreboard, self._capacity)
+        self._notes = notes = InFlight()
+        self._keeper: Keeper | None = None
+        board = context.scoreboard
+        self._sender = Sender(self, context.channel[0], board, self._capacity, notes)
+        self._receiver = Receiver(self, context.channel, board, self._capacity, notes)
         waits = self._capacity.one_generation_accepts
         self.acceptor.capacity = -math.inf if waits else self._capacity.accepted
         self._announce_by = self.poller.now + ANNOUNCE_TIME
         self.poller.add(context.control, self._handle_order)
+
+    def start_keeper(self) -> None:
+        """Start a keeper, and record what it needs; the daemon also works without one."""
+        context = self._context
+        try:
+            ledger = Ledger(descriptors.limit())
+            ledger.use_channel(context.channel[0].fileno())
+            keeper = Keeper(
+                Estate(
+                    numbers=context.numbers,
+                    control=context.control,
+                    listeners={one.number: one.name for one in context.listeners},
+                    services=self.services,
+                    ledger=ledger,
+                    notes=self._notes,
+                    longest_line=lambda: int(context.scoreboard.daemon[LONGEST_LINE]),
+                )
+            )
+            keeper.start()
+        except OSError as error:
+            started = context.scoreboard.daemon[WORKERS_STARTED]
+            is_first = context.is_first and started <= context.config.worker_count
+            level = logging.WARNING if is_first or error.errno in SHORTAGE else logging.DEBUG
+            text = "the connections of a worker that is killed will be lost: %s%s"
+            log.log(level, text, error, remedy(error))
+        else:
+            self._keeper = keeper
+            self.tally.ledger = ledger
+            fast_path.share(ledger)
+
+    def _replace_keeper(self) -> None:
+        """Start another keeper, because this one has died."""
+        if self._keeper:
+            try:
+                self._keeper.start()
+            except OSError as error:
+                text = "the connections of worker %d will be lost if it is killed: %s%s"
+                log.warning(text, os.getpid(), error, remedy(error))
 
     def prepare(self, listeners: Sequence[Listener]) -> None:
         """Do nothing: the supervisor has numbered the listeners, and set the options of their
@@ -151,6 +205,9 @@ class Worker(UpperServer):
 
     def _handle_order(self) -> None:
         message, files, *_ = socket.recv_fds(self._context.control, 1, 2)
+        if message == NEW_KEEPER:
+            self._replace_keeper()
+            return
         if message == CHANNEL:
             self._use_channel([socket.socket(fileno=fd) for fd in files])
             return
@@ -171,6 +228,7 @@ class Worker(UpperServer):
     def _use_channel(self, ends: list[socket.socket]) -> None:
         """Use another channel: a process has shut down the previous one."""
         before, self._channel = self._channel, (ends[0], ends[1])
+        self.tally.ledger.use_channel(ends[0].fileno())
         self._sender.use(ends[0])
         self._receiver.use(self._channel)
         for end in before:
@@ -208,5 +266,6 @@ class Worker(UpperServer):
 def run(context: WorkerContext) -> None:
     """Run a worker until there is nothing left to do."""
     worker = Worker(context)
+    worker.start_keeper()
     worker.begin()
     worker.serve_forever()

@@ -11,7 +11,7 @@ from time import monotonic
 
 from outlive.channel import Channel
 from tcpupperd.processes.generation import Generation
-from tcpupperd.processes.orders import CHANNEL, Order
+from tcpupperd.processes.orders import CHANNEL, NEW_KEEPER, Order, Verdict
 from tcpupperd.processes.scoreboard import Slot
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, PID, STATE
 
@@ -55,13 +55,11 @@ class WorkerProcess:
         self.order = order
         if not self.killed_because:
             self.kill_at = monotonic() + timeout
-        with contextlib.suppress(BrokenPipeError):  # it has just died
-            os.write(self._control, order.value)
-        self.close()
+        self._send(order.value)
 
     def use_channel(self, channel: Channel) -> None:
         """Have it use another channel, unless it has been ordered to exit."""
-        if self._control < 0:
+        if self.order or self._control < 0:
             return
         with (
             contextlib.suppress(OSError),  # it has just died
@@ -70,6 +68,18 @@ class WorkerProcess:
             control.setblocking(False)
             ends = [channel.send_end.fileno(), channel.receive_end.fileno()]
             socket.send_fds(control, [CHANNEL], ends)
+
+    def replace_keeper(self) -> None:
+        """Have it start another keeper."""
+        self._send(NEW_KEEPER)
+
+    def judge(self, verdict: Verdict) -> None:
+        """Tell its keeper what to do, because it is dead."""
+        self._send(verdict.value)
+
+    def _send(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has just died
+            os.write(self._control, message)
 
     def close(self) -> None:
         """Close the supervisor's end of its control socket: to the worker, this is an order."""

@@ -10,13 +10,94 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* The newlines of one block are counted in a single byte: a wider counter would make the compiler
  * widen each vector of bytes into several vectors of counters. */
 enum { RECEIVE_SIZE = 126976, HELD_MAX = 4096, BLOCK = 240 };
+
+/* The ledger of a worker (ledger.py). It survives the worker, so the order of the writes matters:
+ * hence `volatile`. */
+struct ledger {
+    volatile uint64_t pass;    /* its number in the upper half, the descriptor in the lower one */
+    volatile int64_t received; /* in this pass; UNKNOWN until recv(2) has returned */
+    uint64_t numbers[2];       /* of ledger.py */
+    volatile uint64_t sent;    /* whether a process has sent the signal that kills this one */
+    uint8_t unused[4096 - 40];
+    uint8_t held[HELD_MAX];
+    uint8_t data[RECEIVE_SIZE];
+    struct row {
+        volatile uint64_t number; /* of the last pass that was noted, and flags */
+        volatile uint64_t lines; /* below the number of the last pass that left nothing */
+        uint64_t unused[2];
+    } rows[];
+};
+
+struct record {
+    int64_t offset;
+    double last_activity, line_began, lingers_until;
+    uint64_t lines;
+    uint32_t unsent, held;
+    uint16_t words, flags;
+    uint8_t body[76];
+};
+
+enum { UNKNOWN = -1, LINES_BITS = 40, MID_LINE = 1 };
+static const uint64_t NO_CONNECTION = UINT32_MAX, LINES = (UINT64_C(1) << LINES_BITS) - 1,
+                      KNOWN = UINT64_C(1) << 63, RECORD = UINT64_C(1) << 62,
+                      SECOND = UINT64_C(1) << 61, OWES = UINT64_C(1) << 60,
+                      FACTS = UINT64_C(1) << 59, FAST = UINT64_C(1) << 58;
+
+static struct ledger *ledger;
+static size_t rows;
+
+static void begin(int fd)
+{
+    ledger->received = UNKNOWN;
+    ledger->pass = ((ledger->pass >> 32) + 1) << 32 | (uint32_t)fd;
+}
+
+static void received(ssize_t size)
+{
+    if (size < 0)
+        ledger->pass |= NO_CONNECTION;
+    else
+        ledger->received = size;
+}
+
+/* Note the end of a pass that left this much of an incomplete line, if that is simple; ledger.py
+ * does the rest. */
+static void note(int fd, const uint8_t *held, size_t size, uint64_t lines)
+{
+    struct record *records = (struct record *)(ledger->rows + rows), *record;
+    struct row *row = &ledger->rows[fd < 0 ? 0 : fd];
+    if (fd < 0 || (size_t)fd >= rows)
+        return;
+    if (size ? row->number & FACTS || size > sizeof record->body : row->number & OWES)
+        return;
+    uint64_t number = ledger->pass >> 32, simple = KNOWN | RECORD | OWES | FAST;
+    uint64_t second = ~row->number & SECOND;
+    lines = (row->lines + lines) & LINES;
+    if (size > 0) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        record = &records[2 * fd + (second ? 1 : 0)];
+        *record = (struct record){.line_began = (double)now.tv_sec + (double)now.tv_nsec * 1e-9,
+                                  .lines = lines, .held = (uint32_t)size, .flags = MID_LINE};
+        memcpy(record->body, held, size);
+        row->number = simple | second | number;
+    }
+    row->lines = number << LINES_BITS | lines;
+}
 
 struct pass {
     ssize_t held;     /* bytes of the answer to an incomplete line, before what is received */
@@ -51,7 +132,11 @@ static uint64_t upper(uint8_t *data, size_t size)
 static void answer(int fd, uint8_t *data, struct pass *pass)
 {
     uint8_t *new = data + pass->held;
+    if (ledger)
+        begin(fd);
     pass->received = recv(fd, new, RECEIVE_SIZE, 0);
+    if (ledger)
+        received(pass->received);
     if (pass->received > 0) {
         uint8_t *last = memrchr(new, '\n', (size_t)pass->received);
         pass->lines = upper(new, (size_t)pass->received);
@@ -100,7 +185,8 @@ static PyObject *rest(const uint8_t *data, const struct pass *pass)
  * stack, where overflow protection touches each of its pages, it would cost 4 % of a line. */
 static PyObject *take(int fd, char *counts, const char *held, Py_ssize_t held_size)
 {
-    static _Thread_local uint8_t data[HELD_MAX + RECEIVE_SIZE];
+    static _Thread_local uint8_t own[HELD_MAX + RECEIVE_SIZE];
+    uint8_t *data = (ledger ? ledger->held : own) + HELD_MAX - held_size;
     struct pass pass;
     do {
         pass = (struct pass){.held = held_size};
@@ -127,6 +213,8 @@ static PyObject *take(int fd, char *counts, const char *held, Py_ssize_t held_si
         pass.sent = 0;
     if (!add(counts + sizeof(uint64_t), (uint64_t)pass.sent))
         return NULL;
+    if (ledger && pass.end == pass.sent && (pass.end > 0 || held_size == 0))
+        note(fd, data + pass.end, (size_t)(pass.held + pass.received - pass.end), pass.lines);
     return rest(data, &pass);
 }
 
@@ -158,7 +246,78 @@ static PyObject *fast_path(PyObject *module, PyObject *const *arguments, Py_ssiz
     return result;
 }
 
+/* Use the buffer and the rows of a ledger from now on; None for none. */
+static PyObject *share(PyObject *module, PyObject *memory)
+{
+    static Py_buffer view;
+    (void)module;
+    if (ledger)
+        PyBuffer_Release(&view);
+    ledger = NULL;
+    if (memory != Py_None) {
+        if (PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE) < 0)
+            return NULL;
+        ledger = view.buf;
+        rows = ((size_t)view.len - sizeof *ledger)
+               / (sizeof *ledger->rows + 2 * sizeof(struct record));
+    }
+    return Py_NewRef(Py_None);
+}
+
+/* Note whether a fatal signal was sent by another process, or is the fault of this one; then die. */
+static void die(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    if (ledger && info->si_code <= 0 && info->si_pid != getpid())
+        ledger->sent = 1;
+    if (info->si_code <= 0)
+        raise(number); /* otherwise, the instruction that failed is executed again */
+}
+
+static void note_signals(void)
+{
+    static const int numbers[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+    struct sigaction action = {.sa_sigaction = die, .sa_flags = SA_SIGINFO | (int)SA_RESETHAND};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sigaction(numbers[i], &action, NULL);
+}
+
+/* What keeper.py describes. Nothing runs in the sibling while it waits, so that it copies none of
+ * the memory that it shares with this process. */
+static PyObject *sibling(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    struct pollfd death = {.fd = (int)PyLong_AsLong(argument), .events = POLLIN};
+    unsigned long flags = CLONE_FILES | CLONE_PARENT | SIGCHLD;
+    if (PyErr_Occurred())
+        return NULL;
+    note_signals();
+    /* Inherited, so that ps(1) never shows another name. */
+    char name[16];
+    prctl(PR_GET_NAME, name);
+    prctl(PR_SET_NAME, "tcpupperd-keep");
+    PyOS_BeforeFork();
+#if defined(__s390__) || defined(__CRIS__)
+    long pid = syscall(SYS_clone, 0L, flags, 0L, 0L, 0L);
+#else
+    long pid = syscall(SYS_clone, flags, 0L, 0L, 0L, 0L);
+#endif
+    int error = errno;
+    if (pid == 0) {
+        while (poll(&death, 1, -1) < 1)
+            ;
+        PyOS_AfterFork_Child();
+    } else {
+        prctl(PR_SET_NAME, name);
+        PyOS_AfterFork_Parent();
+    }
+    errno = error;
+    return pid < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(pid);
+}
+
 static PyMethodDef methods[] = {
+    {"share", share, METH_O, "share(memory, /)\n--\n\nUse the memory of a ledger."},
+    {"sibling", sibling, METH_O, "sibling(pidfd, /)\n--\n\nFork a process that shares descriptors."},
     {"fast_path", (PyCFunction)(void (*)(void))fast_path, METH_FASTCALL,
      "fast_path(fd, counts, held, /)\n--\n\nReceive and answer, as described in fast_path.py."},
     {NULL, NULL, 0, NULL},

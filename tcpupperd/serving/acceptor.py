@@ -150,6 +150,7 @@ class Acceptor:
             room -= 1
 
     def _accept_one(self, listener: Listener) -> bool:
+        self._tally.ledger.accepting(listener.number)
         try:
             request, client_address = listener.accept()
         except BlockingIOError:

@@ -25,7 +25,7 @@ from tcpupperd.serving.counters import (
     Tally,
     reason,
 )
-from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path
+from tcpupperd.serving.fast_path import ANSWERED, RECEIVE_SIZE, fast_path, receive
 from tcpupperd.serving.introduction import NOBODY, Introduction
 from tcpupperd.serving.protocol import Ending, Protocol
 from tcpupperd.words import written
@@ -168,10 +168,10 @@ class Connection:
     def handle(self, now: float) -> Next | None:
         """Send what is left, or receive once and answer immediately."""
         if self.unsent:
-            return self._flush(now)
+            return self._noted(self._flush(now))
         protocol, tally = self.protocol, self.tally
         if tally.debug or not protocol.whole_lines or type(held := protocol.held) is not bytes:
-            return self._receive(now)
+            return self._noted(self._receive(now))
         counts = tally.counts
         before = counts[ANSWERED]
         outcome = fast_path(self.fd, counts, held)
@@ -180,7 +180,13 @@ class Connection:
         if outcome is None and not self.line_began:
             protocol.lines += answered
             return None
-        return self._after_fast_path(outcome, answered, now)
+        return self._noted(self._after_fast_path(outcome, answered, now))
+
+    def _noted(self, following: Next | None) -> Next | None:
+        """Note in the ledger what is still owed, unless the connection is to be closed."""
+        if following is not Next.CLOSE and following is not Next.RESET:
+            self.tally.ledger.note(self)
+        return following
 
     def _after_fast_path(self, outcome: Outcome, answered: int, now: float) -> Next | None:
         """Deal with what `fast_path` has left."""
@@ -206,7 +212,7 @@ class Connection:
         protocol waits for its time to proceed, only a failure of the connection ends the wait."""
         protocol = self.protocol
         if protocol.proceeds_at is None:
-            return self._answer(self.socket.recv(protocol.receive_size or RECEIVE_SIZE), now)
+            return self._answer(receive(self.fd, protocol.receive_size or RECEIVE_SIZE), now)
         self.socket.send(b"")  # sends nothing, but fails if the connection has failed
         if protocol.proceeds_at > now:
             raise BlockingIOError
@@ -255,14 +261,14 @@ class Connection:
         """Send what the protocol sends first to a client that has just connected."""
         opening = self.protocol.opening
         if opening and not self._send(opening):
-            return Next.WATCH
-        return self._half_close(now) if self.protocol.finished else None
+            return self._noted(Next.WATCH)
+        return self._noted(self._half_close(now) if self.protocol.finished else None)
 
     def close_gracefully(self, now: float) -> Next | None:
         """Stop answering: flush, close the server's side and wait briefly for the client to close
         its side."""
         self.protocol.finish()
-        return None if self.unsent else self._half_close(now)
+        return self._noted(None if self.unsent else self._half_close(now))
 
     def drain_step(self, now: float, *, new_client_time: float) -> Next | None:
         """Handle a connection while the server stops: answer what has arrived; if nothing has,
@@ -303,7 +309,7 @@ class Connection:
         if timeout is Timeout.LINGER:
             return self._linger(now)
         if timeout is Timeout.PROCEED:
-            return self._proceed(now)
+            return self._noted(self._proceed(now))
         # If a header is incomplete, its protocol has a reason of its own.
         if timeout is not Timeout.LINE or not self.protocol.identifies_client:
             self.set_end_reason(timeout.value)
@@ -373,8 +379,8 @@ class Connection:
             introduction=self.introduction,
         )
 
-    def resume(self, state: State, now: float) -> Next | None:
-        """Continue where another process stopped, instead of starting from the beginning."""
+    def restore(self, state: State, now: float) -> None:
+        """Take over the state of another process, instead of starting from the beginning."""
         protocol = self.protocol
         answer = protocol.resume(state.lines, state.mid_line, state.held)
         if state.finished:
@@ -389,8 +395,12 @@ class Connection:
             self.lingers_until = now + state.lingers_for
             # It was counted when the lingering began. 0.1.0 does not hand it over.
             self.reason = state.reason or reason(COMPLETE)
-        ends = protocol.finished and not self.lingers_until
-        return (self.close_gracefully(now) if ends else None) or Next.WATCH
+
+    def resume(self, now: float) -> Next | None:
+        """Continue where another process stopped."""
+        self.tally.ledger.begin(self.fd)
+        ends = self.protocol.finished and not self.lingers_until
+        return self._noted((self.close_gracefully(now) if ends else None) or Next.WATCH)
 
     def _is_new(self, now: float, new_client_time: float) -> bool:
         """Whether the client has just connected and may be about to send its first line."""
@@ -470,6 +480,9 @@ class Connection:
             self.socket.shutdown(socket.SHUT_WR)
             return Next.CLOSE
         self.protocol, received = found
+        ledger = self.tally.ledger
+        ledger.describe(self, self.protocol.opening, received, raw=True)
+        ledger.begin(self.fd)
         if not received:
             return self.open(now)
         self.tally.received -= len(received)  # counted with the header, and again below

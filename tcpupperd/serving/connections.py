@@ -150,6 +150,8 @@ class Connections:
                 self._callbacks.hang_up(connection.socket)
             except Exception:
                 self._callbacks.on_bug(connection.socket, connection.client_address)
+            if connection.fd not in self._by_fd:  # it is closed by now
+                self._tally.ledger.forget(connection.fd)
             if self._tally.debug:
                 lines = counted(connection.protocol.lines, "line")
                 log.debug("%s: closed after %s", connection, lines)

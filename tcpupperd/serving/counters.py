@@ -10,6 +10,8 @@ from functools import cache
 from time import monotonic
 from typing import NamedTuple
 
+from tcpupperd.serving.ledger import NO_LEDGER, NoLedger
+
 
 class Metric(NamedTuple):
     """A metric that only grows: its name without the prefix and `_total`, its meaning, and the
@@ -89,6 +91,7 @@ HEARTBEAT = WORKER.number("heartbeat")  # when the last loop iteration began
 PID = WORKER.number("pid")
 GENERATION = WORKER.number("generation")  # the same for the workers of one generation
 STARTED = WORKER.number("started")
+KEEPER = WORKER.number("keeper")  # the process ID of its keeper
 EARLIER_LINES = WORKER.number("earlier_lines")  # answered by earlier workers in this slot
 LONGEST_ITERATION = WORKER.number("longest_iteration")  # of the event loop
 LONGEST_QUEUE = WORKER.number("longest_queue")  # time that a connection waited to be accepted
@@ -224,6 +227,7 @@ class Tally:
         "_unwritten",
         "counts",
         "debug",
+        "ledger",
         "numbers",
         "open_together",
         "privileged",
@@ -236,6 +240,7 @@ class Tally:
     ) -> None:
         self.numbers = new_row() if numbers is None else numbers
         self.debug = debug  # whether connections and data are also logged
+        self.ledger: NoLedger = NO_LEDGER
         # Lines answered, and bytes sent by `fast_path`, which has received the same number.
         self.counts = array("Q", [self.numbers[LINES], 0])
         self.sent = self.numbers[SENT_BYTES]  # other than by `fast_path`

@@ -17,6 +17,15 @@ from tcpupperd.serving.protocol import count_lines
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Shared(Protocol):
+        """What a ledger does for the fast path; see there."""
+
+        @property
+        def shared(self) -> memoryview: ...
+        def receive(self, fd: int, size: int) -> bytes: ...
+        def left_nothing(self, fd: int, lines: int) -> None: ...
 
     #: Two unsigned 64-bit numbers, which may be shared with other processes.
     Counts = array[int] | memoryview
@@ -56,7 +65,7 @@ def python_fast_path(fd: int, counts: Counts, held: bytes) -> Outcome:
     # os.read and os.write are used because the socket functions do not accept descriptors. They
     # cannot suppress SIGPIPE, as send(2) can, but Python ignores that signal from its start.
     try:
-        data = os.read(fd, RECEIVE_SIZE)
+        data = receive(fd)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -67,7 +76,7 @@ def python_fast_path(fd: int, counts: Counts, held: bytes) -> Outcome:
     end = data.rfind(b"\n") + 1
     if not end:
         return answer
-    sent = 0
+    sent = lines = 0
     try:
         sent = os.write(fd, answer[: len(held) + end])
     except BlockingIOError:
@@ -75,12 +84,35 @@ def python_fast_path(fd: int, counts: Counts, held: bytes) -> Outcome:
     except OSError as error:
         return error.errno
     finally:
-        counts[ANSWERED] += 1 if data.find(b"\n") == end - 1 else count_lines(data)
+        lines = 1 if data.find(b"\n") == end - 1 else count_lines(data)
+        counts[ANSWERED] += lines
     counts[SENT] += sent
     end += len(held)
     if sent < end:
         return answer[sent:end], answer[end:]
+    if Receiving.ledger and not answer[end:]:
+        Receiving.ledger.left_nothing(fd, lines)
     return answer[end:] or None
+
+
+class Receiving:
+    """Where this process receives."""
+
+    ledger: Shared | None = None
+
+
+def share(ledger: Shared | None) -> None:
+    """Receive in this ledger from now on; with None, in memory of this process."""
+    Receiving.ledger = ledger
+    if fast_path is not python_fast_path:
+        from tcpupperd.serving import _fast_path
+
+        _fast_path.share(ledger and ledger.shared)
+
+
+def receive(fd: int, size: int = RECEIVE_SIZE) -> bytes:
+    """Receive once from a non-blocking stream socket, up to `size` bytes. Raises OSError."""
+    return Receiving.ledger.receive(fd, size) if Receiving.ledger else os.read(fd, size)
 
 
 def choose() -> tuple[FastPath, str]:

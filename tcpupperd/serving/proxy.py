@@ -141,9 +141,11 @@ class HeaderProtocol(Protocol):
         return self._data[found.size :] if isinstance(found, Header) else b""
 
     def resume(self, lines: int, mid_line: bool, held: bytes) -> bytes:
-        """Continue where another process stopped; there is nothing to answer."""
-        self._data = self.held = held
-        self.mid_line = mid_line
+        """Continue where another process stopped; there is nothing to answer. If that process was
+        killed, the header may be complete."""
+        if held:
+            self.receive(held)
+        self.mid_line = mid_line and not self.finished
         return b""
 
 

@@ -285,6 +285,7 @@ class UpperServer(socketserver.BaseServer):
         service = self._service_of.pop(request, self._upper)
         connection = self.new_connection(request, client_address, service)
         self.connections.add(connection)
+        self.tally.ledger.add(connection)
         if self.tally.debug:
             log.debug("%s: connected", written(client_address))
         if connection.protocol.opening:

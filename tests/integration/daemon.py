@@ -19,11 +19,13 @@ from integration.manager import Manager
 from integration.processes import (
     children,
     descriptors,
+    is_keeper,
     is_running,
     marked,
     polled_for,
     socket_inode,
     state,
+    stopped,
 )
 from waiting import DEADLINE, until
 
@@ -165,8 +167,8 @@ class Daemon:
         if self.process.poll() is None:
             until(lambda: not self.zombies())
             self.stop(self.ended_by)
-        left = marked(str(self.directory))
-        assert not left, f"processes {left} are left over"
+        # If the supervisor was killed, nothing waits for the keepers of its workers.
+        until(lambda: not marked(str(self.directory)))
 
     def _clean_up(self) -> None:
         with self._stack:
@@ -241,7 +243,18 @@ class Daemon:
 
     def workers(self) -> list[int]:
         """The running workers."""
-        return [pid for pid in children(self.pid) if is_running(pid)]
+        return [pid for pid in children(self.pid) if is_running(pid) and not is_keeper(pid)]
+
+    def keepers(self) -> list[int]:
+        """The running keepers of workers."""
+        return [pid for pid in children(self.pid) if is_running(pid) and is_keeper(pid)]
+
+    def kill_with_keeper(self, worker: int) -> None:
+        """Kill a worker and its keeper, so that its connections are lost."""
+        (keeper,) = (pid for pid in self.keepers() if descriptors(pid) == descriptors(worker))
+        with stopped(worker, keeper):
+            os.kill(keeper, signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
 
     def wait_for_workers(self, count: int, *, without: int = 0) -> list[int]:
         """The workers, once there are this many and a given one is not among them."""

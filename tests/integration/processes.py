@@ -42,6 +42,40 @@ def is_running(pid: int) -> bool:
     return state(pid) not in ("", "Z")
 
 
+def is_keeper(pid: int) -> bool:
+    """Whether a process is the keeper of a worker."""
+    try:
+        return _read(pid, "comm") == "tcpupperd-keep\n"
+    except OSError:
+        return False
+
+
+def worker_of(keeper: int) -> int:
+    """The worker of a keeper, which has a pidfd of it; 0 or less if it is dead."""
+    with contextlib.suppress(OSError):
+        for fd, target in descriptors(keeper).items():
+            if target == "anon_inode:[pidfd]":
+                found = re.search(
+                    r"^Pid:\s*(-?[0-9]+)$", _read(keeper, f"fdinfo/{fd}"), re.MULTILINE
+                )
+                return int(found[1]) if found else 0
+    return 0
+
+
+def kill(pid: int, number: int) -> None:
+    """Send a signal to a process, and wait until it is dead, unless the signal is blocked."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just exited
+        dies = not _is_blocked(pid, number)
+        os.kill(pid, number)
+        until(lambda: not (dies and is_running(pid)))
+
+
+def _is_blocked(pid: int, number: int) -> bool:
+    found = re.search(r"^SigBlk:\s*([0-9a-f]+)$", _read(pid, "status"), re.MULTILINE)
+    assert found
+    return bool(int(found[1], 16) >> number - 1 & 1)
+
+
 @contextlib.contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """A context manager that suspends processes."""

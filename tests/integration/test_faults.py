@@ -56,6 +56,7 @@ def worker() -> Iterator[Worker]:
         channel_outlives_us=lambda: False,
         control=orders,
         numbers=scoreboard.claim().numbers,
+        is_first=True,
         scoreboard=scoreboard,
         heartbeat=0.0,
         path=None,

@@ -200,7 +200,21 @@ def test_nothing_is_lost_by_a_restart(service: Service, tmp_path: Path) -> None:
 # Loss
 
 
-def test_killed_worker_costs_a_line_and_a_connection(tmp_path: Path) -> None:
+def test_killed_worker_costs_nothing(tmp_path: Path) -> None:
+    with Daemon() as daemon, contextlib.ExitStack() as stack:
+        arguments = [*place(daemon.addresses[0]), "-i", "0.02", "--connections", "10"]
+        ping = stack.enter_context(pinging(tmp_path / "output", *arguments))
+        for worker in daemon.workers():
+            ping.go_on()
+            os.kill(worker, signal.SIGKILL)
+        ping.go_on()
+        assert ping.end() == 0
+    sent, answered, *rest = counts(ping.text, -1)
+    assert sent == answered > 20
+    assert rest == [0, 0, 0]
+
+
+def test_worker_killed_with_its_keeper_costs_a_line_and_a_connection(tmp_path: Path) -> None:
     with Daemon(workers=1) as daemon, contextlib.ExitStack() as stack:
         arguments = [*place(daemon.addresses[0]), "-i", "0.02"]
         ping = stack.enter_context(pinging(tmp_path / "output", *arguments))
@@ -208,7 +222,7 @@ def test_killed_worker_costs_a_line_and_a_connection(tmp_path: Path) -> None:
         [worker] = daemon.workers()
         with stopped(worker):
             until(lambda: ping.counts()[0] > ping.counts()[1])
-            os.kill(worker, signal.SIGKILL)
+            daemon.kill_with_keeper(worker)
         ping.shows("seq=[0-9]+ lost: .+")
         ping.shows("reconnected")
         ping.go_on()

@@ -35,7 +35,12 @@ MANY_LINES = LINE * 256
 WAITING = 2
 
 #: Not every machine has epoll_wait(2) itself, and in Python a turn takes a descriptor for a file.
-SAME = {"epoll_pwait": "epoll_wait", "read": "recvfrom", "write": "sendto"}
+SAME = {
+    "epoll_pwait": "epoll_wait",
+    "read": "recvfrom",
+    "readv": "recvfrom",
+    "write": "sendto",
+}
 
 
 def test_system_calls_of_a_line(tmp_path: Path) -> None:
@@ -136,7 +141,7 @@ def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
             while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
-    assert calls.total() <= (76 if fast_path is python_fast_path else 67) * count
+    assert calls.total() <= (82 if fast_path is python_fast_path else 71) * count
 
 
 def test_end_by_reset_costs_no_more_than_an_end_of_file(monkeypatch: pytest.MonkeyPatch) -> None:

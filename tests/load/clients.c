@@ -3,7 +3,8 @@
  * Each connection has one of the habits below and gets a turn once a round; received is whenever
  * something comes. Connection i sends from another place of the text on: an answer that went to
  * the wrong connection, or came twice, or not, is a wrong answer. A connection that ends is opened
- * again at its next turn.
+ * again at its next turn. It may begin with a header, as one from a load balancer does, in several
+ * pieces, and may have to be greeted.
  *
  * Each line on standard input asks for a report, one JSON object. One with an "m" marks the moment
  * besides: reports tell who still waits for an answer since then, which connections are left that
@@ -35,6 +36,7 @@ enum {
     CHUNK = 64 * 1024,          /* sent or received at a time */
     TICK_MS = 5,                /* between two looks at whose turn it is */
     END_SECONDS = 30,           /* for the last answers */
+    HEADER_STEP = 20,           /* bytes of the header sent in a turn */
     PORTS_PER_SOURCE = 4096,
     SPARE_DESCRIPTORS = 16,
 };
@@ -42,7 +44,8 @@ enum {
 static struct {
     int port, connections;
     double round; /* seconds */
-} option = {.connections = 1000, .round = 1};
+    const char *header, *greeting;
+} option = {.connections = 1000, .round = 1, .header = "", .greeting = ""};
 
 /* ---- what is said ---- */
 
@@ -117,6 +120,7 @@ struct connection {
     int fd;                      /* -1: to be opened at the next turn */
     bool open, half_closed, marked;
     int error;                   /* met in sending */
+    size_t introduced, greeted;  /* bytes of the header sent, and of the greeting received */
     size_t wanted, sent, received;
     size_t owed;                 /* bytes of answers that were due when the moment was marked */
     uint64_t waits_since;        /* nanoseconds; 0: nothing is due */
@@ -149,10 +153,21 @@ static size_t due(const struct connection *c, size_t count)
     return unfinished < count ? count - unfinished : 0;
 }
 
+static bool is_introduced(const struct connection *c)
+{
+    return !option.header[c->introduced];
+}
+
+static bool is_greeted(const struct connection *c)
+{
+    return !option.greeting[c->greeted];
+}
+
 /* Who reads slowly makes the silence himself, so his is not counted. */
 static void wait_for_answer(struct connection *c)
 {
-    bool waits = !c->habit->sip && (!c->open || c->received < due(c, c->sent));
+    bool unheard = is_introduced(c) && !is_greeted(c);
+    bool waits = !c->habit->sip && (!c->open || unheard || c->received < due(c, c->sent));
     if (waits && !c->waits_since)
         c->waits_since = now;
 }
@@ -226,8 +241,25 @@ static void connect_to_server(struct connection *c)
         fail(c, errno);
 }
 
+static void send_header(struct connection *c, size_t most)
+{
+    size_t rest = strlen(option.header + c->introduced);
+    ssize_t count = send(c->fd, option.header + c->introduced, rest < most ? rest : most,
+                         MSG_NOSIGNAL);
+    if (count > 0)
+        c->introduced += count;
+    else if (count < 0 && errno != EAGAIN)
+        c->error = errno;
+    wait_for_answer(c);
+}
+
 static void send_wanted(struct connection *c)
 {
+    if (!is_introduced(c)) {
+        if (!ending)
+            return;
+        send_header(c, SIZE_MAX);
+    }
     while (c->sent < c->wanted) {
         size_t rest = c->wanted - c->sent;
         const char *from = c->habit->text->question + place(c, c->sent);
@@ -249,12 +281,27 @@ static void send_wanted(struct connection *c)
     wait_for_answer(c);
 }
 
+/* How many bytes of what was received are part of the greeting. */
+static size_t greeting_in(struct connection *c, const char *answer, size_t count)
+{
+    size_t size = 0;
+    while (size < count && !is_greeted(c) && answer[size] == option.greeting[c->greeted]) {
+        c->greeted++;
+        size++;
+    }
+    return size;
+}
+
 static void check(struct connection *c, const char *answer, size_t count)
 {
+    size_t greeting = greeting_in(c, answer, count);
     const char *expected = c->habit->text->answer + place(c, c->received);
-    c->received += count;
     bytes += count;
-    if (c->received > due(c, c->sent) || memcmp(answer, expected, count)) {
+    answer += greeting;
+    count -= greeting;
+    c->received += count;
+    bool early = c->received > due(c, c->sent) || (count && !is_greeted(c));
+    if (early || memcmp(answer, expected, count)) {
         wrong++;
         leave(c);
         return;
@@ -267,7 +314,7 @@ static void check(struct connection *c, const char *answer, size_t count)
 static void end_of_answers(struct connection *c)
 {
     count_silence(c);
-    if (!c->half_closed || c->received < c->sent)
+    if (!c->half_closed || c->received < c->sent || !is_greeted(c))
         ended++;
     leave(c);
 }
@@ -299,7 +346,9 @@ static void take_turn(struct connection *c)
     }
     if (c->habit->sip)
         receive(c, c->habit->sip);
-    if (c->fd >= 0 && c->open && !c->half_closed && c->wanted - c->received < c->habit->ahead) {
+    if (c->fd >= 0 && c->open && !is_introduced(c) && !ending)
+        send_header(c, HEADER_STEP);
+    else if (c->fd >= 0 && c->open && !c->half_closed && c->wanted - c->received < c->habit->ahead) {
         size_t line = c->habit->text->rest[place(c, c->wanted)];
         c->wanted += c->habit->step ? c->habit->step : line;
         send_wanted(c);
@@ -334,7 +383,8 @@ static void mark(void)
         if (c->fd < 0 || ioctl(c->fd, SIOCOUTQ, &unacknowledged) < 0)
             continue;
         c->marked = true;
-        c->owed = due(c, c->sent - unacknowledged);
+        /* What is not acknowledged may be of the header. */
+        c->owed = (size_t)unacknowledged < c->sent ? due(c, c->sent - unacknowledged) : 0;
     }
 }
 
@@ -422,18 +472,28 @@ static void make_connections(void)
         errx(2, "only %ju descriptors can be open", (uintmax_t)limit.rlim_cur);
 }
 
+static char *with_newline(const char *line, const char *newline)
+{
+    char *text = allocate(strlen(line) + strlen(newline) + 1, 1);
+    return strcat(strcpy(text, line), newline);
+}
+
 static void parse_options(int argc, char **argv)
 {
     static const struct option names[] = {
-        {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"round", 1, 0, 'r'}, {0, 0, 0, 0}};
+        {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"round", 1, 0, 'r'},
+        {"header", 1, 0, 'h'}, {"greeting", 1, 0, 'g'}, {0, 0, 0, 0}};
     for (int name; (name = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         if (name == 'p') option.port = atoi(optarg);
         else if (name == 'c') option.connections = atoi(optarg);
         else if (name == 'r') option.round = atof(optarg);
+        else if (name == 'h') option.header = with_newline(optarg, "\r\n");
+        else if (name == 'g') option.greeting = with_newline(optarg, "\n");
         else exit(2);
     }
     if (option.port <= 0 || option.connections < 1 || option.round < 0.001)
-        errx(2, "usage: %s --port PORT [--connections N] [--round SECONDS]", argv[0]);
+        errx(2, "usage: %s --port PORT [--connections N] [--round SECONDS] [--header LINE]"
+             " [--greeting LINE]", argv[0]);
 }
 
 int main(int argc, char **argv)

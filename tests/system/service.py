@@ -21,10 +21,13 @@ def main_pid(machine: Container) -> int:
 
 
 def workers(machine: Container) -> set[int]:
-    """The service's processes without the first, by their numbers inside."""
+    """The service's processes without the first and the keepers, by their numbers inside."""
     group = machine.show(SERVICE, "ControlGroup")
     pids = machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs").split()
-    return {int(pid) for pid in pids} - {main_pid(machine)}
+    names = [f"/proc/{pid}/comm" for pid in pids]
+    # Those that have exited meanwhile are none.
+    named = machine.try_run("grep", "-sL", "^tcpupperd-keep$", *names).stdout.split()
+    return {int(name.split("/")[2]) for name in named} - {main_pid(machine)}
 
 
 def drop_in(machine: Container, unit: str, text: str) -> None:

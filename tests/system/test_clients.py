@@ -61,12 +61,16 @@ def test_clients_see_every_fault(bare_machine: Container, program: str) -> None:
         until(lambda: clients.report().silence >= 2)
     with at_work(bare_machine, program, "ended") as clients:
         until(lambda: clients.mark().lost > 0)
+    # The server neither greets nor knows what a header is.
+    for option in ("--greeting=220 ready", "--header=PROXY UNKNOWN"):
+        with at_work(bare_machine, program, "none", option) as clients:
+            until(lambda: clients.report().wrong > 50)
 
 
 @contextmanager
-def at_work(machine: Container, program: str, fault: str) -> Iterator[Clients]:
+def at_work(machine: Container, program: str, fault: str, *options: str) -> Iterator[Clients]:
     """Clients of a server that has a fault."""
-    words = (program, "--connections=500", "--round=0.5")
+    words = (program, "--connections=500", "--round=0.5", *options)
     with machine.popen("python3", "-c", SERVER, fault, stdout=PIPE) as server:
         assert server.stdout
         port = int(server.stdout.readline())

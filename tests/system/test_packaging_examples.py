@@ -140,13 +140,13 @@ def test_limits(machine: Container) -> None:
     """Those of the unit, and those of the example."""
     memory = int(machine.run("sed", "-n", r"s/MemTotal: *\([0-9]*\) kB/\1/p", "/proc/meminfo"))
     assert int(machine.show(SERVICE, "MemoryMax")) >> 20 == memory >> 11
-    assert machine.show(SERVICE, "TasksMax") == "1024"
+    assert machine.show(SERVICE, "TasksMax") == "2048"
     drop_in(machine, SERVICE, machine.run("cat", f"{EXAMPLES}/limits.conf"))
     machine.run("systemctl", "restart", SERVICE)
     limits = machine.run("cat", f"/proc/{main_pid(machine)}/limits")
     assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
     assert machine.show(SERVICE, "MemoryMax") == str(2 << 30)
-    assert machine.show(SERVICE, "TasksMax") == "21"
+    assert machine.show(SERVICE, "TasksMax") == "37"
     machine.run("systemctl", "reload", SERVICE)
     assert answer(machine, "hello\n") == "HELLO"
 

@@ -76,7 +76,7 @@ def test_unsent_answers_at_a_stop_are_the_reason(log: Log) -> None:
 def test_time_in_other_processes_counts(log: Log) -> None:
     state = log.connection.state(NOW)
     assert state.open_for == 1.5
-    log.connection.resume(state, NOW + 7)
+    log.connection.restore(state, NOW + 7)
     log.end(1, NOW + 8)
     (message,) = log.messages()
     assert message.endswith(" in 2.5 s")

@@ -68,7 +68,8 @@ def read_all(connection: Connection, client: socket.socket) -> bytes:
 )
 def test_after_a_handover(connect: Callable[[Protocol], Pair], framing: str, state: State) -> None:
     connection, client = connect(upper(framing))
-    assert connection.resume(state, NOW) is Next.WATCH
+    connection.restore(state, NOW)
+    assert connection.resume(NOW) is Next.WATCH
     assert read_all(connection, client) == state.unsent + state.held
 
 

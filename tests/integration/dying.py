@@ -1,0 +1,88 @@
+"""A daemon with something wrong with it: `dying.py FAULT OPTION ...` runs as tcpupperd does.
+
+Faults: "line N": a worker is killed at a random line of its program, after N lines on average;
+"poison": a line that contains POISON makes its worker die of a fault in its own program, and one
+that contains HANG makes it hang; "alone": no keeper can be started.
+"""
+
+import ctypes
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tcpupperd import cli
+from tcpupperd.processes import keeper, worker
+from tcpupperd.serving import connection, fast_path, protocol
+
+PACKAGE = str(Path(cli.__file__).parent)
+
+
+def die_at_a_line(mean: int) -> None:
+    run = worker.run
+
+    def dying(context: worker.WorkerContext) -> None:
+        this = os.getpid()
+        left = int(random.Random().expovariate(1 / mean)) + 1
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal left
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            if event == "line":
+                left -= 1
+                if left <= 0 and os.getpid() == this:  # its keeper has inherited this function
+                    os.kill(this, signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        run(context)
+
+    worker.run = dying
+
+
+def be_poisoned() -> None:
+    """Lines are looked at by Python, but received as ever."""
+    receive = protocol.LineProtocol.receive
+
+    def poisoned(self: protocol.LineProtocol, data: bytes) -> bytes:
+        if b"POISON" in data:
+            ctypes.string_at(0)
+        while b"HANG" in data:
+            time.sleep(1)
+        return receive(self, data)
+
+    protocol.LineProtocol.receive = poisoned  # type: ignore[method-assign]
+    create = connection.Connection.__init__
+
+    def slowly(self: connection.Connection, *arguments: Any) -> None:
+        create(self, *arguments)
+        self.protocol.whole_lines = False
+
+    setattr(connection.Connection, "__init__", slowly)  # noqa: B010
+
+
+def be_alone() -> None:
+    def refused(pidfd: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    keeper.sibling = refused
+
+
+if __name__ == "__main__":
+    fault, *options = sys.argv[1:]
+    name, _, number = fault.partition(" ")
+    assert fast_path
+    if name == "line":
+        die_at_a_line(int(number))
+    elif name == "poison":
+        be_poisoned()
+    elif name == "alone":
+        be_alone()
+    sys.exit(cli.main(options))

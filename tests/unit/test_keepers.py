@@ -1,0 +1,161 @@
+"""What the supervisor decides about the connections of a dead worker."""
+
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tcpupperd.config import Config
+from tcpupperd.host import memory_events
+from tcpupperd.processes import keepers
+from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.keepers import DEATHS, WAIT_MAX, Keepers, verdict_on
+from tcpupperd.processes.orders import Order, Verdict
+from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.worker_process import WorkerProcess
+from tcpupperd.serving.counters import KEEPER, OPEN, WORKER_DIED
+
+
+class Dead:
+    """A worker that has died, and what its keeper reads."""
+
+    def __init__(self, scoreboard: Scoreboard) -> None:
+        ours, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setblocking(False)
+        generation = Generation(Config(), "")
+        self.process = WorkerProcess(1, scoreboard.claim(), ours.detach(), generation)
+        self.process.slot.numbers[OPEN] = 3
+
+    def read(self) -> bytes:
+        try:
+            return self.control.recv(10)
+        except BlockingIOError:
+            return b"nothing yet"
+
+
+Die = Callable[[], Dead]
+
+
+@pytest.fixture
+def scoreboard() -> Scoreboard:
+    return Scoreboard(100)
+
+
+@pytest.fixture
+def die(scoreboard: Scoreboard) -> Iterator[Die]:
+    """Makes a dead worker."""
+    died: list[Dead] = []
+
+    def make() -> Dead:
+        died.append(Dead(scoreboard))
+        return died[-1]
+
+    yield make
+    for dead in died:
+        dead.control.close()
+        dead.process.close()
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """The process ID of a child of this process, which may be a keeper."""
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+KILLED, CRASHED = -signal.SIGKILL, -signal.SIGSEGV
+
+
+@pytest.mark.parametrize(
+    ("status", "order", "killed", "verdict"),
+    [
+        (KILLED, None, "", Verdict.HAND_OVER),
+        (KILLED, Order.HAND_OVER, "", Verdict.HAND_OVER),
+        (CRASHED, None, "", Verdict.BLAME),
+        (70, None, "", Verdict.BLAME),
+        (KILLED, None, "it hung", Verdict.BLAME),
+        (KILLED, Order.DRAIN, "it took too long", Verdict.NOTHING),
+        (0, Order.HAND_OVER, "", Verdict.NOTHING),
+    ],
+)
+def test_verdict(
+    die: Die, status: int, order: Order | None, killed: str, verdict: Verdict
+) -> None:
+    dead = die().process
+    dead.order, dead.killed_because = order, killed
+    assert verdict_on(dead, status, for_memory=False) is verdict
+
+
+def test_verdict_if_memory_has_run_out(die: Die) -> None:
+    dead = die().process
+    assert verdict_on(dead, KILLED, for_memory=True) is Verdict.SPARE_MEMORY
+    assert verdict_on(dead, CRASHED, for_memory=True) is Verdict.BLAME
+
+
+@pytest.mark.parametrize("claim", [0, 1, 2**40, 2**64 - 1])
+def test_process_that_is_not_a_child_is_no_keeper(
+    scoreboard: Scoreboard, die: Die, claim: int
+) -> None:
+    """Only the worker says which process its keeper is."""
+    dead = die()
+    dead.process.slot.numbers[KEEPER] = claim
+    them = Keepers(scoreboard)
+    assert not them.leave(dead.process, -signal.SIGKILL)
+    assert scoreboard.daemon[WORKER_DIED] == 3
+    assert not them
+
+
+def test_what_is_not_handed_over_is_lost(scoreboard: Scoreboard, die: Die, child: int) -> None:
+    dead, them = die(), Keepers(scoreboard)
+    dead.process.slot.numbers[KEEPER] = child
+    assert them.leave(dead.process, -signal.SIGKILL)
+    assert dead.read() == Verdict.HAND_OVER.value
+    assert scoreboard.daemon[WORKER_DIED] == 0
+    dead.process.slot.numbers[OPEN] = 2  # it has handed one over
+    assert not them.reaped(child + 1)
+    assert them.reaped(child)
+    assert scoreboard.daemon[WORKER_DIED] == 2
+    assert not them
+    assert them.next_wake == math.inf
+
+
+def test_deaths_in_a_row_slow_the_keepers_down(
+    scoreboard: Scoreboard, die: Die, child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(keepers, "monotonic", lambda: now)
+    them = Keepers(scoreboard)
+    waits = []
+    for _ in range(2 * DEATHS + 10):
+        dead = die()
+        dead.process.slot.numbers[KEEPER] = child
+        began = now
+        them.leave(dead.process, -signal.SIGKILL)
+        while dead.read() == b"nothing yet":
+            now = them.next_wake
+            them.act()
+        waits.append(now - began)
+        assert them.reaped(child)
+    assert waits[:DEATHS] == [0.0] * DEATHS
+    assert 0 < max(waits) <= WAIT_MAX
+
+
+def test_kills_for_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_events, "ROOT", str(tmp_path))
+    assert memory_events.oom_kills() == 0
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    ours = [line.partition("::")[2] for line in groups if "::" in line]
+    if not ours:
+        pytest.skip("this host has no control groups of version 2")
+    folder = Path(f"{tmp_path}{ours[0]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    assert memory_events.oom_kills() == 2
