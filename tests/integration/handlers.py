@@ -215,6 +215,12 @@ class Buffered(asyncio.BufferedProtocol):
         self.lines.data_received(bytes(self.buffer[:nbytes]))
 
 
+async def named(reader: Reader, writer: Writer) -> None:
+    """Tell the name of the listener."""
+    while await reader.readline():
+        writer.write(writer.listener.encode() + b"\n")
+
+
 async def strings(reader: Reader, writer: Writer) -> None:
     """Use a state that is no bytes."""
     while line := await reader.readline():
@@ -244,7 +250,7 @@ class Broken(Lines):
 
 
 HANDLERS = (lines, paced, frames, whole, pushes, both, hangs, floods, counts)
-HANDLERS += (closes, half_closes, tells, upgrades, strings)  # type: ignore[assignment]
+HANDLERS += (closes, half_closes, tells, upgrades, named, strings)  # type: ignore[assignment]
 PROTOCOLS: dict[str, Any] = {
     "protocol": Lines,
     "buffered": Buffered,

@@ -277,6 +277,13 @@ def test_handler_can_tell_a_restart_from_the_end(run: Run) -> None:
         says(manager, "handed over: False")
 
 
+def test_name_of_the_listener_is_handed_over(run: Run) -> None:
+    with run("named") as manager, client(manager) as one:
+        assert ask(one, b"a\n") == b"test.socket\n"
+        manager.restart()
+        assert ask(one, b"a\n") == b"test.socket\n"
+
+
 def test_last_words_of_an_interrupted_handler_go_nowhere(run: Run) -> None:
     with run("tells") as manager, client(manager, 2**15) as one:
         one.sendall(b"long\n")
