@@ -65,9 +65,8 @@ def worker_of(keeper: int) -> int:
 def kill(pid: int, number: int) -> None:
     """Send a signal to a process, and wait until it is dead, unless the signal is blocked."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just exited
-        dies = not _is_blocked(pid, number)
         os.kill(pid, number)
-        until(lambda: not (dies and is_running(pid)))
+        until(lambda: not is_running(pid) or _is_blocked(pid, number))
 
 
 def _is_blocked(pid: int, number: int) -> bool:
