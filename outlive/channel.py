@@ -112,6 +112,9 @@ class Notes:
     def received(self, state: int, connections: Sequence[int]) -> None:
         """It was received, with this state and these connections."""
 
+    def withdrawn(self) -> None:
+        """It was received, but its sender owns the connections: they are about to be closed."""
+
     def close_state(self, state: int) -> None:
         """The state was read: close it, at the latest when `done`."""
         os.close(state)
@@ -377,6 +380,7 @@ def receive(
         raise
     notes.received(files[0], files[1:])
     if not copy and owner(files[0], Owner.RECEIVER) is not Owner.RECEIVER:
+        notes.withdrawn()  # once the state is closed, nobody could ask again
         for fd in files:
             os.close(fd)
         notes.done()

@@ -22,7 +22,7 @@ class Phase(IntEnum):
 
     IDLE = 0
     SENDING = 1  # the message may be in the channel or not
-    SENT = 2  # it is, and what is left of its connections here are copies
+    SENT = 2  # another process owns it, and what is left of its connections here are copies
     RECEIVING = 3  # a message may have been received whose descriptors are not noted yet
     RECEIVED = 4  # its connections are in no other list yet
 
@@ -66,6 +66,9 @@ class InFlight(Notes):
 
     def received(self, state: int, connections: Sequence[int]) -> None:
         self._note(Phase.RECEIVED, state, connections)
+
+    def withdrawn(self) -> None:
+        self._numbers[_PHASE] = Phase.SENT
 
     def close_state(self, state: int) -> None:
         self._kept = state

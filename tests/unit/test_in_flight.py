@@ -175,6 +175,7 @@ IN_ORDER = ["sender", "sender", "receiver", "receiver"]
 @given(plan=PLANS, turns=st.permutations(IN_ORDER))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(plan={"sender": (1, False), "receiver": (1, False)}, turns=IN_ORDER)
+@example(plan={"sender": (34, True), "receiver": (52, True)}, turns=IN_ORDER)
 def test_each_connection_has_one_owner(channel: Channel, plan: Plan, turns: list[str]) -> None:
     """The sender and the receiver start and stop at a line, and then are killed or continue, in
     any order. What is left in the channel goes to a third process."""
@@ -190,6 +191,13 @@ def test_death_at_any_line(channel: Channel, dying: str) -> None:
         line += 1
         killed = run(channel, plan | {dying: (line, True)}, IN_ORDER)[dying].was_killed
     assert LAST_LINE[dying] / 2 < line <= LAST_LINE[dying], "to be adjusted"
+
+
+def test_death_of_both(channel: Channel) -> None:
+    """The sender dies around the moment of sending, and the receiver at any line after that."""
+    for line in range(33, 37):
+        for other in range(40, 75):
+            run(channel, {"sender": (line, True), "receiver": (other, True)}, IN_ORDER)
 
 
 def run(channel: Channel, plan: Plan, turns: Sequence[str]) -> dict[str, Sending | Receiving]:
