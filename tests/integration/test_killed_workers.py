@@ -56,10 +56,12 @@ def settled(daemon: Daemon, **counts: int) -> None:
     until(lambda: counts.items() <= daemon.counters().items())
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_between_lines(number: int, implementation: str) -> None:
-    if implementation == "python" and number != signal.SIGKILL:
-        pytest.skip("without the C module, such a signal counts as a fault of the worker")
+#: Without the C module, any other signal counts as a fault of the worker.
+KILLED = [*(("c", number) for number in SIGNALS), ("python", signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(("implementation", "number"), KILLED, indirect=["implementation"])
+def test_between_lines(number: int) -> None:
     with Daemon() as daemon:
         clients = [daemon.connect() for _ in range(50)]
         for word in (b"one", b"two", b"three"):
