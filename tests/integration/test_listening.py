@@ -362,7 +362,9 @@ def test_descriptor_that_is_closed_is_left_out() -> None:
         with Daemon(passed=[("name", one)], wrapper=wrapper) as daemon:
             assert daemon.connect().ask(b"hello") == b"HELLO"
             what = 'descriptor 4 ("unknown"), which was passed by the service manager,'
-            assert f"{what} cannot be used: Bad file" in daemon.log
+            # By then, the interpreter may have opened something else.
+            because = "cannot be used: Bad file", "is not a socket and is not served"
+            assert any(f"{what} {reason}" in daemon.log for reason in because)
 
 
 def datagram() -> socket.socket:

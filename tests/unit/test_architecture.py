@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tcpupperd.serving.fast_path import fast_path, python_fast_path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcpupperd"
@@ -198,7 +197,7 @@ def test_a_run_loads_only_what_it_uses() -> None:
     folders = {f"tcpupperd.{folder}" for folder in ("host", "serving", "processes")}
     assert own == packages | folders | {full_name(module) for module in used}
     # Without the C module, keepers are started by ctypes.
-    used_here = {"ctypes"} if fast_path is python_fast_path else set()
+    used_here = set() if "tcpupperd.serving._fast_path" in loaded else {"ctypes"}
     assert not ({name.partition(".")[0] for name in loaded} & UNUSED) - used_here
 
 

@@ -34,7 +34,7 @@ def documents() -> Iterator[Path]:
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
     for folder in ("data", "debian", "docs", "packaging", "systemd"):
         for path in (ROOT / folder).rglob("*"):
-            made = {"tcpupperd", "__pycache__"} & {*path.relative_to(ROOT / folder).parts[:-1]}
+            made = {"tcpupperd", "python3-outlive", "__pycache__"} & {*path.relative_to(ROOT / folder).parts[:-1]}
             if path.is_file() and path.suffix != ".png" and not made:
                 yield path
 
