@@ -29,12 +29,16 @@ ADDRESS = PROJECT["urls"]["Homepage"]
 OTHERS = {"salsa.debian.org", "toml.io", "www.debian.org"}
 
 
+#: The folders of a build of the packages.
+BUILT = {"tcpupperd", "python3-outlive", "__pycache__"}
+
+
 def documents() -> Iterator[Path]:
     """The files that describe the project. A tarball of the source has no debian/."""
     yield from (ROOT / "LICENSE", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
     for folder in ("data", "debian", "docs", "packaging", "systemd"):
         for path in (ROOT / folder).rglob("*"):
-            made = {"tcpupperd", "python3-outlive", "__pycache__"} & {*path.relative_to(ROOT / folder).parts[:-1]}
+            made = BUILT & {*path.relative_to(ROOT / folder).parts[:-1]}
             if path.is_file() and path.suffix != ".png" and not made:
                 yield path
 
