@@ -74,7 +74,7 @@ deb: checkout ## build the Debian package into dist/
 	trap '[ "$$(id -u)" != 0 ] || chown --recursive --reference=. build dist' EXIT && \
 	$(GIT) ls-files -z | xargs -0 cp -P --parents --target-directory=build/deb/tcpupperd && \
 	(cd build/deb/tcpupperd && PATH=$(DEBIAN_PATH) dpkg-buildpackage --build=binary --no-sign) && \
-	cp build/deb/*.deb dist/
+	cp build/deb/python3-outlive_*.deb build/deb/tcpupperd_*.deb dist/
 
 # A source tarball has no debian/, and a copy of the tree lacks Git's list of files.
 checkout:
