@@ -267,8 +267,7 @@ static void send_wanted(struct connection *c)
         if (count < 0 && errno == EAGAIN)
             break;
         if (count < 0) { /* there may still be answers to receive */
-            if (!c->error) /* later, it is EPIPE */
-                c->error = errno;
+            c->error = errno;
             return;
         }
         c->sent += count;

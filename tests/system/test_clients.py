@@ -56,7 +56,8 @@ def test_clients_see_every_fault(bare_machine: Container, program: str) -> None:
         with at_work(bare_machine, program, fault) as clients:
             until(lambda: getattr(clients.report(), fault) > 50)  # noqa: B023
             faults = clients.report().faults
-            assert faults.keys() == {fault}, faults
+            # If a client sends twice after a reset, EPIPE hides it: an end, which is a fault, too.
+            assert faults.keys() - {"ended"} == {fault} - {"ended"}, faults
     with at_work(bare_machine, program, "silence") as clients:
         until(lambda: clients.report().silence >= 2)
     with at_work(bare_machine, program, "ended") as clients:
