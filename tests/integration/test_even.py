@@ -34,14 +34,14 @@ def connections(daemon: Daemon, service: Service) -> dict[int, int]:
 
 
 def are_even(daemon: Daemon, service: Service, workers: int, total: int) -> None:
-    """Wait until the workers have all connections, and check that each has its share."""
+    """Wait until the workers have all connections, and each has its share."""
 
-    def found() -> list[int]:
+    def is_even() -> bool:
         counts = list(connections(daemon, service).values())
-        return counts if len(counts) == workers and sum(counts) == total else []
+        is_complete = len(counts) == workers and sum(counts) == total
+        return is_complete and max(counts) <= UNEVEN * min(counts)
 
-    counts = until(found)
-    assert max(counts) <= UNEVEN * min(counts), counts
+    until(is_even)
 
 
 def are_served(clients: Sequence[Client]) -> None:
