@@ -58,6 +58,9 @@ _FAR_START, _FAR_STEP = 2**40, 2**32
 #: Beyond so many bytes, what is not in use any more is given back to the system.
 _SPARE_MAX = 2**22
 
+#: No description is as long as this. A multiple of the size of a page.
+_DESCRIPTION_MAX = 2**16
+
 #: The most bytes that are noted of one connection. They take memory three times while they are
 #: handed over, and what has made the kernel kill one worker must not make it kill the next.
 NOTED_MAX = 2**24
@@ -143,8 +146,8 @@ class Ledger(NoLedger):
         self._began = self.memory[_ROWS : self._records].cast("d")
         self._head[_PASS] = _NO_CONNECTION
         self._facts: dict[int, tuple[int, bytes]] = {}  # offset and description, if there are any
-        self._spare: dict[tuple[int, int], int] = {}  # what is not in use, by place
         self._far: dict[int, int] = {}  # the longest that a connection has had
+        self._spare: dict[int, int] = {}  # the same, of those that have nothing there any more
 
     # In the worker
 
@@ -234,17 +237,23 @@ class Ledger(NoLedger):
         if unsent or held or protocol.mid_line:
             self._record(connection, unsent, held, 0)
             return
-        self._settle(fd)
+        self._settle(connection)
         self._rows[_ROW * fd + 1] = number << _LINES_BITS & 2**64 - 1 | protocol.lines & _LINES
 
-    def _settle(self, fd: int) -> None:
+    def _settle(self, connection: Any) -> None:
         """Nothing is owed any more. Only the lines, which follow, make the pass complete: until
         then, what it has received is still needed to count them."""
-        number = self._rows[_ROW * fd]
-        if number & _OWES:
-            self._rows[_ROW * fd] = number & ~_OWES
-            if fd in self._far:
-                self._give_back(fd)
+        fd = connection.fd
+        if not self._rows[_ROW * fd] & _OWES:
+            return
+        _, description = self._facts.get(fd, (0, b""))
+        if description:  # it is next to what was owed, which may even be lost
+            self._record(connection, b"", b"", 0)
+        self._rows[_ROW * fd] &= ~(_OWES if description else _OWES | _RECORD)
+        if len(description) > _INLINE:
+            self._shorten(fd)
+        elif fd in self._far:
+            self._give_back(fd)
 
     def forget(self, fd: int) -> None:
         self._rows[_ROW * fd] = 0
@@ -298,19 +307,29 @@ class Ledger(NoLedger):
             os.pwritev(self._file, parts, _far(fd, place) + start)
         except OSError:  # no memory
             return LOST
-        self._far[fd] = max(self._far.get(fd, 0), size)
+        self._far[fd] = max(self._far.get(fd, 0), self._spare.pop(fd, 0), size)
         return _FAR | _PLACE * bool(place)
 
     def _give_back(self, fd: int) -> None:
         """Give memory back, but not each time, because that takes as long as a line."""
-        self._spare[fd, 0] = self._spare[fd, 1] = self._far.pop(fd)
-        if sum(self._spare.values()) < _SPARE_MAX:
+        self._spare[fd] = max(self._far.pop(fd), mmap.PAGESIZE)
+        if 2 * sum(self._spare.values()) < _SPARE_MAX:
             return
-        for (spare, place), size in self._spare.items():
-            if spare not in self._far:
-                with mmap.mmap(self._file, size, offset=_far(spare, place)) as view:
-                    view.madvise(mmap.MADV_REMOVE)
+        for spare, size in self._spare.items():
+            self._remove(spare, 0, size)
         self._spare.clear()
+
+    def _shorten(self, fd: int) -> None:
+        """Give memory back, except that of the description."""
+        size = self._far.get(fd, 0)
+        if size > _DESCRIPTION_MAX:
+            self._remove(fd, _DESCRIPTION_MAX, size)
+            self._far[fd] = _DESCRIPTION_MAX
+
+    def _remove(self, fd: int, start: int, end: int) -> None:
+        for place in (0, 1):
+            with mmap.mmap(self._file, end - start, offset=_far(fd, place) + start) as view:
+                view.madvise(mmap.MADV_REMOVE)
 
     # In its keeper, once the worker is dead
 

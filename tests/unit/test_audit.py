@@ -5,6 +5,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import math
+import mmap
 import os
 import random
 import socket
@@ -19,10 +20,12 @@ import pytest
 from c_module import compiled
 from integration.measures import scaled
 from tcpupperd.serving import connection as connections
+from tcpupperd.serving import ledger as ledgers
 from tcpupperd.serving.audit import Audit, UnknownError
 from tcpupperd.serving.connection import Connection, Limits, Next, State
 from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.fast_path import RECEIVE_SIZE, Receiving, python_fast_path
+from tcpupperd.serving.introduction import NOBODY, Introduction
 from tcpupperd.serving.ledger import NOTED_MAX, Ledger
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 from tcpupperd.serving.proxy import Header, HeaderProtocol
@@ -306,6 +309,73 @@ def test_too_much_is_not_noted(use: Use) -> None:
     with pytest.raises(UnknownError, match="there was too much"):
         served.audit()
     served.abandon()
+
+
+@pytest.mark.parametrize("introduction", [NOBODY, {"authority": "x" * 100}], ids=["", "known"])
+@pytest.mark.parametrize("size", [100, NOTED_MAX + 1], ids=["long", "too long"])
+def test_what_was_owed_once_does_not_matter(
+    use: Use, size: int, introduction: Introduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "_SPARE_MAX", 0)
+    served = introduced(use, introduction)
+    hold(served, size)
+    settle(served)
+    state = served.audit()
+    assert (state.lines, state.held, state.unsent) == (1, b"", b"")
+    assert state.introduction == introduction
+    served.abandon()
+
+
+@pytest.mark.parametrize("introduction", [NOBODY, {"authority": "x" * 100}], ids=["", "known"])
+def test_memory_of_long_lines_is_given_back(
+    use: Use, introduction: Introduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although what follows needs less."""
+    served = introduced(use, introduction)
+    for size in (10**6, 100):
+        hold(served, size)
+        settle(served)
+    monkeypatch.setattr(ledgers, "_SPARE_MAX", 0)
+    served.ledger.forget(served.socket.fileno())
+    hold(served, 100)
+    settle(served)
+    assert occupied(served.ledger) < 2**18
+    served.abandon()
+
+
+def test_short_lines_take_a_page_each(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "_SPARE_MAX", 2 * mmap.PAGESIZE)
+    served = introduced(use, NOBODY)
+    hold(served, 10)
+    before = occupied(served.ledger)
+    hold(served, 100)
+    assert occupied(served.ledger) > before
+    settle(served)
+    assert occupied(served.ledger) == before
+    served.abandon()
+
+
+def introduced(use: Use, introduction: Introduction) -> Served:
+    """A connection about which a load balancer has said something, or nothing."""
+    served = Served(use, line_service(0, 10**9, b""))
+    if introduction:
+        served.connection.introduction = introduction
+        served.ledger.describe(served.connection, b"", b"")
+    return served
+
+
+def hold(served: Served, size: int) -> None:
+    served.connection.protocol.resume(0, True, b"x" * size)
+    served.ledger.note(served.connection)
+
+
+def settle(served: Served) -> None:
+    served.connection.protocol.resume(1, False, b"")
+    served.ledger.note(served.connection)
+
+
+def occupied(ledger: Ledger) -> int:
+    return os.fstat(ledger._file).st_blocks * 512
 
 
 def test_urgent_data_makes_a_connection_unknown(use: Use) -> None:
