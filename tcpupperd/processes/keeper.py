@@ -79,7 +79,7 @@ class Keeper:
         self._pid = 0  # of the keeper
         self._estate = estate
         self._ledger = estate.ledger
-        self._inherited = frozenset(_descriptors())
+        self._inherited = {fd: _name(fd) for fd in _descriptors()}
         self._given = 0
         self._end = estate.control  # until the verdict: then, the sending end of the channel
 
@@ -168,7 +168,9 @@ class Keeper:
         return connections, [fd for fd in descriptors if fd not in others]
 
     def _may_be_ours(self, fd: int) -> bool:
-        return self._ledger.knows(fd) or fd not in self._inherited
+        """Whether this is not what the worker had when the keeper was prepared: the number of a
+        descriptor that was closed, such as that of a channel, is used again."""
+        return self._inherited.get(fd) != _name(fd)
 
     def _unnoted(self, descriptors: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """The state and the connections of a message that may have been received, but was not

@@ -11,13 +11,16 @@ import pytest
 
 from tcpupperd.config import Config
 from tcpupperd.host import memory_events
+from tcpupperd.host.in_flight import InFlight
 from tcpupperd.processes import keepers
 from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.keeper import Estate, Keeper
 from tcpupperd.processes.keepers import DEATHS, WAIT_MAX, Keepers, verdict_on
 from tcpupperd.processes.orders import Order, Verdict
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import KEEPER, OPEN, WORKER_DIED
+from tcpupperd.serving.ledger import Ledger
 
 
 class Dead:
@@ -111,6 +114,33 @@ def test_process_that_is_not_a_child_is_no_keeper(
     assert not them.leave(dead.process, -signal.SIGKILL)
     assert scoreboard.daemon[WORKER_DIED] == 3
     assert not them
+
+
+def test_number_of_a_descriptor_may_be_used_again(scoreboard: Scoreboard) -> None:
+    """The channel, which the keeper has found open, is closed if it is replaced."""
+    with socket.socket() as listener, socket.socket() as before, socket.socket() as client:
+        ledger = Ledger(1024)
+        estate = Estate(
+            numbers=scoreboard.claim().numbers,
+            control=before,
+            listeners={},
+            services={},
+            ledger=ledger,
+            notes=InFlight(),
+            longest_line=lambda: 1,
+        )
+        keeper = Keeper(estate)
+        number = before.fileno()
+        before.close()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        with listener.accept()[0] as newcomer:
+            assert newcomer.fileno() == number
+            assert number in keeper._sorted()[1]
+            assert client.fileno() not in keeper._sorted()[1]
+        os.close(keeper._pidfd)
+        os.close(ledger._file)
 
 
 def test_what_is_not_handed_over_is_lost(scoreboard: Scoreboard, die: Die, child: int) -> None:
