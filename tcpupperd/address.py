@@ -20,7 +20,7 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 #: Text that looks like an IPv4 address: the resolver would read 10.1 as 10.0.0.1.
 _IPV4_LIKE = re.compile(r"[0-9.]+")
 
-#: The names of the services that a listener can have. A listener without a name has the first one.
+#: The names of the services. A listener that has none of these names provides the first one.
 SERVICES = UPPER, PROXY, AGENT, METRICS, LAB, LAB_PROXY = (
     "upper",
     "proxy",
