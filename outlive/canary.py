@@ -13,6 +13,16 @@ from outlive.notify import Notifier
 CANARY = "canary"
 
 
+def canary(notifier: Notifier) -> Canary | None:
+    """A canary that was sent to the store; None if it could not be sent. Raises OSError if there
+    can be none."""
+    one = Canary(notifier)
+    if one.was_sent:
+        return one
+    one.close()
+    return None
+
+
 class Canary:
     """Shows whether the service manager really keeps descriptors. The variable FDSTORE is not
     proof: a drop-in may contradict it, and may change at any time.

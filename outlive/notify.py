@@ -7,12 +7,16 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
+from typing import TypeVar
 
+from outlive.memfd import sealed
 from outlive.remedies import remedy
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds to wait for a service manager that does not read, before the message is dropped.
 SEND_TIMEOUT = 0.2
@@ -73,6 +77,15 @@ class Notifier:
         """Have the service manager close the descriptors that it keeps under this name."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
+    def replace_stored(self, name: str, content: bytes) -> bool:
+        """Replace what is kept under this name by a memfd; return whether that could be sent.
+        Raises OSError if no memfd can be written; then what was kept stays there."""
+        file = sealed(content)
+        self.remove_descriptor(name)
+        sent = self.store_descriptor(name, file)
+        os.close(file)
+        return sent
+
     def _send(self, state: str) -> None:
         if not self._address:
             return
@@ -125,6 +138,14 @@ class NotifySocket(socket.socket):
         """Send a descriptor along with a message."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))
         self.sendmsg([data], [rights], 0, self._manager)
+
+
+def send_in_turn(missing: dict[str, T], send: Callable[[str, T], bool]) -> None:
+    """Send what is missing from the store, by name, until something cannot be sent."""
+    for name, content in list(missing.items()):
+        if not send(name, content):
+            return
+        del missing[name]
 
 
 def watchdog_interval(environ: Mapping[str, str]) -> float:

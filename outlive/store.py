@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterable
 
 from outlive import channel
-from outlive.canary import CANARY, Canary
-from outlive.memfd import read_sealed, sealed
-from outlive.notify import Notifier
+from outlive.canary import CANARY, Canary, canary
+from outlive.memfd import read_sealed
+from outlive.notify import Notifier, send_in_turn
 from outlive.remedies import remedy
 
 log = logging.getLogger(__name__)
@@ -74,10 +74,7 @@ class Store:
 
     def retry(self) -> None:
         """Send what is missing."""
-        for name, content in list(self._missing.items()):
-            if not self._send(name, content):
-                return
-            del self._missing[name]
+        send_in_turn(self._missing, self._send)
 
     def close(self) -> None:
         """Close this process's descriptors; those in the store stay there."""
@@ -95,30 +92,21 @@ class Store:
 
     def _send_canary(self) -> bool:
         try:
-            canary = Canary(self._notifier)
+            self._canary = canary(self._notifier)
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 log.warning("cannot tell whether a store exists: %s%s", error, remedy(error))
-            return False
-        if canary.was_sent:
-            self._canary = canary
-        else:
-            canary.close()
-        return canary.was_sent
+        return self._canary is not None
 
     def _replace(self, name: str, content: bytes) -> bool:
         """Replace what is stored. If no memfd can be written, give up: the previous content
         remains there."""
         try:
-            file = sealed(content)
+            return self._notifier.replace_stored(name, content)
         except OSError as error:
             log.warning("cannot store %s: %s%s", name, error, remedy(error))
             return True
-        self._notifier.remove_descriptor(name)
-        sent = self._notifier.store_descriptor(name, file)
-        os.close(file)
-        return sent
 
     def _read(self, name: str, fd: int) -> None:
         """Read what is stored under a name, or remove it if it cannot be used."""

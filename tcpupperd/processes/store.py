@@ -17,9 +17,9 @@ from time import monotonic
 from typing import Self
 
 from outlive import channel
-from outlive.canary import CANARY, Canary
-from outlive.memfd import read_sealed, sealed
-from outlive.notify import Notifier
+from outlive.canary import CANARY, Canary, canary
+from outlive.memfd import read_sealed
+from outlive.notify import Notifier, send_in_turn
 from outlive.remedies import remedy
 from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.host.messages import RateLimitedLog
@@ -180,36 +180,28 @@ class Store:
     def _send_missing(self) -> None:
         """Send what is missing. This fails while too many descriptors are in flight, such as those
         that wait in the channel if the limit is small; it is then tried again later."""
-        for name, text in list(self._missing.items()):
-            if not (self._send_canary() if name == CANARY else self._send_text(name, text)):
-                return
-            del self._missing[name]
+        send_in_turn(self._missing, self._send)
+
+    def _send(self, name: str, text: str) -> bool:
+        return self._send_canary() if name == CANARY else self._send_text(name, text)
 
     def _send_canary(self) -> bool:
         try:
-            canary = Canary(self._notifier)
+            self._canary = canary(self._notifier)
         except OSError as error:
             self._warnings.warn("cannot tell whether a store exists: %s%s", error, remedy(error))
-            return False
-        if canary.was_sent:
-            self._canary = canary
-        else:
-            canary.close()
-        return canary.was_sent
+        return self._canary is not None
 
     def _send_text(self, name: str, text: str) -> bool:
         """Replace a text in the store. If no memfd can be written, give up: the previous text
         remains there."""
         try:
-            file = sealed(text.encode())
+            sent = self._notifier.replace_stored(name, text.encode())
         except OSError as error:
             log.warning("cannot store %s: %s%s", name, error, remedy(error))
             if name == CONFIGURATION:
                 self._failure = self._failure or NOT_STORED
             return True
-        self._notifier.remove_descriptor(name)
-        sent = self._notifier.store_descriptor(name, file)
-        os.close(file)
         if name == CONFIGURATION and self._failure == NOT_STORED:
             self._failure = ""
         return sent
