@@ -33,6 +33,7 @@ class Entries:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = 0  # how many entries came in one
+        self.questions = 0  # how often a process has asked how far we are
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._socket.setblocking(False)
@@ -51,6 +52,7 @@ class Entries:
             while True:
                 pairs = list(decode(self._receive()))
                 if not pairs:  # it only shows how far we are
+                    self.questions += 1
                     continue
                 assert len(dict(pairs)) == len(pairs), pairs  # no field twice
                 found.append(dict(pairs))

@@ -113,6 +113,8 @@ class Keeper:
         except BaseException:
             log.exception("bug: the keeper of worker %d cannot continue", self._worker)
         finally:
+            with contextlib.suppress(Exception):
+                logging.shutdown()  # os._exit does not call it
             os._exit(0)
 
     def _settle(self) -> None:
@@ -136,7 +138,8 @@ class Keeper:
             self._hand_over(received, 1 if blame else BATCH)
         if self._given:
             text, given = "handed over %s of worker %d", counted(self._given, "connection")
-            log.info(text, given, self._worker, extra=Event.HANDED_OVER.fields())
+            extra = Event.HANDED_OVER.fields(TCPUPPERD_WORKER=self._worker)
+            log.info(text, given, self._worker, extra=extra)
 
     def _verdict(self) -> Verdict:
         """What the supervisor says about the death of the worker. There may be messages that the

@@ -179,6 +179,22 @@ def test_journal_gets_entries(journal: Journal) -> None:
     assert bug["TID"] == str(killed)
 
 
+def test_keeper_waits_until_the_journal_knows_its_unit(journal: Journal) -> None:
+    """Only a process that is about to exit asks how far the journal is."""
+    daemon = Daemon(wrapper=journal.wrapper, workers=1, log_level="info")
+    with Entries(journal.socket) as entries, daemon:
+        client = daemon.connect()
+        assert client.ask(b"hello") == b"HELLO"
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGKILL)
+        told = {
+            "MESSAGE": f"handed over 1 connection of worker {worker}",
+            "TCPUPPERD_WORKER": str(worker),
+        }
+        until(lambda: any(told.items() <= entry.items() for entry in entries.read()))
+        until(lambda: [entries.read(), entries.questions][-1])
+
+
 def test_failure_to_start_is_an_entry_and_a_line(journal: Journal) -> None:
     """The journal may look for the unit of an entry's sender when that has exited."""
     with LiveEntries(journal.socket) as entries:
