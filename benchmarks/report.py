@@ -81,8 +81,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def conditions(results: Results) -> str:
     said = results.conditions
     return (
-        f"{said['program']}.\n"
-        f"{said['cpu']}, Linux {said['kernel']}, {said['python']}, {said['packages']}.\n"
+        f"The daemon is {said['program']}.\n"
+        f"The machine: {said['cpu']}, Linux {said['kernel']}, {said['python']}, "
+        f"{said['packages']}.\n"
         f"Server on CPU {said['server_cpu']}, load generator on CPU {said['load_cpu']}. "
         f"Medians of {said['rounds']} interleaved rounds of {said['seconds']} s, lowest..highest "
         "in brackets;\n"
