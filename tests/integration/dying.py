@@ -12,11 +12,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from lines import before_line
 from tcpupperd import cli
 from tcpupperd.processes import keeper, worker
 from tcpupperd.serving import connection, fast_path, protocol
@@ -29,19 +30,13 @@ def die_at_a_line(mean: int) -> None:
 
     def dying(context: worker.WorkerContext) -> None:
         this = os.getpid()
-        left = int(random.Random().expovariate(1 / mean)) + 1
 
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            nonlocal left
-            if not frame.f_code.co_filename.startswith(PACKAGE):
-                return None
-            if event == "line":
-                left -= 1
-                if left <= 0 and os.getpid() == this:  # its keeper has inherited this function
-                    os.kill(this, signal.SIGKILL)
-            return trace
+        def die() -> None:
+            if os.getpid() == this:  # its keeper has inherited this function
+                os.kill(this, signal.SIGKILL)
 
-        sys.settrace(trace)
+        line = int(random.Random().expovariate(1 / mean)) + 1
+        before_line(line, lambda path: path.startswith(PACKAGE), die)
         run(context)
 
     worker.run = dying

@@ -5,12 +5,11 @@ import ctypes
 import os
 import platform
 import signal
-import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 import pytest
+
+from lines import before_line
 
 #: The system call of clone(2), whose only argument here is its first, on each architecture.
 NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120, "armv7l": 120}
@@ -73,16 +72,6 @@ def forked_with_shared_descriptors() -> int:
 
 def stop_at(line: int, files: tuple[str, ...]) -> None:
     """Stop this process before it runs a line."""
-    left = line
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(files):
-            return None
-        if event == "line":
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGSTOP)
-        return trace
-
-    sys.settrace(trace)
+    before_line(
+        line, lambda path: path.endswith(files), lambda: os.kill(os.getpid(), signal.SIGSTOP)
+    )

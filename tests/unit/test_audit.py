@@ -12,13 +12,13 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any
+from types import ModuleType
 
 import pytest
 
 from c_module import compiled
 from integration.measures import scaled
+from lines import before_line
 from tcpupperd.serving import connection as connections
 from tcpupperd.serving import ledger as ledgers
 from tcpupperd.serving.audit import Audit, UnknownError
@@ -172,21 +172,12 @@ class Served:
 @contextlib.contextmanager
 def dying_after(lines: float) -> Iterator[None]:
     """Raises Death after a number of lines of the program."""
-    left = lines
 
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(FILES):
-            return None
-        if event == "line":
-            left -= 1
-            if left < 0:
-                sys.settrace(None)
-                raise Death
-        return trace
+    def die() -> None:
+        raise Death
 
     if lines < math.inf:
-        sys.settrace(trace)
+        before_line(int(lines) + 1, lambda path: path.endswith(FILES), die)
     try:
         yield
     finally:
