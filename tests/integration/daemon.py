@@ -265,6 +265,12 @@ class Daemon:
 
         return until(found)
 
+    def all_workers(self) -> list[int]:
+        """The workers, once none is missing: one that starts its keeper is taken for a keeper."""
+        count = self._settings["workers"]
+        assert isinstance(count, int)
+        return self.wait_for_workers(count)
+
     def has_dismissed_workers(self) -> bool:
         """Whether all workers have been told to leave: the supervisor has no pipe to any."""
         return not any(target.startswith("pipe:") for target in descriptors(self.pid).values())
