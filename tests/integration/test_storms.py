@@ -31,7 +31,7 @@ SIGNALS = [
 
 
 def test_workers_killed_one_after_another() -> None:
-    """Only the connections of the dead end; none is refused, and nothing is left of them."""
+    """No connection is refused, ends or is answered wrongly; nothing is left of the dead."""
     deaths = scaled(30, 300)
     with Daemon(workers=2) as daemon, Talkers(daemon.addresses[0], TALKERS) as talkers:
         for number in range(deaths):
@@ -41,12 +41,12 @@ def test_workers_killed_one_after_another() -> None:
             daemon.wait_for_workers(2, without=victim)
             if number == deaths // 3:
                 before = len(descriptors(daemon.pid)), anonymous_kib(daemon.pid)
-            time.sleep(max(0.0, began + 0.1 - time.monotonic()))  # one death each 100 ms
+            # The pace of deaths, which is part of the test: one each 100 ms.
+            time.sleep(max(0.0, began + 0.1 - time.monotonic()))
         talkers.stop()
-        print(f"{talkers.answers} answers, failures: {dict(talkers.failures)}")
+        print(f"{talkers.answers} answers, longest wait {talkers.longest:.3f} s")
         assert talkers.answers > deaths
-        assert not talkers.failures.keys() - {"cut"}
-        assert talkers.failures["cut"] <= TALKERS * deaths
+        assert not talkers.failures
         until(lambda: daemon.counters()["open"] == 0)
         until(lambda: len(descriptors(daemon.pid)) <= before[0])
         assert anonymous_kib(daemon.pid) <= before[1] + SOME_KIB
