@@ -127,3 +127,12 @@ def is_refused(address: str) -> bool:
         except ConnectionRefusedError:
             return True
     return False
+
+
+def ask(one: socket.socket, line: bytes) -> bytes:
+    """Send something; the line that arrives after that."""
+    one.sendall(line)
+    answer = b""
+    while not answer.endswith(b"\n") and (byte := one.recv(1)):
+        answer += byte
+    return answer

@@ -98,7 +98,7 @@ async def hangs(reader: Reader, writer: Writer) -> None:
 
 
 async def floods(reader: Reader, writer: Writer) -> None:
-    """Write without end."""
+    """Write for as long as the connection lasts."""
     while True:
         writer.write(CHUNK)
         await writer.drain()

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 
 import pytest
@@ -113,9 +114,17 @@ def test_server_that_does_not_know_orders_is_given_up() -> None:
     assert b"no answer from 127.0.0.1:" in done.stderr
 
 
-def test_conversation(server: list[str]) -> None:
+@contextmanager
+def conversation(server: list[str], status: int) -> Iterator[Terminal]:
+    """The terminal of a conversation, which ends with this exit status."""
     with Terminal() as terminal, terminal.running([*CLIENT, *server]) as process:
         terminal.shows("^> $")
+        yield terminal
+        assert process.wait(DEADLINE) == status
+
+
+def test_conversation(server: list[str]) -> None:
+    with conversation(server, 1) as terminal:
         terminal.type("drip 3 1\r")
         terminal.shows("> drip 3 1\n..\n> $")
         terminal.type("what\r")
@@ -124,13 +133,10 @@ def test_conversation(server: list[str]) -> None:
         terminal.shows('{"host".*}\n> $')
         terminal.type("close\r")
         terminal.shows(r"closed the connection \(\d+ bytes received\)\n")
-        assert process.wait(DEADLINE) == 1
 
 
 def test_conversation_ends_in_an_orderly_way(server: list[str]) -> None:
-    with Terminal() as terminal, terminal.running([*CLIENT, *server]) as process:
-        terminal.shows("^> $")
+    with conversation(server, 0) as terminal:
         terminal.type("echo a\r")
         terminal.shows('{"text": "a"}\n> $')
         terminal.type("\x04")
-        assert process.wait(DEADLINE) == 0

@@ -88,7 +88,7 @@ def waits_to_send(running: Running) -> bool:
 
 
 def is_idle(running: Running) -> bool:
-    """Whether it sleeps, instead of polling without end what it cannot serve."""
+    """Whether it sleeps: a program that polls what it cannot serve uses a whole CPU."""
     return cpu_share([running.process.pid], 0.2) < 0.1
 
 

@@ -12,6 +12,7 @@ from threading import Thread
 
 import pytest
 
+from integration.client import ask
 from integration.daemon import ROOT
 from integration.processes import stopped
 from outlive.testing import Manager
@@ -55,15 +56,6 @@ def read(one: socket.socket, size: int) -> bytes:
     while len(data) < size and (more := one.recv(min(size - len(data), 2**16))):
         data += more
     return data
-
-
-def ask(one: socket.socket, line: bytes) -> bytes:
-    """Send something; the line that arrives after that."""
-    one.sendall(line)
-    answer = b""
-    while not answer.endswith(b"\n") and (byte := one.recv(1)):
-        answer += byte
-    return answer
 
 
 def says(manager: Manager, text: str) -> None:

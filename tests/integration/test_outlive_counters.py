@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from integration.client import ask
 from integration.daemon import ROOT
 from load.numbered import SLOW, Numbered
 from outlive.testing import Manager
@@ -54,15 +55,6 @@ def clients() -> Iterator[Callable[[Manager], socket.socket]]:
     """Makes clients, and closes them."""
     with ExitStack() as stack:
         yield lambda manager: stack.enter_context(manager.connect())
-
-
-def ask(client: socket.socket, line: bytes) -> bytes:
-    """Send something; the line that arrives after that."""
-    client.sendall(line)
-    answer = b""
-    while not answer.endswith(b"\n") and (data := client.recv(4096)):
-        answer += data
-    return answer
 
 
 @pytest.mark.parametrize("name", [*NAMES, "tcounter"])

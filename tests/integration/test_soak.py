@@ -77,7 +77,7 @@ def test_memory_and_descriptors_stay_flat() -> None:
         stack.callback(stop.set)  # before they are waited for
         memory = []
         for _ in range(SAMPLES):
-            time.sleep(SECONDS / SAMPLES)  # the load continues in the meantime
+            time.sleep(SECONDS / SAMPLES)  # between two samples, while the load continues
             memory.append(private_kib(processes))
         stop.set()
         talkers.stop()

@@ -26,7 +26,7 @@ from tools import need
 from waiting import until
 
 EXAMPLES = TREE / "examples"
-#: The same files, as installed in the container.
+#: Where the package installs them.
 INSTALLED = "/usr/share/doc/tcpupperd/examples"
 UNITS = "/etc/systemd/system"
 #: The instance of the service that each server is.

@@ -92,12 +92,17 @@ def test_memory_and_connections_left_outlive_a_kill(numbering: Container) -> Non
     assert "remembered: b'reloaded'" in numbering.journal(f"--unit={UNIT}")
 
 
-def test_missing_signal_is_noticed(numbering: Container) -> None:
-    drop_in(numbering, UNIT, "[Service]\nRestartKillSignal=SIGTERM\n")
+def restart_that_loses(numbering: Container, setting: str) -> None:
+    """With this setting, a restart ends connections."""
+    drop_in(numbering, UNIT, f"[Service]\n{setting}\n")
     with client(numbering) as one:
         assert one.ask("first") == "1 first"
         numbering.run("systemctl", "restart", UNIT)
         assert one.ask("lost") == ""
+
+
+def test_missing_signal_is_noticed(numbering: Container) -> None:
+    restart_that_loses(numbering, "RestartKillSignal=SIGTERM")
     until(lambda: "set RestartKillSignal=SIGUSR2" in numbering.show(UNIT, "StatusText"))
 
 
@@ -112,11 +117,7 @@ def test_stop_is_not_mistaken_for_a_restart(numbering: Container) -> None:
 
 
 def test_missing_store_is_a_clean_end(numbering: Container) -> None:
-    drop_in(numbering, UNIT, "[Service]\nFileDescriptorStoreMax=0\n")
-    with client(numbering) as one:
-        assert one.ask("first") == "1 first"
-        numbering.run("systemctl", "restart", UNIT)
-        assert one.ask("lost") == ""
+    restart_that_loses(numbering, "FileDescriptorStoreMax=0")
 
 
 def test_lower_limit_is_told(numbering: Container) -> None:
