@@ -83,6 +83,11 @@ class Format(_Format):
                 raise ValueError(f"version {number} must be from 0 to {VERSION_MAX}")
         return super().__new__(cls, program, version, earlier)
 
+    @property
+    def file_name(self) -> str:
+        """The name of the memfd with the state, which /proc shows."""
+        return f"{self.program.decode()}-connections"
+
 
 class Owner(IntEnum):
     """The side of a channel that owns the connections in a message. The value is the seal of the
@@ -277,7 +282,7 @@ def send(
     stored anywhere.
     """
     try:
-        state = _in_file(f"{form.program.decode()}-connections", write)
+        state = _in_file(form.file_name, write)
     except OSError as error:
         state = _in_socket(write, error)
     try:

@@ -52,7 +52,7 @@ SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220, "
 NAME, COMM = "tcpupperd-keep", "/proc/self/comm"
 
 #: The beginning of the name of a message's memfd in /proc.
-STATE_NAME = "/memfd:tcpupperd-connections"
+STATE_NAME = f"/memfd:{connection_format.FORMAT.file_name}"
 
 
 class Estate(NamedTuple):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,13 +15,16 @@ from tcpupperd.host import memory_events
 from tcpupperd.host.in_flight import InFlight
 from tcpupperd.processes import keepers
 from tcpupperd.processes.generation import Generation
-from tcpupperd.processes.keeper import Estate, Keeper
+from tcpupperd.processes.keeper import NAME, Estate, Keeper
 from tcpupperd.processes.keepers import DEATHS, WAIT_MAX, Keepers, verdict_on
 from tcpupperd.processes.orders import Order, Verdict
 from tcpupperd.processes.scoreboard import Scoreboard
+from tcpupperd.processes.signals import FAULTS
 from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import KEEPER, OPEN, WORKER_DIED
 from tcpupperd.serving.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
 
 
 class Dead:
@@ -114,6 +118,13 @@ def test_process_that_is_not_a_child_is_no_keeper(
     assert not them.leave(dead.process, -signal.SIGKILL)
     assert scoreboard.daemon[WORKER_DIED] == 3
     assert not them
+
+
+def test_c_module_knows_the_same_signals_and_name() -> None:
+    text = (ROOT / "tcpupperd/serving/_fast_path.c").read_text()
+    (listed,) = re.findall(r"static const int numbers\[\] = \{(.*?)\}", text)
+    assert set(listed.split(", ")) == {number.name for number in FAULTS}
+    assert f'prctl(PR_SET_NAME, "{NAME}")' in text
 
 
 def test_number_of_a_descriptor_may_be_used_again(scoreboard: Scoreboard) -> None:
