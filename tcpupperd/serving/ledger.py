@@ -267,7 +267,7 @@ class Ledger(NoLedger):
         offset, words = self._facts.get(fd, (0, b""))
         before = self._rows[_ROW * fd]
         second = ~before & _SECOND
-        at = self._records + (2 * fd + bool(second)) * _RECORD_SIZE
+        at = self._record_at(fd, second)
         flags |= (
             MID_LINE * protocol.mid_line
             | FINISHED * protocol.finished
@@ -286,6 +286,9 @@ class Ledger(NoLedger):
         facts = _FACTS if fd in self._facts else 0
         self._rows[_ROW * fd] = _KNOWN | _RECORD | _OWES | facts | second | number
         self._rows[_ROW * fd + 1] = number << _LINES_BITS & 2**64 - 1 | protocol.lines & _LINES
+
+    def _record_at(self, fd: int, number: int) -> int:
+        return self._records + (2 * fd + bool(number & _SECOND)) * _RECORD_SIZE
 
     def _write_far(self, fd: int, before: int, parts: tuple[Any, Any, Any], lines: int) -> int:
         """Write what is too long for a record; return the flags that say where it is. If a line
@@ -354,8 +357,12 @@ class Ledger(NoLedger):
         return fd < self.size and bool(self._rows[_ROW * fd] & _KNOWN)
 
     def owes(self, fd: int) -> bool:
-        """Whether something was owed after the last pass that was noted."""
-        return self.knows(fd) and bool(self._rows[_ROW * fd] & _OWES)
+        """Whether any bytes were owed after the last pass that was noted."""
+        number = self._rows[_ROW * fd] if self.knows(fd) else 0
+        if not number & _OWES:
+            return False
+        head = self._read_head(fd, number)
+        return head.unsent + head.held > 0
 
     def in_progress(self, fd: int) -> bool:
         """Whether a pass over this connection was not complete."""
@@ -408,8 +415,7 @@ class Ledger(NoLedger):
         return float(self._began[_ROW * fd + 2])
 
     def _read_head(self, fd: int, number: int) -> _Head:
-        at = self._records + (2 * fd + bool(number & _SECOND)) * _RECORD_SIZE
-        return _Head(*_HEAD.unpack_from(self.memory, at))
+        return _Head(*_HEAD.unpack_from(self.memory, self._record_at(fd, number)))
 
     def _read_body(
         self, fd: int, number: int, flags: int, sizes: tuple[int, int, int]
@@ -419,7 +425,7 @@ class Ledger(NoLedger):
         if flags & _FAR:
             body = os.pread(self._file, sum(sizes), _far(fd, bool(flags & _PLACE)))
         else:
-            at = self._records + (2 * fd + bool(number & _SECOND)) * _RECORD_SIZE + _HEAD.size
+            at = self._record_at(fd, number) + _HEAD.size
             body = bytes(self.memory[at : at + min(sum(sizes), _INLINE)])
         if len(body) < sum(sizes):
             raise ValueError("the ledger has less than it says")

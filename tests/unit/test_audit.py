@@ -293,6 +293,20 @@ def test_connection_that_was_being_served_is_under_suspicion(use: Use) -> None:
     assert served.finish() == b"ONE\n"
 
 
+def test_only_bytes_are_owed(use: Use) -> None:
+    """Not that there is something to say about a connection."""
+    served = Served(use, line_service(0, 10**6, b""), "proxy")
+    fd = served.socket.fileno()
+    assert not served.ledger.owes(fd)
+    served.client.send(HEADER[:10])
+    served.handle()
+    assert served.ledger.owes(fd)
+    served.client.send(HEADER[10:])
+    served.handle()
+    assert not served.ledger.owes(fd)
+    served.abandon()
+
+
 def test_too_much_is_not_noted(use: Use) -> None:
     served = Served(use, line_service(0, 10**9, b""))
     served.connection.restore(State(held=b"X" * NOTED_MAX, mid_line=True), 3.0)
