@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import NamedTuple, NoReturn
@@ -217,7 +218,7 @@ class Keeper:
             except GoneError:
                 self._numbers[RESET] += 1
                 self._close(one)
-            except (UnknownError, OSError, KeyError) as error:
+            except (UnknownError, OSError, KeyError, MemoryError) as error:
                 self._lose(one, str(error))
 
     def _newcomer(self, audit: Audit, one: socket.socket) -> Connection | None:
@@ -235,7 +236,7 @@ class Keeper:
             batch = connections[start : start + size]
             try:
                 self._send(batch)
-            except (OSError, MemoryError) as error:
+            except (OSError, MemoryError, struct.error) as error:  # the ledger may be damaged
                 for connection in batch:
                     self._lose(connection.socket, str(error))
                 continue

@@ -1,5 +1,6 @@
 """What the supervisor decides about the connections of a dead worker."""
 
+import contextlib
 import math
 import os
 import re
@@ -13,7 +14,8 @@ import pytest
 from tcpupperd.config import Config
 from tcpupperd.host import memory_events
 from tcpupperd.host.in_flight import InFlight
-from tcpupperd.processes import keepers
+from tcpupperd.processes import connection_format, keepers
+from tcpupperd.processes.connection_format import Connection
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.keeper import NAME, Estate, Keeper
 from tcpupperd.processes.keepers import DEATHS, WAIT_MAX, Keepers, verdict_on
@@ -23,6 +25,7 @@ from tcpupperd.processes.signals import FAULTS
 from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import KEEPER, OPEN, WORKER_DIED
 from tcpupperd.serving.ledger import Ledger
+from unit.channels import tcp_pairs
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,31 +130,40 @@ def test_c_module_knows_the_same_signals_and_name() -> None:
     assert f'prctl(PR_SET_NAME, "{NAME}")' in text
 
 
+@contextlib.contextmanager
+def keeper_of(scoreboard: Scoreboard, control: socket.socket) -> Iterator[Keeper]:
+    """A keeper that has not been started."""
+    ledger = Ledger(1024)
+    numbers = scoreboard.claim().numbers
+    keeper = Keeper(Estate(numbers, control, {}, {}, ledger, InFlight(), lambda: 1))
+    yield keeper
+    os.close(keeper._pidfd)
+    os.close(ledger._file)
+
+
 def test_number_of_a_descriptor_may_be_used_again(scoreboard: Scoreboard) -> None:
     """The channel, which the keeper has found open, is closed if it is replaced."""
-    with socket.socket() as listener, socket.socket() as before, socket.socket() as client:
-        ledger = Ledger(1024)
-        estate = Estate(
-            numbers=scoreboard.claim().numbers,
-            control=before,
-            listeners={},
-            services={},
-            ledger=ledger,
-            notes=InFlight(),
-            longest_line=lambda: 1,
-        )
-        keeper = Keeper(estate)
+    ((client, newcomer),) = tcp_pairs(1)
+    with client, newcomer, socket.socket() as before, keeper_of(scoreboard, before) as keeper:
         number = before.fileno()
-        before.close()
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        client.connect(listener.getsockname())
-        with listener.accept()[0] as newcomer:
-            assert newcomer.fileno() == number
-            assert number in keeper._sorted()[1]
-            assert client.fileno() not in keeper._sorted()[1]
-        os.close(keeper._pidfd)
-        os.close(ledger._file)
+        os.dup2(newcomer.fileno(), number)
+        assert number in keeper._sorted()[1]
+
+
+def test_damaged_ledger_costs_only_what_it_is_wrong_about(scoreboard: Scoreboard) -> None:
+    receiving, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with receiving, sending, keeper_of(scoreboard, sending) as keeper:
+        (one, damaged), (other, whole) = tcp_pairs(2)
+        ports = {damaged: 2**16, whole: 2**16 - 1}
+        given = [Connection(end, ("192.0.2.1", port)) for end, port in ports.items()]
+        keeper._numbers[OPEN] = len(given)
+        keeper._hand_over(given, 1)
+        assert keeper._numbers[OPEN] == 1  # lost
+        with one, other, pytest.raises(ConnectionResetError):
+            one.recv(1)
+        ((found, address, _),) = connection_format.receive(receiving, 1)
+        found.close()
+        assert address == ("192.0.2.1", 2**16 - 1)
 
 
 def test_what_is_not_handed_over_is_lost(scoreboard: Scoreboard, die: Die, child: int) -> None:
