@@ -121,7 +121,7 @@ class Audit:
                 raise UnknownError("a Unix socket does not say what was sent")
             data = self._ledger.received(owed - len(noted.unsent) - len(noted.held))
         if noted.service == LAB and self._ledger.in_progress(fd):
-            raise UnknownError("an experiment was in progress")
+            raise UnknownError("an order was being carried out")
         if noted.service != "upper":
             held = noted.held + (data or b"")
             unsent = _rest(noted.unsent, held, owed)

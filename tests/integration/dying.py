@@ -2,7 +2,8 @@
 
 Faults: "line N": a worker is killed at a random line of its program, after N lines on average;
 "poison": a line that contains POISON makes its worker die of a fault in its own program, and one
-that contains HANG makes it hang; "alone": no keeper can be started.
+that contains HANG makes it hang; "alone": no keeper can be started; "full": keepers find the
+channel full.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lines import before_line
 from tcpupperd import cli
-from tcpupperd.processes import keeper, worker
+from tcpupperd.processes import connection_format, keeper, worker
 from tcpupperd.serving import connection, fast_path, protocol
 
 PACKAGE = str(Path(cli.__file__).parent)
@@ -70,6 +71,20 @@ def be_alone() -> None:
     keeper.sibling = refused
 
 
+def be_full() -> None:
+    settle = keeper.Keeper._settle
+
+    def refused(end: Any, batch: Any) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def settle_in_vain(self: keeper.Keeper) -> None:
+        connection_format.send = refused  # type: ignore[assignment]
+        settle(self)
+
+    keeper.GIVE_UP_TIME = 0.1
+    keeper.Keeper._settle = settle_in_vain  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     fault, *options = sys.argv[1:]
     name, _, number = fault.partition(" ")
@@ -80,4 +95,6 @@ if __name__ == "__main__":
         be_poisoned()
     elif name == "alone":
         be_alone()
+    elif name == "full":
+        be_full()
     sys.exit(cli.main(options))

@@ -269,6 +269,18 @@ def test_worker_and_keeper_killed_together_are_said_to_be_lost() -> None:
         assert "1 connection lost" in daemon.log or "1 connection of worker" in daemon.log
 
 
+def test_keeper_does_not_wait_for_room_for_ever() -> None:
+    with Faulty("full", workers=1, log_level="info") as daemon:
+        clients = [daemon.connect() for _ in range(3)]
+        assert [client.ask(b"one") for client in clients] == [b"ONE"] * 3
+        kill(daemon)
+        for client in clients:
+            client.wait_for_end()
+        settled(daemon, worker_died=3, handed_over_out=0, open=0)
+        assert daemon.log.count("Resource temporarily unavailable") == 3
+        assert "3 connections of worker" in daemon.log
+
+
 def test_closed_connection_is_closed_for_the_keeper_too() -> None:
     with Daemon(workers=1, lines_per_connection=1) as daemon:
         (worker,), (keeper,) = daemon.workers(), daemon.keepers()

@@ -26,6 +26,7 @@ from tcpupperd.serving.connection import Connection, Limits, Next, State
 from tcpupperd.serving.counters import Tally
 from tcpupperd.serving.fast_path import RECEIVE_SIZE, Receiving, python_fast_path
 from tcpupperd.serving.introduction import NOBODY, Introduction
+from tcpupperd.serving.lab import LabProtocol
 from tcpupperd.serving.ledger import NOTED_MAX, Ledger
 from tcpupperd.serving.protocol import ChunkProtocol, LineProtocol, Protocol
 from tcpupperd.serving.proxy import Header, HeaderProtocol
@@ -304,6 +305,15 @@ def test_only_bytes_are_owed(use: Use) -> None:
     served.client.send(HEADER[10:])
     served.handle()
     assert not served.ledger.owes(fd)
+    served.abandon()
+
+
+def test_connection_whose_order_was_being_carried_out_is_unknown(use: Use) -> None:
+    served = Served(use, lambda service, address: LabProtocol(lambda *_: {}), "lab")
+    served.client.send(b"echo one\n")
+    served.ledger.receive(served.socket.fileno())  # and no more
+    with pytest.raises(UnknownError, match="an order was being carried out"):
+        served.audit()
     served.abandon()
 
 
