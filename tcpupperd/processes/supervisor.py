@@ -57,7 +57,7 @@ class State(Enum):
     RELOADING = 3  # the workers of a new generation start, those of the previous one serve
     LEAVING = 4  # shutdown_delay: serving, while load balancers send new clients elsewhere
     KEEPING = 5  # a restart: the workers leave their connections for the next process
-    RECALLING = 6  # told to stop meanwhile: a worker will take them back and close them
+    RECALLING = 6  # told to stop: a worker will take back what is in the channel, and close it
     STOPPING = 7  # the workers close their connections
     GONE = 8  # there is nothing left to do
 
@@ -292,7 +292,8 @@ class Supervisor:
 
     def stop(self) -> None:
         log.info("stopping: closing %s", self._open())
-        self._dismiss(State.STOPPING, Order.DRAIN)
+        late = self._fleet.has_keepers  # they may hand over once no worker is left
+        self._dismiss(State.RECALLING if late else State.STOPPING, Order.DRAIN)
 
     def keep(self) -> None:
         self._mend_channel()

@@ -235,6 +235,21 @@ def test_supervisor_and_worker_killed_together(service: Service) -> None:
         assert [client.ask(b"two") for client in clients] == [b"TWO"] * 20
 
 
+def test_keeper_that_hands_over_after_a_stop() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+        (worker,), (keeper,) = daemon.workers(), daemon.keepers()
+        with stopped(keeper):
+            os.kill(worker, signal.SIGKILL)
+            client.send(b"two\n")
+            (other,) = daemon.wait_for_workers(1, without=worker)
+            daemon.send_signal(signal.SIGTERM)
+            until(lambda: not is_running(other))
+        assert client.read_to_end() == b"TWO\n"
+        assert daemon.wait() == 0
+
+
 # Keepers
 
 
