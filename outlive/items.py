@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,7 +36,11 @@ _HEAD = struct.Struct("!BH")
 #: state, which follow.
 _RECORD = struct.Struct("!BHHI")
 
-_CLIENT, _ITEM, _ENDED = range(3)
+
+class Kind(IntEnum):
+    """The kinds of items, as they are sent."""
+
+    CLIENT, ITEM, ENDED = range(3)
 
 
 class Client(NamedTuple):
@@ -73,15 +78,15 @@ class Record(NamedTuple):
     def of_client(cls, client: Client) -> Record:
         """The record of a connection."""
         files = (client.socket.fileno(), *client.files)
-        return cls(_CLIENT, files, client.listener.encode(), client.state or b"")
+        return cls(Kind.CLIENT, files, client.listener.encode(), client.state or b"")
 
     @classmethod
     def of_item(cls, item: Item) -> Record:
         """The record of anything else."""
-        return cls(_ITEM, item.files, b"", item.state)
+        return cls(Kind.ITEM, item.files, b"", item.state)
 
 
-ENDED = Record(_ENDED, (), b"", b"")
+ENDED = Record(Kind.ENDED, (), b"", b"")
 
 
 class _Descriptor(int):
@@ -113,7 +118,7 @@ class Handover:
             channel.send(self._end, self._form, [_Descriptor(fd) for fd in own], write)
         finally:
             os.close(given)
-        self.sent += sum(record.kind == _CLIENT for record in records)
+        self.sent += sum(record.kind == Kind.CLIENT for record in records)
 
     def complete(self) -> None:
         """Make all messages count, in one step."""
@@ -198,7 +203,7 @@ def _read(file: BinaryIO, size: int, count: int) -> list[Record]:
 def _unpack(record: Record) -> Client | Item | Ended | None:
     """An item; None if its descriptor is not a connection."""
     match record:
-        case Record(kind=0, files=(first, *files)):
+        case Record(kind=Kind.CLIENT, files=(first, *files)):
             try:
                 sock = socket.socket(fileno=first)
             except OSError:
@@ -207,7 +212,7 @@ def _unpack(record: Record) -> Client | Item | Ended | None:
                 return None
             sock.setblocking(False)
             return Client(sock, record.state, _peer(sock), record.listener.decode(), tuple(files))
-        case Record(kind=1):
+        case Record(kind=Kind.ITEM):
             return Item(record.state, record.files)
     return Ended()
 
