@@ -57,6 +57,7 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum, auto
 from typing import Any, NamedTuple, NoReturn, Protocol, Self, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
@@ -156,6 +157,14 @@ class Tail:
         return b"".join(self._parts)[-unsent:] if unsent else b""
 
 
+class Phase(Enum):
+    """What has become of the connection of a transport."""
+
+    OPEN = auto()
+    LEAVING = auto()  #: an order has come; what is unsent is handed over
+    TAKEN = auto()  #: away from the transport
+
+
 class Transport:
     """The transport that protocols and streams are given. It behaves like that of the loop, but it
     knows which bytes are unsent, and the connection can be taken away from it."""
@@ -164,7 +173,7 @@ class Transport:
         self._transport = transport
         self._link = link
         self._tail = Tail()
-        self.is_leaving = self._is_taken = False
+        self._phase = Phase.OPEN
         self._flags = self._unsent_max = 0
         self._unsent: bytes | None = b""  # when the connection was taken; None: not known yet
 
@@ -174,31 +183,32 @@ class Transport:
         return getattr(self._transport, name)
 
     def write(self, data: Data) -> None:
-        if self._is_taken:  # from a handler that still has something to say
+        if self._phase is Phase.TAKEN:  # from a handler that still has something to say
             return
         self._transport.write(data)
         self._tail.wrote(data, self._transport.get_write_buffer_size)
-        if self.is_leaving and self._transport.get_write_buffer_size() > self._unsent_max:
+        is_leaving = self._phase is Phase.LEAVING
+        if is_leaving and self._transport.get_write_buffer_size() > self._unsent_max:
             self._link.pause_writing()  # the loop does not, if it already had
 
     def writelines(self, data: Iterable[Data]) -> None:
         self.write(b"".join(data))
 
     def write_eof(self) -> None:
-        if not self._is_taken:
+        if self._phase is not Phase.TAKEN:
             self._flags |= _ENDED
             self._transport.write_eof()
 
     def close(self) -> None:
         self._flags |= _CLOSING
-        if not self.is_leaving:
+        if self._phase is Phase.OPEN:
             self._transport.close()
 
     def is_closing(self) -> bool:
         return bool(self._flags & _CLOSING) or self._transport.is_closing()
 
     def resume_reading(self) -> None:
-        if not self.is_leaving:
+        if self._phase is Phase.OPEN:
             self._transport.resume_reading()
 
     def set_protocol(self, protocol: Any) -> None:
@@ -220,7 +230,7 @@ class Transport:
 
     def leave(self) -> None:
         """Let nobody wait for the client: what is unsent is handed over, and so is the end."""
-        self.is_leaving = True
+        self._phase = Phase.LEAVING
         self._unsent_max = self._transport.get_write_buffer_size() + UNSENT_MAX
         self._transport.set_write_buffer_limits(high=self._unsent_max)
 
@@ -241,7 +251,7 @@ class Transport:
     def take(self) -> socket.socket:
         """Take the connection away. The transport closes only its own descriptor."""
         sock = self._duplicate()
-        self._is_taken = True
+        self._phase = Phase.TAKEN
         self._unsent = self._last()
         self._transport.abort()
         if self._transport.get_write_buffer_size():
