@@ -702,12 +702,12 @@ class _Server:
 
     async def _take_ready(self, taken: list[_Link]) -> bool:
         """Take the connections that are ready; return whether there are others."""
-        for link in [link for link in self.links if link.is_ready]:
-            if link in self.links and link.is_ready:  # still
+        for link in list(self.links):
+            if link in self.links and link.is_ready:  # still there
                 link.take()
                 taken.append(link)
-            if len(taken) % CHUNK == 0:  # the transports close their descriptors
-                await asyncio.sleep(0)
+                if len(taken) % CHUNK == 0:  # the transports close their descriptors
+                    await asyncio.sleep(0)
         return bool(self.links)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlive import Client
-from outlive.aio import Reader, Tail, _fill, _Link, _Saved, _Users
+from outlive.aio import CHUNK, Reader, Tail, _fill, _Link, _Saved, _Server, _Users
 
 DATA = st.binary(max_size=9)
 
@@ -219,6 +219,37 @@ def test_unsent_answers_pause_the_protocol_until_they_are_sent() -> None:
     theirs.setblocking(False)
     with theirs:
         asyncio.run(send())
+
+
+@run
+async def test_protocol_receives_nothing_after_it_has_told_its_state() -> None:
+    """However many there are: what is ready is taken before the loop continues."""
+    loop = asyncio.get_running_loop()
+
+    class Ready:
+        """A connection whose client would send as soon as the loop continues."""
+
+        sends: asyncio.Handle | None = None
+        has_received = False
+
+        @property
+        def is_ready(self) -> bool:
+            self.sends = self.sends or loop.call_soon(self.receive)
+            return True
+
+        def receive(self) -> None:
+            self.has_received = True
+
+        def take(self) -> None:
+            assert self.sends
+            self.sends.cancel()
+            server.links.discard(cast(Any, self))
+
+    server = _Server(cast(Any, None), cast(Any, None), lambda: None)
+    links = [Ready() for _ in range(3 * CHUNK)]
+    server.links.update(cast(Any, links))
+    assert not await server._take_ready([])
+    assert not any(link.has_received for link in links)
 
 
 @given(st.lists(DATA), st.integers(1, 5))
