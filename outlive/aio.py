@@ -35,8 +35,9 @@ wait meanwhile, so `grace` is also the longest time for which a single handler c
   `finally` clause checks `writer.handed_over` first.
 - *Backpressure.* While a restart waits for handlers, `drain` does not wait for slow clients: up to
   4 MiB are added to the unsent answers of each connection, all of which are handed over. Beyond
-  that, it waits, and `grace` applies. A handler that writes without end, and so never reads, can
-  be interrupted in `with writer.idle(): await writer.drain()`.
+  that, it waits; if it still waits after `grace` seconds, the connection is closed. A handler that
+  sends continuously and does not read should wait in `with writer.idle(): await writer.drain()`,
+  where a restart may interrupt it.
 - *A stop* is no restart: all that has arrived is still answered. The handler then reads the end of
   the input, as if the client had closed its side, and has `grace` seconds to return.
 - *TLS* cannot be handed over, because its state is inside OpenSSL. Let a proxy in front terminate
@@ -64,6 +65,8 @@ from weakref import WeakKeyDictionary
 from outlive.items import Client, Item
 from outlive.service import Order, Service
 from outlive.words import counted
+
+__all__ = ["KeptProtocol", "Reader", "Writer", "serve", "serve_protocol"]
 
 log = logging.getLogger(__name__)
 

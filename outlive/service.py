@@ -218,9 +218,9 @@ class Service:
         return self._poll.fileno()
 
     def events(self) -> Iterator[Client | Item | Order]:
-        """What has happened: clients and orders. Never blocks. A client counts as taken over when
-        the next event is asked for, so exhaust the iterator. Nothing follows `Order.KEEP` and
-        `Order.END`.
+        """What has happened: clients and orders. Does not wait for any. A client counts as taken
+        over when the next event is asked for, so exhaust the iterator. Nothing follows
+        `Order.KEEP` and `Order.END`.
 
         This also sends the keep-alive notifications for the watchdog: a process whose loop does
         not come here is restarted.

@@ -27,6 +27,8 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import NamedTuple, Self
 
+__all__ = ["Manager"]
+
 #: SD_LISTEN_FDS_START of sd_listen_fds(3).
 FIRST = 3
 

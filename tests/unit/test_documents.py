@@ -2,10 +2,11 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -25,6 +26,8 @@ from documents import (
     name_of,
     versions,
 )
+from outlive import Order, Service, aio, items
+from outlive.testing import Manager
 from unit.test_lint import check, need_module
 
 ALL = documents.documents()
@@ -156,6 +159,55 @@ def test_parts_are_there_and_documented() -> None:
             told = [one.partition("=")[0].strip() for one in parameters.split(",")]
             code = part.__code__
             assert list(code.co_varnames[: len(told)]) == told, name
+
+
+# The reference of the library
+
+
+def reference(part: str) -> str:
+    """What the first columns of its tables name."""
+    text = (ROOT / "outlive/README.md").read_text().partition(f"\n### {part}")[2]
+    rows = text.partition("\n### ")[0].splitlines()
+    return "\n".join(row.split(" | ")[0] for row in rows if row.startswith("| `"))
+
+
+def named(part: str) -> set[str]:
+    return set(re.findall(r"`(?:\w+\.)?(\w+)", reference(part)))
+
+
+def parameters(what: Callable[..., object]) -> list[str]:
+    return [name for name in inspect.signature(what).parameters if name != "self"]
+
+
+def public(kind: type) -> set[str]:
+    """Its methods and the attributes that it sets."""
+    set_here = re.findall(
+        r"^ +self\.([a-z]\w*)(?:: .+)? = ", inspect.getsource(kind), re.MULTILINE
+    )
+    return {name for name in vars(kind) if not name.startswith("_")} | set(set_here)
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("Service(", public(Service) | set(parameters(Service))),
+        ("Client, Item, Order", {"Client", "Item", *Order.__members__}),
+        ("outlive.aio", set(aio.__all__)),
+        ("outlive.testing", (public(Manager) | set(parameters(Manager))) - {"command"}),
+    ],
+)
+def test_reference_has_all_names_and_no_other(part: str, names: set[str]) -> None:
+    assert named(part) == names
+
+
+def test_reference_has_all_parameters() -> None:
+    tables = "".join(map(reference, ("Service(", "Client, Item, Order", "outlive.aio")))
+    found = re.findall(r"`(\w+)\((.+?)\)`", tables)
+    assert len(found) > 10
+    for name, words in found:
+        owners = [one for one in (Service, items, aio) if hasattr(one, name)]
+        told = [word.partition("=")[0] for word in words.split(", ") if word != "*"]
+        assert told == parameters(getattr(owners[0], name)), name
 
 
 # The messages that an administrator looks for
