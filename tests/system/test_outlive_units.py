@@ -1,4 +1,4 @@
-"""A daemon on `outlive`, as installed from its package, in units that differ."""
+"""A daemon that uses `outlive` from its Debian package: what its unit changes."""
 
 from subprocess import PIPE
 
