@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""Answers each line with its number and its bytes reversed. No connection ends at a restart."""
+"""Answers each line with its number and its bytes reversed. No connection ends at a restart.
+
+It is one file, to be copied; counter.py therefore begins and ends in the same way.
+"""
 
 import asyncio
 import logging

@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""The line counter with trio, whose tasks keep what they know in objects: nothing is hidden."""
+"""The line counter with trio, whose tasks keep what they know in objects: nothing is hidden.
+
+It is one file, to be copied; its connections are therefore almost those of counter.py.
+"""
 
 import logging
 import os
