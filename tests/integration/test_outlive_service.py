@@ -321,3 +321,19 @@ def test_it_runs_without_a_service_manager() -> None:
             process.terminate()  # perhaps before the client was accepted
             assert client.recv(10) == b"bye"
     assert process.returncode == 0
+
+
+def test_without_descriptors_everything_is_returned() -> None:
+    code = (
+        "from outlive import Service; import resource, socket\n"
+        "service = Service('alone'); one, other = socket.socketpair()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))\n"
+        "assert service.leave([(one, b'')]) == [(one, b'')]\n"
+        "assert one.send(b'still open') == len(other.recv(100))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "nothing can be left for the next process: " in result.stderr
+    assert "LimitNOFILE=" in result.stderr
