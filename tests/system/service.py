@@ -1,5 +1,6 @@
 """What an administrator does with the service, in words."""
 
+import os
 import subprocess
 from typing import Self
 
@@ -34,6 +35,20 @@ def drop_in(machine: Container, unit: str, text: str) -> None:
     """Add settings to a unit and make them count."""
     machine.write(f"/etc/systemd/system/{unit}.d/test.conf", text)
     machine.run("systemctl", "daemon-reload")
+
+
+def use_own_user(machine: Container) -> None:
+    """Stop the service and start it as a user that no other test has.
+
+    The kernel limits the descriptors in flight by user ID, and that of a dynamic user is the same
+    in all machines.
+    """
+    machine.run("systemctl", "stop", SERVICE)  # a restart with another user is worth a warning
+    machine.write(
+        f"/etc/systemd/system/{SERVICE}.d/user.conf", f"[Service]\nUser=tcpupperd-{os.getpid()}\n"
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", SERVICE)
 
 
 def is_active(machine: Container, unit: str = SERVICE) -> bool:

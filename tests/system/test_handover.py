@@ -20,7 +20,7 @@ import pytest
 from load.clients import LASTING, Clients
 from system.build import both, build_previous_package
 from system.container import Container
-from system.service import SERVICE, SOCKET, is_active, main_pid, workers
+from system.service import SERVICE, SOCKET, is_active, main_pid, use_own_user, workers
 from system.test_package import with_version
 from waiting import until
 
@@ -114,7 +114,7 @@ def test_stop_and_start(machine: Container, program: str, tell: Tell) -> None:
     assert complaints(machine) == ""
 
 
-@pytest.mark.usefixtures("alone_in_flight")
+@pytest.mark.usefixtures("alone")
 def test_many_connections(machine: Container, program: str, tell: Tell) -> None:
     """As many as one process may open here. No client gets more than one turn in five seconds, or
     on a small machine the load alone would take all the time there is."""
@@ -127,9 +127,9 @@ def test_many_connections(machine: Container, program: str, tell: Tell) -> None:
 
 
 @pytest.fixture
-def alone_in_flight() -> Iterator[None]:
-    """The kernel limits the descriptors in flight by user, whose number is the same in all
-    machines: other parts of the system tests wait."""
+def alone(machine: Container) -> Iterator[None]:
+    """No other part of the system tests has so many connections at the same time."""
+    use_own_user(machine)
     with open(__file__) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,5 +1,6 @@
 """A daemon that uses `outlive` from its Debian package: what its unit changes."""
 
+import os
 from subprocess import PIPE
 
 import pytest
@@ -12,6 +13,7 @@ from waiting import until
 UNIT = "numbering.service"
 SOURCE = TREE / "tests/integration/numbering.py"
 PROGRAM = "/usr/local/lib/numbering.py"
+#: With a user that no other test has: the kernel limits the descriptors in flight by user ID.
 SERVICE = f"""[Unit]
 StartLimitIntervalSec=0
 [Service]
@@ -24,6 +26,7 @@ FileDescriptorStoreMax=8
 Restart=always
 RestartSec=1
 DynamicUser=yes
+User=numbering-{os.getpid()}
 PrivateNetwork=yes
 WatchdogSec=10
 """

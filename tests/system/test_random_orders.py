@@ -16,7 +16,15 @@ import pytest
 
 from load.clients import LASTING, Clients, Report
 from system.container import Container
-from system.service import CONFIGURATION, SERVICE, SOCKET, drop_in, is_active, main_pid
+from system.service import (
+    CONFIGURATION,
+    SERVICE,
+    SOCKET,
+    drop_in,
+    is_active,
+    main_pid,
+    use_own_user,
+)
 from waiting import until
 
 SOAK = bool(os.environ.get("SOAK"))
@@ -140,6 +148,7 @@ class World:
 def test_random_orders(machine: Container, program: str, package: Path) -> None:
     order = random.Random(SEED)
     done: list[str] = []
+    use_own_user(machine)  # with the small limits that it gets, others' would count
     with at_work(machine, program) as clients:
         world = World(machine, clients, f"/mnt/{package.name}", order)
         before = clients.report()
