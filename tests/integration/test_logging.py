@@ -38,6 +38,20 @@ def test_connections_are_logged_for_debugging() -> None:
         assert f"DEBUG {name}: received 0 bytes, answering 3" in daemon.log
 
 
+def test_nothing_that_clients_send_is_logged() -> None:
+    with Daemon(log_level="debug", log_connections=True, workers=1) as daemon:
+        client = daemon.connect()
+        assert client.ask(b"secret") == b"SECRET"
+        client.send(b"secret")
+        until(lambda: "received 6 bytes, answering 0" in daemon.log)
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGKILL)
+        client.end()
+        assert client.read_to_end() == b"SECRET"
+        until(lambda: ": client closed after 2 lines in " in daemon.log)
+        assert "secret" not in daemon.log.lower()
+
+
 def test_clients_are_named_as_people_write_addresses() -> None:
     local = f"@tcpupperd-{os.getpid()}-logged"
     with Daemon(log_level="debug", listen=["0", local]) as daemon:

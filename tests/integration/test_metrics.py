@@ -152,6 +152,20 @@ def test_page_for_people_shows_the_daemon() -> None:
         assert 'class="bad"' not in text
 
 
+def test_no_page_names_a_client() -> None:
+    address = "127.98.7.6"
+    with Daemon(listen=LISTEN, max_connections_per_source=1, workers=1) as daemon:
+        host, _, port = daemon.addresses[0].rpartition(":")
+        server, source = (host, int(port)), (address, 0)
+        with socket.create_connection(server, DEADLINE, source) as client:
+            client.sendall(b"hello\n")
+            assert client.recv(6) == b"HELLO\n"
+            with socket.create_connection(server, DEADLINE, source) as refused:
+                assert refused.recv(1) == b""
+            assert address in daemon.log
+            assert address not in page(daemon) + scrape(daemon)
+
+
 def test_listeners_are_in_an_order_of_their_own() -> None:
     """Not in the one in which they were passed, which changes."""
     with ExitStack() as stack:
