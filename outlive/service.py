@@ -231,7 +231,8 @@ class Service:
             yield Client(sock)
         yield from self._intake.clients()
         self._set_timer()
-        for number in self._signals.received():
+        # The handler of a signal that arrives later may run first: a reload comes before an end.
+        for number in sorted(self._signals.received(), key=signal.SIGHUP.__ne__):
             for event in self._meaning(number):
                 if event in (Order.KEEP, Order.END):
                     _stop_timer()

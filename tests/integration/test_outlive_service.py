@@ -14,6 +14,7 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import PASS_SOCKETS, ROOT
+from integration.processes import stopped
 from integration.service import Service
 from outlive.canary import CANARY
 from outlive.channel import SEND_END, Format, send
@@ -252,6 +253,17 @@ def test_memory_outlives_even_a_kill(service: Service, log: Path) -> None:
         service.manager.wait("READY=1")
         until(lambda: "memory" in service.manager.stored)
         daemon.ended_by, daemon.status = signal.SIGKILL, -signal.SIGKILL
+    with Numbering(service, log):
+        pass
+    assert "remembered: b'reloaded'" in log.read_text()
+
+
+def test_reload_before_a_restart_is_not_lost(service: Service, log: Path) -> None:
+    """Both signals wait for the process, and the kernel delivers them in another order."""
+    with Numbering(service, log) as daemon, stopped(daemon.process.pid):
+        daemon.process.send_signal(signal.SIGUSR2)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.ended_by = signal.SIGCONT  # nothing else has to end it
     with Numbering(service, log):
         pass
     assert "remembered: b'reloaded'" in log.read_text()

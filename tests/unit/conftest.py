@@ -1,5 +1,6 @@
 """What the unit tests share."""
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def open_descriptors() -> set[int]:
 @pytest.fixture
 def no_leak() -> Iterator[None]:
     """Fails the test if it leaves more descriptors open than it found."""
+    gc.collect()  # what an earlier test has left may be closed meanwhile
     before = open_descriptors()
     yield
     assert open_descriptors() == before
