@@ -26,6 +26,7 @@ from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import wake_supervisor
 from tcpupperd.serving.connection import Connection, State
 from tcpupperd.serving.counters import (
+    EXPECTED,
     HANDED_OVER_IN,
     HANDED_OVER_OUT,
     LONGEST_LINE,
@@ -278,28 +279,36 @@ class Receiver:
     def _receive(self, size: int = 0) -> None:
         """Take over the connections of one message, expected to be `size`. Raises BlockingIOError
         if there is no message."""
-        # Count them before they leave the channel: they must not be missed in `excess`.
-        self._server.tally.numbers[OPEN] = len(self._server.connections) + size
+        # Count them before they leave the channel: they must not be missed in `excess`. They are
+        # not OPEN yet, because another worker may be first: `loads` would show connections that
+        # this worker does not have, and others would take messages that are its share.
+        self._server.tally.numbers[EXPECTED] = size
         try:
-            connections = connection_format.receive(self._end, self._longest_line(), self._notes)
+            self._take_over(self._next_message())
+        except EOFError:
+            self._report_hang_up()
+        finally:
+            self._server.tally.numbers[EXPECTED] = 0
+
+    def _next_message(self) -> list[connection_format.Connection]:
+        """The connections of the next message; those whose state cannot be read are marked for
+        closing. Raises BlockingIOError if there is none, EOFError if the channel was shut down."""
+        try:
+            return connection_format.receive(self._end, self._longest_line(), self._notes)
         except HandoverError as error:
             ended = counted(len(error.sockets), "connection")
             extra = Event.HANDOVER_DAMAGED.fields()
             text = "closing %s whose state cannot be restored: %s"
             self._errors.warn(text, ended, error, extra=extra)
-            connections = [
-                connection_format.Connection(one, "", UNREADABLE) for one in error.sockets
-            ]
+            return [connection_format.Connection(one, "", UNREADABLE) for one in error.sockets]
         except BlockingIOError:
-            self._server.tally.numbers[OPEN] = len(self._server.connections)
             raise
         except (OSError, MemoryError) as error:
             self._warnings.warn("not taking over connections: %s%s", error, remedy(error))
             self._away.set(self._server.poller.now + SHORTAGE_PAUSE)
             raise BlockingIOError from None  # the message is still there
-        except EOFError:
-            self._report_hang_up()
-            return
+
+    def _take_over(self, connections: list[connection_format.Connection]) -> None:
         # All of them, before anything of this message is served.
         added = [self._add(one) for one in self._without_strange(connections)]
         self._notes.done()
@@ -314,7 +323,6 @@ class Receiver:
         """Have the supervisor look at the channel, which a process has shut down: nothing else
         makes it hang up, because this process has both ends."""
         self._hung_up = True
-        self._server.tally.numbers[OPEN] = len(self._server.connections)
         wake_supervisor()
 
     def _longest_line(self) -> int:

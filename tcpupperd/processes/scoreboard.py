@@ -28,6 +28,7 @@ from tcpupperd.serving.counters import (
     DAEMON,
     EARLIER_LINES,
     EXITING,
+    EXPECTED,
     FILE_NUMBER,
     FILE_TIME,
     GENERATION,
@@ -162,15 +163,18 @@ class Scoreboard:
         return [count for beat, state, count in rows if beat and state != EXITING]
 
     def excess(self, generation: int, share: int) -> float:
-        """The number of connections that workers have beyond a `share` each. It is infinite while
-        one of them is exiting or belongs to another generation, because connections then move."""
+        """The number of connections that workers have, or are about to have, beyond a `share`
+        each. It is infinite while one of them is exiting or belongs to another generation, because
+        connections then move."""
         used = self.daemon[SLOTS]
-        columns = (self._column(field, used) for field in (HEARTBEAT, GENERATION, STATE, OPEN))
+        fields = (HEARTBEAT, GENERATION, STATE, EXPECTED, OPEN)
         excess = 0.0
-        for beat, other, state, count in zip(*columns, strict=True):
+        for beat, other, state, expected, count in zip(
+            *(self._column(field, used) for field in fields), strict=True
+        ):
             if beat and (other != generation or state == EXITING):
                 return math.inf
-            excess += max(0, count - share)
+            excess += max(0, count + expected - share)
         return excess
 
     def open(self) -> int:

@@ -92,6 +92,7 @@ PID = WORKER.number("pid")
 GENERATION = WORKER.number("generation")  # the same for the workers of one generation
 STARTED = WORKER.number("started")
 KEEPER = WORKER.number("keeper")  # the process ID of its keeper
+EXPECTED = WORKER.number("expected")  # connections of the message that is being taken over
 EARLIER_LINES = WORKER.number("earlier_lines")  # answered by earlier workers in this slot
 LONGEST_ITERATION = WORKER.number("longest_iteration")  # of the event loop
 LONGEST_QUEUE = WORKER.number("longest_queue")  # time that a connection waited to be accepted
