@@ -15,7 +15,7 @@ from statistics import median
 
 from benchmarks.build import PYTHON, TREE
 from benchmarks.load import ONE_AT_A_TIME, measure
-from benchmarks.processes import children, count_sockets, private_bytes, tree
+from benchmarks.processes import children, count_sockets, name, private_bytes, tree
 from benchmarks.results import Row, spread
 from benchmarks.servers import (
     CPUS,
@@ -68,11 +68,15 @@ def memory_of_a_connection(server: Server, count: int) -> float:
 
 def base_memory() -> list[Row]:
     with started(daemon(1)) as running, idle_connections(running, 1):
-        supervisor = private_bytes([running.pid]) / 2**20
-        worker = private_bytes(children(running.pid)) / 2**20
+        workers = _workers(running, 1)
+        keepers = [one for one in children(running.pid) if one not in workers]
+        supervisor, worker, keeper = (
+            private_bytes(processes) / 2**20 for processes in ([running.pid], workers, keepers)
+        )
     return [
         ("private memory of the supervisor", f"{supervisor:.1f} MiB", ""),
         ("private memory of a worker", f"{worker:.1f} MiB", "4 MiB over the supervisor's"),
+        ("private memory of a keeper", f"{keeper:.1f} MiB", "1 MiB"),
     ]
 
 
@@ -205,8 +209,12 @@ def replacing(rounds: int) -> list[Row]:
 def _workers(running: Running, count: int) -> list[int]:
     """Wait for the worker processes; the daemon listens before they exist."""
     deadline = time.monotonic() + 10
-    while len(processes := children(running.pid)) < count:
+    while len(processes := _without_keepers(children(running.pid))) < count:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{running.server.name}: {len(processes)} workers of {count}")
         time.sleep(0.01)
     return processes
+
+
+def _without_keepers(processes: list[int]) -> list[int]:
+    return [one for one in processes if name(one) != "tcpupperd-keep"]

@@ -15,6 +15,14 @@ def children(pid: int) -> list[int]:
         return []  # it has just exited
 
 
+def name(pid: int) -> str:
+    """What the process is called, "" if it has just exited."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def tree(pid: int) -> list[int]:
     """``pid`` and all its running descendants."""
     return [pid, *(grandchild for child in children(pid) for grandchild in tree(child))]
