@@ -12,16 +12,12 @@ from statistics import median
 from benchmarks import figure
 from benchmarks.figure import digits
 from benchmarks.load import (
-    BULK,
     CONNECT,
-    CONNECT_RESET,
     LATENCIES,
     LATENCY_ALONE,
-    LONG_LINES,
     ONE_AT_A_TIME,
     PIPELINED,
     RATES,
-    SHORT_LINES,
     STREAM,
     Work,
 )
@@ -207,9 +203,7 @@ def panels(results: Results) -> figure.Panels:
 
 # The blocks in documents
 
-HEADLINES = (
-    ONE_AT_A_TIME, PIPELINED, STREAM, SHORT_LINES, LONG_LINES, BULK, CONNECT, CONNECT_RESET,
-)  # fmt: skip
+HEADLINES = (ONE_AT_A_TIME, PIPELINED, STREAM, CONNECT)
 
 
 def rates(results: Results) -> str:
