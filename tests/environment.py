@@ -66,7 +66,9 @@ def make_environment() -> None:
     venv.create(VENV, clear=True, symlinks=True, with_pip=with_pip)
     if not with_pip:
         install_pip()
-    pip("install", "--use-pep517", "--editable", f"{TREE}[test]")
+    # A path, in place of a finder that each Python would import: a third of the time it starts in.
+    path_only = "--config-settings=editable_mode=compat"
+    pip("install", "--use-pep517", path_only, "--editable", f"{TREE}[test]")
     READY.touch()
 
 
