@@ -1,5 +1,6 @@
 """Reports the tests that a run has skipped."""
 
+import gc
 import os
 import re
 from collections.abc import Generator
@@ -18,6 +19,12 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
         if not re.fullmatch(os.environ["MAY_SKIP"], reason):
             report.outcome = "failed"
             report.longrepr = f"skipped, which MAY_SKIP does not allow: {reason}"
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the tests that have garbage collected need not wait until the
+    collector has looked at all of it."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
