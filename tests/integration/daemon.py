@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from integration.client import Client
@@ -303,3 +304,32 @@ class Daemon:
             return None
 
         return until(find)
+
+
+class Shared(Daemon):
+    """A daemon for several tests. Each calls `renew` first, and finds no clients, an empty log and
+    counters at zero."""
+
+    _logged = 0
+    _counted: Mapping[str, int] = MappingProxyType({})
+
+    def renew(self) -> None:
+        """Forget the test before."""
+        for client in self.clients:
+            with contextlib.suppress(OSError):  # it may be closed
+                client.reset()  # which is noticed even where nothing is read
+        self.clients.clear()
+        self.all_workers()  # none is left of those that a reload has replaced
+        until(lambda: self.counters()["open"] == 0)
+        self._logged, self._counted = 0, {}
+        self._logged, self._counted = len(self.log), self.counters()
+
+    @property
+    def log(self) -> str:
+        """What it has written since the test began."""
+        return super().log[self._logged :]
+
+    def counters(self) -> dict[str, int]:
+        """What it has counted since the test began."""
+        before = self._counted
+        return {name: count - before.get(name, 0) for name, count in super().counters().items()}

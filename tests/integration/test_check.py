@@ -7,7 +7,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,6 +28,14 @@ from waiting import DEADLINE
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, str]]:
+    """The host and the port of a daemon."""
+    with Daemon() as daemon:
+        host, _, port = daemon.addresses[0].rpartition(":")
+        yield host, port
+
+
 @pytest.mark.parametrize(
     ("thresholds", "status", "name", "limits"),
     [
@@ -37,10 +45,11 @@ OK, WARNING, CRITICAL, UNKNOWN = range(4)
         (["-c", "0.000001"], CRITICAL, "CRITICAL", ";1e-06"),
     ],
 )
-def test_right_answer(thresholds: list[str], status: int, name: str, limits: str) -> None:
-    with Daemon() as daemon:
-        host, _, port = daemon.addresses[0].rpartition(":")
-        done = run("--check", "-H", host, "-p", port, *thresholds)
+def test_right_answer(
+    address: tuple[str, str], thresholds: list[str], status: int, name: str, limits: str
+) -> None:
+    host, port = address
+    done = run("--check", "-H", host, "-p", port, *thresholds)
     pattern = (
         rf"TCPUPPER {name}: {host}:{port} answered in ([0-9.]+) s"
         rf" \| time=\1s;{limits};0;10\n"
@@ -49,10 +58,9 @@ def test_right_answer(thresholds: list[str], status: int, name: str, limits: str
     assert (done.returncode, done.stderr) == (status, b"")
 
 
-def test_verbose_shows_the_connection() -> None:
-    with Daemon() as daemon:
-        host, _, port = daemon.addresses[0].rpartition(":")
-        done = run("--check", "-H", host, "-p", port, "-v")
+def test_verbose_shows_the_connection(address: tuple[str, str]) -> None:
+    host, port = address
+    done = run("--check", "-H", host, "-p", port, "-v")
     pattern = rb" s, connected to 127\.0\.0\.1:%b from 127\.0\.0\.1:[0-9]+ \| time="
     assert re.search(pattern % port.encode(), done.stdout)
 

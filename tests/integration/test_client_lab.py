@@ -15,7 +15,7 @@ from integration.terminal import Terminal
 from waiting import DEADLINE, until
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[list[str]]:
     """A daemon with a lab; the client's options for it."""
     with Daemon(listen=["127.0.0.1:0", "lab=127.0.0.1:0"], workers=1) as daemon:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from integration.client import Client
-from integration.daemon import Daemon
+from integration.daemon import Daemon, Shared
 from integration.embedding import (
     CountingServer,
     address_of,
@@ -27,7 +27,7 @@ from integration.service import Service
 from outlive.channel import RECEIVE_END, SEND_END
 from tcpupperd import Config
 from tcpupperd.host.sockets import Listener
-from tcpupperd.processes.connection_format import receive, send
+from tcpupperd.processes.connection_format import Connection, receive, send
 from tcpupperd.serving.connection import HALF_CLOSED_TIME
 from tcpupperd.serving.deadlines import Deadlines
 from tcpupperd.serving.lab import ORDER_MAX, filling
@@ -59,10 +59,16 @@ FIELDS = (
 )
 
 
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon(listen=LISTEN, workers=1) as daemon:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    with Shared(listen=LISTEN, workers=1) as daemon:
         yield daemon
+
+
+@pytest.fixture
+def daemon(shared: Shared) -> Shared:
+    shared.renew()
+    return shared
 
 
 def connect(daemon: Daemon, service: str = "lab") -> Client:
@@ -334,49 +340,53 @@ def test_many_deadlines_are_spread_over_loop_iterations() -> None:
 # Reloads, restarts and stops
 
 
-@pytest.mark.parametrize(("order", "answer"), LASTING)
-def test_order_in_progress_outlives_a_reload_and_two_restarts(
-    service: Service, order: str, answer: bytes
-) -> None:
+def test_orders_in_progress_outlive_a_reload_and_two_restarts(service: Service) -> None:
     service.name = "lab"
     with service.daemon() as daemon:
-        client = service.connect(4096)
-        ask(client, b"who")
+        clients = [service.connect(4096) for _ in LASTING]
+        for client in clients:
+            ask(client, b"who")
         began = time.monotonic()
-        begun(daemon, client, order)
-        client.send(b"who\n")
+        for client, (order, _) in zip(clients, LASTING, strict=True):
+            begun(daemon, client, order)
+        for client in clients:
+            client.send(b"who\n")
         daemon.reload()
         service.manager.wait("READY=1")
     with service.daemon():
         pass
     with service.daemon() as daemon:
-        assert client.read(len(answer)) == answer
-        assert json.loads(client.read_line())["lines"] == 2
-        if not order.startswith("flood"):
-            assert time.monotonic() - began >= 2
-        assert ask(client, b"echo still") == {"text": "still"}
+        for client, (order, answer) in zip(clients, LASTING, strict=True):
+            assert client.read(len(answer)) == answer
+            assert json.loads(client.read_line())["lines"] == 2
+            if not order.startswith("flood"):
+                assert time.monotonic() - began >= 2
+            assert ask(client, b"echo still") == {"text": "still"}
         assert daemon.counters()["state_unreadable"] == 0
 
 
-@pytest.mark.parametrize("order", ["wait %s a", "drip 65536 %s", "stall %s"])
-def test_time_that_is_left_is_what_is_handed_over(service: Service, order: str) -> None:
+def test_time_that_is_left_is_what_is_handed_over(service: Service) -> None:
     service.name = "lab"
-    with service.daemon() as daemon:
-        client = service.connect()
+    orders = ("wait 1000 a", "drip 65536 1000", "stall 1000")
+    with service.daemon(workers=1) as daemon:
         earliest = time.monotonic()
-        begun(daemon, client, order % 1000)
+        for order in orders:
+            begun(daemon, service.connect(), order)
         latest = time.monotonic()
         until(lambda: time.monotonic() > latest + 1)
         at_least = time.monotonic() - latest
     at_most = time.monotonic() - earliest
-    [connection] = receive(service.manager.stored[RECEIVE_END], 65536)
-    with connection.socket:
-        send(service.manager.stored[SEND_END], [connection])
-    [left] = re.findall(rb"[0-9]+\.[0-9]{3}", connection.state.held)
-    # A hundredth of a second for what is rounded.
-    assert 1000 - at_most - 0.01 <= float(left) <= 1000 - at_least + 0.01
+    connections: list[Connection] = []
+    while len(connections) < len(orders):
+        connections += receive(service.manager.stored[RECEIVE_END], 65536)
+    send(service.manager.stored[SEND_END], connections)
+    for connection in connections:
+        connection.socket.close()
+        [left] = re.findall(rb"[0-9]+\.[0-9]{3}", connection.state.held)
+        # A hundredth of a second for what is rounded.
+        assert 1000 - at_most - 0.01 <= float(left) <= 1000 - at_least + 0.01
     with service.daemon() as daemon:
-        assert daemon.counters()["open"] == 1
+        assert daemon.counters()["open"] == len(orders)
 
 
 def test_ends_that_were_ordered_are_those_of_the_next_daemon(service: Service) -> None:
@@ -396,16 +406,16 @@ def test_ends_that_were_ordered_are_those_of_the_next_daemon(service: Service) -
         until(lambda: daemon.counters()["open"] == 0)
 
 
-@pytest.mark.parametrize(
-    "order", ["wait 3600 a", "drip 65536 3600", "stall", "flood 1073741824", "half-close"]
-)
-def test_stop_gives_up_orders_in_progress(order: str) -> None:
+def test_stop_gives_up_orders_in_progress() -> None:
     """It does not wait until drain_timeout, after which it would reset the connection."""
+    orders = ("wait 3600 a", "drip 65536 3600", "stall", "flood 1073741824", "half-close")
     with Daemon(listen=LISTEN, drain_timeout=1000) as daemon:
-        client = connect(daemon)
-        begun(daemon, client, order)
+        clients = [connect(daemon) for _ in orders]
+        for client, order in zip(clients, orders, strict=True):
+            begun(daemon, client, order)
         daemon.process.terminate()
-        assert len(client.read_to_end()) < 2**30
+        for client in clients:
+            assert len(client.read_to_end()) < 2**30
         assert daemon.wait() == 0
         assert "drain_timeout expired" not in daemon.log
 

@@ -20,6 +20,7 @@ from integration.client import Client, make_socket, where
 from integration.daemon import COMMAND, ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import cannot, children, descriptors, flags
+from outlive.activation import PassedError, passed_descriptors
 from tools import need
 from waiting import until
 
@@ -30,14 +31,6 @@ KERNEL = tuple(int(number) for number in re.findall("[0-9]+", os.uname().release
 needs_pidfs = pytest.mark.skipif(KERNEL < (6, 9), reason="this kernel has no pidfs")
 
 # Addresses of its own
-
-
-@pytest.mark.parametrize("address", [LOCALHOST, "[::1]:0", "@tcpupperd-test"])
-def test_listens_on_an_address(address: str) -> None:
-    with Daemon(listen=[address]) as daemon:
-        (bound,) = daemon.addresses
-        assert bound.rpartition(":")[0] == address.rpartition(":")[0]
-        assert daemon.connect().ask(b"hello") == b"HELLO"
 
 
 def test_listens_on_all_addresses_of_a_port() -> None:
@@ -59,7 +52,8 @@ def test_listens_on_all_addresses_of_a_name() -> None:
 
 def test_listens_on_several_addresses() -> None:
     with Daemon(listen=[LOCALHOST, LOCALHOST, "[::1]:0", "@tcpupperd-test"]) as daemon:
-        assert len(daemon.addresses) == 3  # one that is given twice counts once
+        # One that is given twice counts once.
+        assert [one.rpartition(":")[0] for one in daemon.addresses] == ["127.0.0.1", "[::1]", ""]
         for address in daemon.addresses:
             assert daemon.connect(address).ask(b"hello") == b"HELLO"
 
@@ -174,7 +168,7 @@ def test_says_who_is_in_the_way() -> None:
     [
         ("no-such-host.invalid:0", '"no-such-host.invalid" cannot be resolved'),
         ("192.0.2.1:0", "Cannot assign requested address; this host has no such address"),
-        ("/nonexistent/socket", "No such file or directory"),
+        ("/nonexistent/socket", "No such file or directory; the directory does not exist"),
     ],
 )
 def test_says_why_it_cannot_listen(address: str, why: str) -> None:
@@ -313,6 +307,8 @@ def test_ignores_sockets_passed_to_another_process(environment: tuple[str, ...])
         with Daemon(passed=[("name", one)], wrapper=wrapper) as daemon:
             assert daemon.addresses != [name_of(one)]
             assert daemon.connect().ask(b"hello") == b"HELLO"
+            told = "are for process 1 (LISTEN_PID), but this is process "
+            assert (told in daemon.log) == (environment == ("LISTEN_PID=1",))
 
 
 def test_serves_sockets_passed_to_this_process_by_its_pidfd() -> None:
@@ -335,25 +331,31 @@ def test_names_are_not_needed(environment: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "why"),
+    ("name", "value", "why"),
     [
-        ("LISTEN_PID=me", 'LISTEN_PID="me" is not a positive number'),
-        ("LISTEN_PID=", 'LISTEN_PID="" is not a positive number'),
-        ("LISTEN_FDS=0", 'LISTEN_FDS="0" is not a positive number'),
-        ("LISTEN_FDS=-1", 'LISTEN_FDS="-1" is not a positive number'),
-        ("LISTEN_FDS=all", 'LISTEN_FDS="all" is not a positive number'),
-        ("LISTEN_FDS=9999999999999999999", "LISTEN_FDNAMES has 1 names"),
-        ("LISTEN_FDNAMES=a:b", "LISTEN_FDNAMES has 2 names for LISTEN_FDS=1 sockets"),
-        ("LISTEN_FDNAMES=a:", "LISTEN_FDNAMES has 2 names for LISTEN_FDS=1 sockets"),
-        ("LISTEN_PIDFDID=x", 'LISTEN_PIDFDID="x" is not a positive number'),
+        ("LISTEN_PID", "me", 'LISTEN_PID="me" is not a positive number'),
+        ("LISTEN_PID", "", 'LISTEN_PID="" is not a positive number'),
+        ("LISTEN_FDS", "0", 'LISTEN_FDS="0" is not a positive number'),
+        ("LISTEN_FDS", "-1", 'LISTEN_FDS="-1" is not a positive number'),
+        ("LISTEN_FDS", "all", 'LISTEN_FDS="all" is not a positive number'),
+        ("LISTEN_FDS", "9999999999999999999", "LISTEN_FDNAMES has 1 names"),
+        ("LISTEN_FDNAMES", "a:b", "LISTEN_FDNAMES has 2 names for LISTEN_FDS=1 sockets"),
+        ("LISTEN_FDNAMES", "a:", "LISTEN_FDNAMES has 2 names for LISTEN_FDS=1 sockets"),
+        ("LISTEN_PIDFDID", "x", 'LISTEN_PIDFDID="x" is not a positive number'),
     ],
 )
-def test_refuses_malformed_variables(variable: str, why: str) -> None:
+def test_refuses_malformed_variables(name: str, value: str, why: str) -> None:
+    good = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "name"}
+    with pytest.raises(PassedError, match=why):
+        passed_descriptors(good | {name: value})
+
+
+def test_malformed_variable_takes_one_line() -> None:
     with listening(LOCALHOST) as one:
-        status, log = Daemon(passed=[("name", one)], wrapper=("env", variable)).run()
+        status, log = Daemon(passed=[("name", one)], wrapper=("env", "LISTEN_FDS=all")).run()
     assert status == 71
     (line,) = log.splitlines()
-    assert why in line
+    assert 'LISTEN_FDS="all" is not a positive number' in line
 
 
 def test_descriptor_that_is_closed_is_left_out() -> None:
@@ -398,7 +400,7 @@ def fifo() -> FileIO:
 
 
 #: What cannot be served, and the directives that have made it.
-OTHERS = [
+OTHERS: list[tuple[Callable[[], Any], str, str]] = [
     (datagram, "is a datagram socket", "ListenDatagram="),
     (sequential, "is a SOCK_SEQPACKET socket", "ListenSequentialPacket="),
     (not_listening, "is neither listening nor connected", "use ListenStream="),
@@ -408,35 +410,42 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("store", [False, True])
-@pytest.mark.parametrize(("make", "kind", "directive"), OTHERS)
-def test_serves_the_rest_of_what_is_passed(
-    make: Callable[[], Any], kind: str, directive: str, store: bool, tmp_path: Path
-) -> None:
-    with listening(LOCALHOST) as good, make() as bad:
-        passed = [("x.socket", bad), ("x.socket", good)]
-        with (
-            Manager(str(tmp_path / "notify"), store=store) as manager,
-            Daemon(passed=passed, manager=manager) as daemon,
-        ):
+def test_serves_the_rest_of_what_is_passed(store: bool, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        bad = [stack.enter_context(make()) for make, *_ in OTHERS]
+        good = stack.enter_context(listening(LOCALHOST))
+        manager = stack.enter_context(Manager(str(tmp_path / "notify"), store=store))
+        passed = [("x.socket", one) for one in (*bad, good)]
+        with Daemon(passed=passed, manager=manager) as daemon:
             assert daemon.addresses == [name_of(good)]
             assert daemon.connect().ask(b"hello") == b"HELLO"
-            (line,) = (line for line in daemon.log.splitlines() if kind in line)
-            assert 'descriptor 3 ("x.socket"), which was passed by the service manager' in line
-            assert directive in line
+            for fd, (_, kind, directive) in enumerate(OTHERS, 3):
+                (line,) = (line for line in daemon.log.splitlines() if kind in line)
+                assert f'descriptor {fd} ("x.socket"), which was passed by the' in line
+                assert directive in line
+
+
+@pytest.mark.parametrize(("make", "kind", "directive"), OTHERS)
+def test_does_not_start_without_anything_to_serve(
+    make: Callable[[], Any], kind: str, directive: str
+) -> None:
+    with make() as bad:
         status, log = Daemon(passed=[("x.socket", bad)]).run()
-        assert status == 71
-        assert kind in log
+    assert status == 71
+    assert kind in log
+    assert directive in log
 
 
-@pytest.mark.parametrize(
-    ("name", "warned"), [("Proxy", True), ("x.socket", False), ("proxy", False), ("upper", False)]
-)
-def test_warns_of_a_name_without_a_meaning(name: str, warned: bool) -> None:
+def test_warns_of_a_name_without_a_meaning() -> None:
     """It looks as if this were the service."""
-    with listening(LOCALHOST) as one, Daemon(passed=[(name, one)]) as daemon:
-        expected = f"{name_of(one)} is served as upper: its name is {name}, but only upper, proxy,"
-        assert (expected in daemon.log) == warned
-        assert ("FileDescriptorName=" in daemon.log) == warned
+    with contextlib.ExitStack() as stack:
+        names = ("Proxy", "x.socket", "proxy", "upper")
+        passed = [(name, stack.enter_context(listening(LOCALHOST))) for name in names]
+        with Daemon(passed=passed) as daemon:
+            (told,) = (line for line in daemon.log.splitlines() if "is served as upper" in line)
+            assert f"WARNING {name_of(passed[0][1])} is served as upper: its name is Proxy" in told
+            assert "but only upper, proxy," in told
+            assert "FileDescriptorName=" in told
 
 
 def test_refuses_a_file() -> None:
@@ -447,17 +456,12 @@ def test_refuses_a_file() -> None:
     assert 'descriptor 3 ("name"), which was passed by the service manager, is not a socket' in log
 
 
-@pytest.mark.parametrize("unit", [(), ("TCPUPPERD_SOCKET_UNIT=x.socket",)])
-def test_says_that_sockets_are_for_another_process(unit: tuple[str, ...]) -> None:
+def test_does_not_start_if_the_sockets_of_its_unit_are_for_another_process() -> None:
     """As with a wrapper, or with PrivatePIDs=yes. With the packaged unit, it cannot go on."""
+    wrapper = ("env", "LISTEN_PID=1", "TCPUPPERD_SOCKET_UNIT=x.socket")
     with listening(LOCALHOST) as one:
-        daemon = Daemon(passed=[("name", one)], wrapper=("env", "LISTEN_PID=1", *unit))
-        if unit:
-            status, log = daemon.run()
-            assert status == 71
-        else:
-            with daemon:
-                log = daemon.log
+        status, log = Daemon(passed=[("name", one)], wrapper=wrapper).run()
+    assert status == 71
     assert "are for process 1 (LISTEN_PID), but this is process " in log
 
 
@@ -534,15 +538,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    "forms",
-    [
-        ["127.0.0.1:PORT"],
-        ["[::1]:PORT"],
-        ["[::]:PORT"],
-        ["DIRECTORY/socket", "@tcpupperd-activated"],
-    ],
-)
+@pytest.mark.parametrize("forms", [["[::]:PORT"], ["DIRECTORY/socket", "@tcpupperd-activated"]])
 def test_socket_activation(forms: list[str], tmp_path: Path) -> None:
     port = str(free_port())
     addresses = [form.replace("PORT", port).replace("DIRECTORY", str(tmp_path)) for form in forms]

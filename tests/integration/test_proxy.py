@@ -2,13 +2,14 @@
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration.client import Client
-from integration.daemon import Daemon
+from integration.daemon import Daemon, Shared
 from integration.embedding import connected, serving
 from integration.service import Service
 from proxy_headers import (
@@ -43,7 +44,7 @@ REFUSED = [
 ]
 
 
-class Balanced(Daemon):
+class Balanced(Shared):
     """A daemon that is only reached through a load balancer, which the test is."""
 
     def __init__(self, listen: str = "127.0.0.1:0", **settings: Any) -> None:
@@ -56,6 +57,18 @@ class Balanced(Daemon):
         return client
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Balanced]:
+    with Balanced(workers=1, log_level="debug") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(shared: Balanced) -> Balanced:
+    shared.renew()
+    return shared
+
+
 def replace_workers(daemon: Daemon, **settings: Any) -> None:
     """Reload and wait until the old workers, which accept connections for a moment longer, have
     exited."""
@@ -66,22 +79,23 @@ def replace_workers(daemon: Daemon, **settings: Any) -> None:
 
 @pytest.mark.parametrize("header", HEADERS, ids=["version 1", "version 2"])
 @pytest.mark.parametrize("pieces", ["one", "two", "bytes"])
-def test_client_is_answered_and_logged_by_its_own_address(header: bytes, pieces: str) -> None:
+def test_client_is_answered_and_logged_by_its_own_address(
+    daemon: Balanced, header: bytes, pieces: str
+) -> None:
     sizes = {"one": len(header) + 20, "two": len(header), "bytes": 1}
-    with Balanced(workers=1, log_level="debug") as daemon:
-        client = daemon.balancer()
-        sent, size = header + b"hello\nwor", sizes[pieces]
-        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for at in range(0, len(sent), size):
-            client.send(sent[at : at + size])
-        assert client.read_line() == b"HELLO\n"
-        assert client.ask(b"ld") == b"WORLD"
-        client.end()
-        assert client.read_to_end() == b""
-        through = f"192.0.2.7:56324: connected through 127.0.0.1:{client.port}"
-        assert through in daemon.log
-        until(lambda: "192.0.2.7:56324: closed after 2 lines" in daemon.log)
-        until(lambda: daemon.counters()["lines"] == 2)
+    client = daemon.balancer()
+    sent, size = header + b"hello\nwor", sizes[pieces]
+    client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for at in range(0, len(sent), size):
+        client.send(sent[at : at + size])
+    assert client.read_line() == b"HELLO\n"
+    assert client.ask(b"ld") == b"WORLD"
+    client.end()
+    assert client.read_to_end() == b""
+    through = f"192.0.2.7:56324: connected through 127.0.0.1:{client.port}"
+    assert through in daemon.log
+    until(lambda: "192.0.2.7:56324: closed after 2 lines" in daemon.log)
+    until(lambda: daemon.counters()["lines"] == 2)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +109,9 @@ def test_client_is_answered_and_logged_by_its_own_address(header: bytes, pieces:
     ],
     ids=["IPv6", "IPv4-mapped", "IPv6 of version 2", "Unix", "the longest header"],
 )
-def test_client_may_be_of_any_family(header: bytes, client: str) -> None:
-    with Balanced(log_level="debug") as daemon:
-        assert daemon.balancer(header).ask(b"hello") == b"HELLO"
-        assert f"{client}: connected through 127.0.0.1:" in daemon.log
+def test_client_may_be_of_any_family(daemon: Balanced, header: bytes, client: str) -> None:
+    assert daemon.balancer(header).ask(b"hello") == b"HELLO"
+    assert f"{client}: connected through 127.0.0.1:" in daemon.log
 
 
 @pytest.mark.parametrize(
@@ -106,12 +119,13 @@ def test_client_may_be_of_any_family(header: bytes, client: str) -> None:
     [b"PROXY UNKNOWN\r\n", binary(b"", UNSPEC, LOCAL), binary(b"", UNSPEC, LOCAL, checksum=True)],
     ids=["UNKNOWN", "LOCAL", "LOCAL with a checksum"],
 )
-def test_connection_of_the_balancer_itself_keeps_its_address(header: bytes) -> None:
-    with Balanced(log_level="debug") as daemon:
-        client = daemon.balancer(header)
-        assert client.ask(b"hello") == b"HELLO"
-        address = f"127.0.0.1:{client.port}"
-        assert f"{address}: connected through {address}" in daemon.log
+def test_connection_of_the_balancer_itself_keeps_its_address(
+    daemon: Balanced, header: bytes
+) -> None:
+    client = daemon.balancer(header)
+    assert client.ask(b"hello") == b"HELLO"
+    address = f"127.0.0.1:{client.port}"
+    assert f"{address}: connected through {address}" in daemon.log
 
 
 def test_header_on_a_plain_listener_is_a_line_like_any_other() -> None:
