@@ -11,6 +11,7 @@ import pytest
 
 from integration.daemon import COMMAND, ROOT, Daemon
 from tcpupperd import __version__
+from tcpupperd.cli import parse
 from tcpupperd.config import SETTINGS
 from tcpupperd.serving import fast_path
 from waiting import DEADLINE, until
@@ -121,31 +122,29 @@ def test_auto_is_a_worker_for_each_usable_cpu() -> None:
         (["hello", "--lisen"], "--lisen: unknown option; did you mean --listen?"),
     ],
 )
-def test_invalid_command_line(options: list[str], why: str) -> None:
-    status, text, errors = run(*options)
-    assert (status, text) == (2, "")
-    wrong, remedy = errors.splitlines()
+def test_invalid_command_line(
+    options: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(options)
+    assert ended.value.code == 2
+    wrong, remedy = capsys.readouterr().err.splitlines()
     assert wrong.startswith("tcpupperd: ")
     assert why in wrong
     assert remedy == "Try 'tcpupperd --help' for more information."
+
+
+def test_invalid_command_line_is_told_with_status_2() -> None:
+    status, text, errors = run("--max-line=none")
+    assert (status, text) == (2, "")
+    assert errors.startswith("tcpupperd: argument --max-line: must be a whole number from 1 to")
 
 
 @pytest.mark.parametrize(
     ("content", "where", "why"),
     [
         (b"workers = 2\nmax_line = 0\n", ":2", "max_line = 0: must be a whole number from 1 to"),
-        (b"max_lines = 3", ":1", "max_lines: unknown setting; did you mean max_line?"),
-        (b"zzz = 3", ":1", "zzz: unknown setting; the settings are listen, "),
-        (b"[server]\nmax_line = 3", ":1", "server: unknown setting"),
         (b"\nframing = line\n", ":2", "invalid TOML"),
-        (b'workers = "many"', ":1", 'workers = "many": must be "auto" or a whole number'),
-        (b"workers = true", ":1", "workers = true: must be"),
-        (b"idle_timeout = nan", ":1", "idle_timeout = nan: must be a number of seconds"),
-        (b'listen = "localhost:1"', ":1", "must be a list of addresses, for example"),
-        (b"listen = []", ":1", "must be a list of addresses, for example"),
-        (b'listen = ["localhost"]', ":1", '"localhost": must be host:port,'),
-        (b'listen = ["300.1.1.1:9999"]', ":1", '"300.1.1.1" is not an IPv4 address'),
-        (b'listen = ["[::g]:9999"]', ":1", '"::g" is not an IPv6 address'),
         (b"# gr\xfc\xdfe", ":1", "byte 0xfc is not valid UTF-8; save the file as UTF-8"),
     ],
 )
@@ -242,57 +241,25 @@ def test_check_shows_the_resulting_configuration_as_toml(tmp_path: Path) -> None
     assert again == [line.partition("  # ")[0] for line in lines]
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_file_in_the_way_of_a_socket_is_named(tmp_path: Path, link: bool) -> None:
-    path = tmp_path / "file"
-    if link:
-        path.symlink_to("/nonexistent")
-    else:
-        path.write_text("precious")
+def test_link_in_the_way_of_a_socket_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to("/nonexistent")
     status, _, errors = run("--listen", str(path))
     assert status == 71
     assert f"cannot listen on {path}: it exists and is not a socket; use another" in errors
-    assert link or path.read_text() == "precious"
 
 
-def test_socket_in_a_directory_that_is_not_there() -> None:
-    status, _, errors = run("--listen", "/nonexistent/socket")
-    assert status == 71
-    assert "No such file or directory; the directory does not exist" in errors
-
-
-@pytest.mark.parametrize(
-    ("path", "why"),
-    [
-        ("/nonexistent", "cannot be read: No such file or directory"),
-        ("/tmp", "cannot be read: Is a directory"),
-        ("/dev/zero", "not a regular file; specify a TOML file"),
-    ],
-)
-def test_no_file(path: str, why: str) -> None:
-    status, text, errors = run("--config", path)
+def test_no_file() -> None:
+    status, text, errors = run("--config", "/nonexistent")
     assert (status, text) == (78, "")
     (line,) = errors.splitlines()
-    assert f"CRITICAL {path}: {why}" in line
-
-
-def test_a_pipe_for_a_file_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    status, _, errors = run("--config", str(tmp_path / "pipe"))
-    assert status == 78
-    assert "not a regular file" in errors
+    assert "CRITICAL /nonexistent: cannot be read: No such file or directory" in line
 
 
 def test_cannot_go_to_the_background() -> None:
     status, text, errors = run("--daemonize", "--user", "no-such-user", "--listen", "127.0.0.1:0")
     assert (status, text) == (1, "")
     assert "--user no-such-user: " in errors
-
-
-def test_stopped_as_asked() -> None:
-    with Daemon() as daemon:
-        daemon.stop()
-        until(lambda: daemon.process.returncode == 0)
 
 
 def test_shipped_file_is_good_and_shows_the_defaults(tmp_path: Path) -> None:

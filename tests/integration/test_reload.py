@@ -45,20 +45,13 @@ def test_reload() -> None:
         assert "reloaded: " in daemon.log
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("max_lines = 3\n", "max_lines: unknown setting; did you mean max_line?"),
-        ("max_line =\n", "invalid TOML"),
-    ],
-)
-def test_reload_of_a_bad_file_changes_nothing(text: str, why: str) -> None:
+def test_reload_of_a_bad_file_changes_nothing() -> None:
     with Daemon() as daemon:
         workers = daemon.workers()
         client = daemon.connect()
         assert client.ask(b"one") == b"ONE"
 
-        daemon.configure(text)
+        daemon.configure("max_lines = 3\n")
         before = clock_gettime(CLOCK_MONOTONIC) * 1_000_000
         daemon.send_signal(signal.SIGHUP)
         reloading = daemon.manager.wait("RELOADING=1")
@@ -67,7 +60,7 @@ def test_reload_of_a_bad_file_changes_nothing(text: str, why: str) -> None:
         daemon.manager.wait("STATUS=.*the last reload failed; see the log")
 
         assert f"{daemon.config}:" in daemon.log
-        assert why in daemon.log
+        assert "max_lines: unknown setting; did you mean max_line?" in daemon.log
         assert daemon.workers() == workers
         assert client.ask(b"two") == b"TWO"
 

@@ -4,10 +4,8 @@ import array
 import os
 import socket
 
-import pytest
-
 from integration.service import Service
-from outlive.channel import GREETING, SEND_END
+from outlive.channel import SEND_END
 from tcpupperd.processes.connection_format import _RECORD, VERSION
 from waiting import until
 
@@ -17,40 +15,47 @@ def record(family: int, lines: int, host: bytes, held: int = 0, service: bytes =
     return _RECORD.pack(family, 5, 0, lines, 0, 0, 0, *sizes, 0, 0, 0) + host + service
 
 
-@pytest.mark.parametrize(
-    ("state", "size"),
-    [
-        (b"", 2**40),
-        (record(socket.AF_INET, 1, b"127.0.0.1", 2**30), 2**40),
-        (record(60000, 2**64 - 1, b"127.0.0.1"), 0),
-        (record(socket.AF_INET6, 1, b"::1"), 0),
-        (record(socket.AF_INET, 2**64 - 1, b"127.0.0.1"), 0),
-        (record(socket.AF_INET, 1, b"nobody"), 0),
-        (record(socket.AF_INET, 1, b"127.0.0.1", service=b"of the future"), 0),
-    ],
-    ids=["1 TiB", "1 TiB and a record", "family and lines", "family", "lines", "host", "service"],
-)
-def test_invalid_message_costs_only_its_own_connection(
-    service: Service, state: bytes, size: int
-) -> None:
+def greeting(version: int = VERSION, count: int = 1) -> bytes:
+    return b"tcpupperd\0" + bytes([0, version, 0, count])
+
+
+#: Greetings, states and the sizes that the states claim to have; what is said of each, the unit
+#: tests know.
+INVALID = [
+    (greeting(), b"", 0),
+    (greeting(), b"", 2**40),
+    (greeting(), record(socket.AF_INET, 1, b"127.0.0.1", 2**30), 2**40),
+    (greeting(), record(60000, 2**64 - 1, b"127.0.0.1"), 0),
+    (greeting(), record(socket.AF_INET6, 1, b"::1"), 0),
+    (greeting(), record(socket.AF_INET, 2**64 - 1, b"127.0.0.1"), 0),
+    (greeting(), record(socket.AF_INET, 1, b"nobody"), 0),
+    (greeting(), record(socket.AF_INET, 1, b"127.0.0.1", service=b"of the future"), 0),
+    (greeting(VERSION + 1), b"", 0),
+    (greeting(count=7), b"", 0),
+    (b"something else", b"", 0),
+]
+
+
+def test_each_invalid_message_costs_only_its_own_connection(service: Service) -> None:
     with service.daemon():
         whole = service.connect()
         assert whole.ask(b"one") == b"ONE"
-    lost = service.connect()
-    request, _ = service.listener.accept()
-    file = os.memfd_create("state")
-    os.write(file, state)
-    os.truncate(file, size or len(state))
-    with request:
-        rights = array.array("i", [file, request.fileno()])
-        message = GREETING.pack(b"tcpupperd\0", VERSION, 1)
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-        service.manager.stored[SEND_END].sendmsg([message], ancillary)
-    os.close(file)
+    lost = [service.connect() for _ in INVALID]
+    for client, (start, state, size) in zip(lost, INVALID, strict=True):
+        client.send(b"not answered\n")
+        request, _ = service.listener.accept()
+        file = os.memfd_create("state")
+        os.write(file, state)
+        os.truncate(file, size or len(state))
+        with request:
+            rights = array.array("i", [file, request.fileno()])
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            service.manager.stored[SEND_END].sendmsg([start], ancillary)
+        os.close(file)
     with service.daemon() as daemon:
-        assert lost.read_to_end() == b""
+        assert [client.read_to_end() for client in lost] == [b""] * len(lost)
         assert whole.ask(b"two") == b"TWO"
-        until(lambda: daemon.counters()["state_unreadable"] == 1)
+        until(lambda: daemon.counters()["state_unreadable"] == len(INVALID))
         assert "closing 1 connection whose state cannot be restored: " in daemon.log
         assert "Traceback" not in daemon.log
         assert "starting a replacement" not in daemon.log

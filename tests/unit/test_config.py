@@ -139,6 +139,8 @@ def test_bad_value_is_named_with_line_and_remedy(
             "must be host:port, [::1]:port, port, /path or @abstract (0 to 65535)",
         ),
         ("localhost", "must be host:port, [::1]:port, port, /path or @abstract (0 to 65535)"),
+        ("300.1.1.1:9999", '"300.1.1.1" is not an IPv4 address'),
+        ("[::g]:9999", '"::g" is not an IPv6 address'),
         ("@", "a socket path must be 1 to 107 bytes long and contain no NUL"),
         ("lower=9999", f'unknown service "lower"; the services are {", ".join(SERVICES)}'),
     ],
