@@ -35,6 +35,10 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     return str(request.param)
 
 
+#: For what does not depend on it.
+once = pytest.mark.parametrize("implementation", ["c"], indirect=True)
+
+
 class Faulty(Daemon):
     """A daemon with something wrong with it."""
 
@@ -204,6 +208,7 @@ def test_requests_for_pages() -> None:
         assert client.read_to_end().startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+@once
 def test_handover_of_a_worker_that_is_killed_meanwhile(service: Service) -> None:
     with service.daemon() as daemon:
         clients = [service.connect() for _ in range(100)]
@@ -221,6 +226,7 @@ def test_handover_of_a_worker_that_is_killed_meanwhile(service: Service) -> None
         assert [client.ask(b"lf") for client in clients] == [b"HALF"] * 100
 
 
+@once
 def test_supervisor_and_worker_killed_together(service: Service) -> None:
     with service.daemon() as daemon:
         clients = [service.connect() for _ in range(20)]
@@ -235,6 +241,7 @@ def test_supervisor_and_worker_killed_together(service: Service) -> None:
         assert [client.ask(b"two") for client in clients] == [b"TWO"] * 20
 
 
+@once
 def test_keeper_that_hands_over_after_a_stop() -> None:
     with Daemon(workers=1) as daemon:
         client = daemon.connect()
@@ -259,6 +266,7 @@ def has_new_keepers(daemon: Daemon, before: Sequence[int]) -> bool:
     return len(daemon.workers()) == 2 == len(set(daemon.keepers()) - set(before))
 
 
+@once
 def test_keeper_is_replaced() -> None:
     with Daemon() as daemon:
         clients = [daemon.connect() for _ in range(10)]
@@ -273,6 +281,7 @@ def test_keeper_is_replaced() -> None:
         settled(daemon, worker_died=0, workers_died_signal=2)
 
 
+@once
 def test_worker_and_keeper_killed_together_are_said_to_be_lost() -> None:
     with Daemon(workers=1) as daemon:
         client = daemon.connect()
@@ -284,6 +293,7 @@ def test_worker_and_keeper_killed_together_are_said_to_be_lost() -> None:
         assert "1 connection lost" in daemon.log or "1 connection of worker" in daemon.log
 
 
+@once
 def test_keeper_does_not_wait_for_room_for_ever() -> None:
     with Faulty("full", workers=1, log_level="info") as daemon:
         clients = [daemon.connect() for _ in range(3)]
@@ -296,6 +306,7 @@ def test_keeper_does_not_wait_for_room_for_ever() -> None:
         assert "3 connections of worker" in daemon.log
 
 
+@once
 def test_closed_connection_is_closed_for_the_keeper_too() -> None:
     with Daemon(workers=1, lines_per_connection=1) as daemon:
         (worker,), (keeper,) = daemon.workers(), daemon.keepers()
@@ -307,6 +318,7 @@ def test_closed_connection_is_closed_for_the_keeper_too() -> None:
         until(lambda: set(descriptors(worker)) == set(descriptors(keeper)) == before)
 
 
+@once
 def test_keepers_leave_with_their_workers() -> None:
     with Daemon() as daemon:
         before = daemon.keepers()
@@ -316,6 +328,7 @@ def test_keepers_leave_with_their_workers() -> None:
         daemon.stop()
 
 
+@once
 def test_daemon_works_without_keepers_and_says_so_once() -> None:
     with Faulty("alone") as daemon:
         clients = [daemon.connect() for _ in range(10)]
@@ -417,7 +430,7 @@ def other_workers(daemon: Daemon) -> None:
 
 def test_deaths_at_random_lines_of_the_program() -> None:
     """While connections are also handed over by reloads."""
-    deaths = scaled(50, 3000)
+    deaths = scaled(20, 3000)
     with Faulty("line 40000", workers=2) as daemon:
         with Talking(daemon, 20) as talking:
             while (died := daemon.counters().get("workers_died_signal", 0)) < deaths:

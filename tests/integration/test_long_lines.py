@@ -19,7 +19,7 @@ LINES = b"fifteen letters\n" * (len(BLOCK) // 16)
 
 
 def test_line_without_end_is_answered_in_constant_memory() -> None:
-    blocks = scaled(256, 4096)
+    blocks = scaled(64, 4096)
     with Daemon(workers=1) as daemon:
         client, workers = daemon.connect(), daemon.workers()
         before = private_kib(workers)
@@ -27,13 +27,13 @@ def test_line_without_end_is_answered_in_constant_memory() -> None:
         assert len(memory) == blocks
         growth = max(memory) - before
         print(f"memory grew by {growth} KiB in a line of {blocks} MiB")
-        assert growth < 4096  # what stays of 256 MiB or more
+        assert growth < 4096  # what stays of 64 MiB or more
 
 
 @pytest.mark.parametrize("held", [False, True])
 def test_line_in_small_pieces_costs_no_more_than_lines_of_that_size(held: bool) -> None:
     """Whether it is answered in pieces, or held in memory up to its end."""
-    blocks = scaled(2, 16)
+    blocks = scaled(1, 16)
     with Daemon(workers=1, max_line=2 * blocks * len(BLOCK) if held else 65536) as daemon:
         one_line = cost(daemon, blocks, BLOCK)
         short_lines = cost(daemon, blocks, LINES)

@@ -93,7 +93,7 @@ def is_idle(running: Running) -> bool:
 
 
 @every
-@pytest.mark.parametrize(("limit", "count"), [("1024:", 2000), ("300:300", 400)])
+@pytest.mark.parametrize(("limit", "count"), [("1024:", 1100), ("300:300", 400)])
 @pytest.mark.usefixtures("many_descriptors")
 def test_clients_beyond_the_limit_wait(
     model: Model, service: Service, tmp_path: Path, limit: str, count: int

@@ -39,6 +39,10 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     return run
 
 
+#: For what the transports of a loop have no part in.
+once = pytest.mark.parametrize("run", ["asyncio"], indirect=True)
+
+
 @contextmanager
 def client(manager: Manager, receive_buffer: int = 0) -> Iterator[socket.socket]:
     """A client; a small receive buffer makes one that leaves answers to the service."""
@@ -142,6 +146,7 @@ def test_clients_that_come_with_a_restart_are_handed_over(run: Run) -> None:
             assert ask(one, b"") == b"2 b\n"
 
 
+@once
 def test_no_alarm_kills_a_process_that_exits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come twice in the interval of the watchdog."""
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
@@ -258,6 +263,7 @@ def test_half_closed_connection_remains_half_open(run: Run) -> None:
         says(manager, "received b'c\\n'")
 
 
+@once
 def test_handler_can_tell_a_restart_from_the_end(run: Run) -> None:
     with run("tells") as manager, client(manager) as one:
         assert ask(one, b"a\n") == b"a\n"
@@ -269,6 +275,7 @@ def test_handler_can_tell_a_restart_from_the_end(run: Run) -> None:
         says(manager, "handed over: False")
 
 
+@once
 def test_name_of_the_listener_is_handed_over(run: Run) -> None:
     with run("named") as manager, client(manager) as one:
         assert ask(one, b"a\n") == b"test.socket\n"
@@ -286,6 +293,7 @@ def test_last_words_of_an_interrupted_handler_go_nowhere(run: Run) -> None:
         assert read(one, 2**23 + 1) == b"x" * (2**23 - 1) + b"a\n"
 
 
+@once
 @pytest.mark.parametrize("name", ["strings", "silent"])
 def test_state_that_cannot_be_told_costs_its_own_connection(run: Run, name: str) -> None:
     with run(name) as manager, client(manager) as one, client(manager) as other:
@@ -308,6 +316,7 @@ def test_client_that_resets_is_no_error(run: Run) -> None:
         assert manager.output == "served\nserved\n"
 
 
+@once
 def test_failed_reload_is_logged_and_completes(run: Run, tmp_path: Path) -> None:
     with run("lines") as manager, client(manager) as one:
         manager.reload()
@@ -323,6 +332,7 @@ def test_tls_is_refused(run: Run) -> None:
         assert b"let a proxy in front terminate TLS\n" in ask(one, b"")
 
 
+@once
 def test_state_that_cannot_be_used_costs_its_own_connection(run: Run) -> None:
     with run("broken") as manager, client(manager) as one, client(manager) as other:
         assert ask(one, b"a\n") == b"1 a\n"

@@ -74,7 +74,7 @@ def test_restarts_under_load(name: str, settings: Path) -> None:
 def test_restarts_without_a_pause_under_load(run: Run) -> None:
     """Some of them while the process before is still taking over."""
     with run() as manager, Numbered.against(manager.address, CONNECTIONS) as load:
-        for _ in range(24):
+        for _ in range(24 if SOAK else 8):
             manager.restart()
         load.go_on()
         report = load.finish()

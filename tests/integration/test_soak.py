@@ -15,7 +15,7 @@ from integration.processes import descriptors
 from integration.talkers import Talkers
 from waiting import until
 
-SECONDS = scaled(6.0, 1800.0)
+SECONDS = scaled(3.0, 1800.0)
 SAMPLES = 40
 
 #: What private memory may grow by, from the second quarter to the last. A short run sees processes

@@ -32,7 +32,7 @@ SIGNALS = [
 
 def test_workers_killed_one_after_another() -> None:
     """No connection is refused, ends or is answered wrongly; nothing is left of the dead."""
-    deaths = scaled(30, 300)
+    deaths = scaled(15, 300)
     with Daemon(workers=2) as daemon, Talkers(daemon.addresses[0], TALKERS) as talkers:
         for number in range(deaths):
             began = time.monotonic()

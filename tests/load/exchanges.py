@@ -21,7 +21,7 @@ if __name__ == "__main__":
 from waiting import until
 
 CLIENTS = 8  # of each kind
-PACE = 0.01  # seconds between two lines of a client
+PACE = 0.03  # seconds between two lines of a client
 TIMEOUT = 30.0  # seconds until a client gives up
 
 

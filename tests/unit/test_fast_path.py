@@ -31,7 +31,7 @@ from tcpupperd.serving.protocol import HELD_MAX
 from tools import need
 
 ROOT = Path(__file__).parents[2]
-FUZZ_CASES = scaled(10_000, 1_000_000)
+FUZZ_CASES = scaled(2_000, 1_000_000)
 CALLS = scaled(100_000, 1_000_000)
 DEADLINE = 30.0
 

@@ -66,8 +66,11 @@ def test_record_is_the_same_on_every_machine() -> None:
     assert record[1:] == (("192.0.2.7", 41234), state)
 
 
-@pytest.mark.parametrize("state", STATES, ids=lambda state: " ".join(state) or "fresh")
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize(
+    ("host", "state"),
+    [*(("127.0.0.1", state) for state in STATES), ("::1", {})],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value) or "fresh",
+)
 def test_connection_arrives_as_it_left(channel: Channel, host: str, state: dict[str, Any]) -> None:
     ((client, server),) = tcp_pairs(1, host)
     given = Connection(server, server.getpeername()[:2], State(**state))

@@ -371,10 +371,9 @@ def test_every_pair_is_in_the_table() -> None:
     assert [state.value for state in State] == list(range(len(State)))
 
 
-@pytest.mark.parametrize("delay", [0, 5])
+@pytest.mark.parametrize(("first", "delay"), [(["accept"], 0), (["accept"], 5), ([], 0)])
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("last_good", [True, False])
-@pytest.mark.parametrize("first", [["accept"], []])
 def test_all_sequences(
     enter: Callable[[World], World], first: list[str], last_good: bool, keeps: bool, delay: float
 ) -> None:
