@@ -6,6 +6,7 @@ With SOAK=1, there are as many connections as one process may have, and more res
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ import pytest
 
 from integration.client import ask
 from integration.daemon import ROOT
-from load.numbered import SLOW, Numbered
+from load.numbered import BRIEF, SLOW, Numbered
 from outlive.testing import Manager
 from waiting import DEADLINE, until
 
@@ -187,3 +188,32 @@ def test_unread_answers_outlive_restarts(run: Run) -> None:
             received += data
         sender.join()
         assert received == answers
+
+
+def test_process_that_exits_hides_no_other_failure(run: Run) -> None:
+    """The manager ends it only if it is still running."""
+    with pytest.raises(ZeroDivisionError):
+        fail_after_exit(run)
+
+
+def fail_after_exit(run: Run) -> None:
+    with run() as manager:
+        process = Path(f"/proc/{manager.pid}")
+        manager.send(signal.SIGTERM)
+        until(lambda: not process.exists())
+        raise ZeroDivisionError
+
+
+def test_connections_that_wait_to_be_accepted_are_not_taken_for_open() -> None:
+    """A stop leaves them in the accept queue, for the process that they then start."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener, ExitStack() as stack:
+        load = Numbered.against(listener.getsockname(), 5)
+        stack.push(load)  # which would wait for answers
+        until(lambda: queued(listener) == 5 + BRIEF)
+        assert load.report().open == 0
+
+
+def queued(listener: socket.socket) -> int:
+    """Connections in the accept queue: tcpi_unacked of a listening socket, tcp(7)."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int(struct.unpack_from("=I", info, 24)[0])

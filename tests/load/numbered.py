@@ -45,7 +45,7 @@ RECEIVE = 2**16
 class Report(NamedTuple):
     """What the clients met since they began; `longest` is of the time since the last report."""
 
-    open: int  # connections of clients that stay connected
+    open: int  # connections of clients that stay connected, as soon as they were answered
     answered: int  # lines
     bytes: int  # of their answers
     visits: int  # of clients that leave again
@@ -124,11 +124,12 @@ class Client:
         self.outgoing = b""
         self.due = bytearray()
         self.progress = 0.0  # when something was sent or received
+        self.is_served = False  # until then, it may wait in the accept queue
         self.socket: socket.socket | None = None
 
     @property
     def is_slow(self) -> bool:
-        return self.number % SLOW == SLOW - 1
+        return self.number % SLOW == SLOW - 1 and not self.is_brief
 
     @property
     def is_brief(self) -> bool:
@@ -153,8 +154,6 @@ class Client:
             self.fail(code)
             return
         self.listen(selectors.EVENT_READ)
-        if not self.is_brief:
-            self.load.open += 1
         self.load.after(0 if self.is_brief else ROUND * self.random.random(), self.ask)
 
     def listen(self, events: int) -> None:
@@ -250,6 +249,9 @@ class Client:
         now = time.monotonic()
         self.load.longest = max(self.load.longest, now - self.progress)
         self.progress = now
+        if not (self.is_brief or self.is_served):
+            self.is_served = True
+            self.load.open += 1
         del self.due[: len(data)]
         self.load.answered += data.count(b"\n")
         self.load.bytes += len(data)
@@ -266,15 +268,14 @@ class Client:
 
     def complain(self, fault: str) -> None:
         self.load.faults[fault] += 1
-        if not self.is_brief and fault != "refused":
-            self.load.open -= 1
+        self.load.open -= self.is_served
         self.close()
         if self.is_brief:
             self.load.after(ROUND, self.connect)
 
     def close(self) -> None:
         if self.socket:
-            self.outgoing = b""
+            self.outgoing, self.is_served = b"", False
             if self.socket in self.load.selector.get_map():
                 self.load.selector.unregister(self.socket)
             self.socket.close()
