@@ -21,7 +21,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
 from threading import Condition, Thread
 from types import TracebackType
@@ -106,7 +106,7 @@ class Manager:
                 self.stop()
         finally:
             if self.pid:
-                self.kill()
+                self._kill_if_running()
             self.close()
 
     @property
@@ -204,6 +204,12 @@ class Manager:
         self.send(number)
         status = self.wait()
         assert status in statuses, f"{self._what} exited with {status}\n{self.output}"
+
+    def _kill_if_running(self) -> None:
+        if self._exit is None:
+            with suppress(ProcessLookupError):  # it exits now
+                os.kill(self.pid, signal.SIGKILL)
+        self.wait()
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         with self._news:
