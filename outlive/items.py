@@ -43,6 +43,14 @@ class Kind(IntEnum):
     CLIENT, ITEM, ENDED = range(3)
 
 
+#: How many descriptors an item of each kind can have.
+_FILES: dict[int, range] = {
+    Kind.CLIENT: range(1, FILES_MAX + 1),
+    Kind.ITEM: range(FILES_MAX + 1),
+    Kind.ENDED: range(1),
+}
+
+
 class Client(NamedTuple):
     """A connection, which does not block. If the previous process has left it, `state` is what it
     gave to `leave`, and `files` are the descriptors that came with it; otherwise, it is new."""
@@ -69,7 +77,7 @@ class Ended:
 class Record(NamedTuple):
     """An item as it is sent."""
 
-    kind: int
+    kind: Kind
     files: tuple[int, ...]  # of a client, its socket is the first
     listener: bytes
     state: bytes
@@ -194,27 +202,40 @@ def _read(file: BinaryIO, size: int, count: int) -> list[Record]:
         if left < 0:
             raise ValueError("the state is truncated")
         name = file.read(listener)
-        records.append(Record(kind, (-1,) * files, name, file.read(state)))
+        records.append(Record(_kind(kind, files), (-1,) * files, name, file.read(state)))
     if left or sum(len(record.files) for record in records) + 2 != count:
         raise ValueError(f"{left} unexpected bytes, or not {count} descriptors")
     return records
 
 
+def _kind(number: int, files: int) -> Kind:
+    """The kind of an item with so many descriptors. Raises ValueError if there is none."""
+    if files not in _FILES.get(number, ()):
+        raise ValueError(f"an item is of kind {number} and has {files} descriptors")
+    return Kind(number)
+
+
 def _unpack(record: Record) -> Client | Item | Ended | None:
     """An item; None if its descriptor is not a connection."""
-    match record:
-        case Record(kind=Kind.CLIENT, files=(first, *files)):
-            try:
-                sock = socket.socket(fileno=first)
-            except OSError:
-                for fd in record.files:
-                    os.close(fd)
-                return None
-            sock.setblocking(False)
-            return Client(sock, record.state, _peer(sock), record.listener.decode(), tuple(files))
-        case Record(kind=Kind.ITEM):
+    match record.kind:
+        case Kind.CLIENT:
+            return _client(record)
+        case Kind.ITEM:
             return Item(record.state, record.files)
-    return Ended()
+        case Kind.ENDED:
+            return Ended()
+
+
+def _client(record: Record) -> Client | None:
+    first, *files = record.files
+    try:
+        sock = socket.socket(fileno=first)
+    except OSError:
+        for fd in record.files:
+            os.close(fd)
+        return None
+    sock.setblocking(False)
+    return Client(sock, record.state, _peer(sock), record.listener.decode(), tuple(files))
 
 
 def _peer(sock: socket.socket) -> Any:

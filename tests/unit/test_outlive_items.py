@@ -276,6 +276,24 @@ def test_damaged_state_costs_its_message(channel: Channel) -> None:
     client.close()
 
 
+@pytest.mark.parametrize(("kind", "files"), [(3, 0), (3, 1), (255, 0), (0, 0), (2, 1)])
+def test_item_that_cannot_be_costs_its_message(channel: Channel, kind: int, files: int) -> None:
+    """Of an unknown kind, a connection without a socket, or a note with a descriptor: it is not
+    taken for something else."""
+    (one,), (client,) = pairs(1)
+    unusual = items._RECORD.pack(kind, files, 0, 0)
+    count = items._HEAD.pack(items.VERSION, 2 - files)
+    whole = items._RECORD.pack(items.Kind.CLIENT, 1, 0, 0) * (1 - files)
+    own = [items._Descriptor(items._counter()) for _ in range(2)]
+    send(channel.send_end, FORM, [*own, one], partial(write, count + whole + unusual))
+    with pytest.raises(HandoverError, match=f"of kind {kind} and has {files}") as error:
+        Arrival(channel.receive_end, FORM, LIMIT)
+    assert len(error.value.sockets) == 1
+    close([*error.value.sockets, one, client])
+    for fd in own:
+        os.close(fd)
+
+
 @pytest.mark.parametrize(("name", "version"), [(b"longer than", 1), (b"", 1), (b"x", 65536)])
 def test_format_that_does_not_fit_is_an_error(name: bytes, version: int) -> None:
     with pytest.raises(ValueError, match="must"):
