@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from integration.processes import stopped
 from integration.service import Service
 from outlive.canary import CANARY
 from outlive.channel import SEND_END, Format, send
+from outlive.intake import CLIENTS
 from waiting import DEADLINE, until
 
 NUMBERING = ROOT / "tests/integration/numbering.py"
@@ -153,7 +155,7 @@ def test_process_that_never_gets_to_its_connections_costs_none(
 
 def test_stop_answers_what_has_arrived(service: Service, log: Path) -> None:
     with Numbering(service, log) as daemon:
-        daemon.ended_by = signal.SIGTERM
+        daemon.ended_by = signal.SIGCONT  # nothing else has to end it
         client, silent = service.connect(), service.connect()
         assert client.ask(b"one") == b"1 one"
         daemon.process.send_signal(signal.SIGSTOP)
@@ -164,6 +166,36 @@ def test_stop_answers_what_has_arrived(service: Service, log: Path) -> None:
         assert silent.read_to_end() == b""
         client.close()
         silent.close()
+        service.manager.wait("EXTEND_TIMEOUT_USEC=6000000")
+
+
+def test_stop_leaves_the_accept_queue_to_the_next_process(service: Service, log: Path) -> None:
+    """All but the clients that the process was about to accept."""
+    with Numbering(service, log) as daemon:
+        daemon.ended_by = signal.SIGCONT  # nothing else has to end it
+        with stopped(daemon.process.pid):
+            clients = [service.connect() for _ in range(CLIENTS + 10)]
+            for client in clients:
+                client.send(b"one\n")
+            daemon.process.send_signal(signal.SIGTERM)
+        for client in clients[:CLIENTS]:
+            assert client.read_to_end() == b"1 one\n"
+            client.close()
+    with Numbering(service, log):
+        for client in clients[CLIENTS:]:
+            assert client.read_line() == b"1 one\n"
+            assert client.ask(b"two") == b"2 two"
+
+
+def test_nothing_follows_an_order_to_exit() -> None:
+    """Of several orders, a reload comes first, and is the only one that the process survives."""
+    code = (
+        "from outlive import Order, Service; from signal import *\n"
+        "service = Service('alone', signals=False)\n"
+        "for number in (SIGTERM, SIGHUP, SIGUSR2): service.obey(number)\n"
+        "assert list(service.events()) == [Order.RELOAD, Order.END]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=DEADLINE)
 
 
 def test_stop_resets_those_who_do_not_read(service: Service, log: Path) -> None:
@@ -218,6 +250,31 @@ def test_lower_limit_is_told_and_costs_nothing(service: Service, log: Path) -> N
             assert client.ask(b"two") == b"2 two"
 
 
+def test_waiting_connections_are_served_once_there_is_room(service: Service, log: Path) -> None:
+    """They are left in two messages, of which only one fits into the next process."""
+    with Numbering(service, log, "limit=160"):
+        clients = [service.connect() for _ in range(60)]
+        for client in clients:
+            assert client.ask(b"one") == b"1 one"
+    for client in clients:
+        client.send(b"two\n")
+    with Numbering(service, log, "limit=96"):
+        service.manager.wait("STATUS=numbering lines; connections of the previous process wait.*")
+        unserved = set(clients)
+        until(lambda: not _close_served(unserved))
+        service.manager.wait("STATUS=numbering lines")
+
+
+def _close_served(clients: set[Client]) -> set[Client]:
+    """Close the clients that have received an answer, and return the others."""
+    ready, _, _ = select.select([client.socket for client in clients], [], [], 0)
+    for client in [client for client in clients if client.socket in ready]:
+        assert client.read_line() == b"2 two\n"
+        client.close()
+        clients.remove(client)
+    return clients
+
+
 def test_full_process_lets_new_clients_wait(service: Service, log: Path) -> None:
     with Numbering(service, log, "limit=96") as daemon:
         clients = [service.connect() for _ in range(80)]
@@ -229,6 +286,10 @@ def test_full_process_lets_new_clients_wait(service: Service, log: Path) -> None
             client.close()
         for client in clients[60:]:
             assert client.read_line() == b"1 one\n"
+        warnings = daemon.text.count("new clients wait: ")
+        for _ in range(60):
+            service.connect().send(b"one\n")
+        until(lambda: daemon.text.count("new clients wait: ") > warnings)
 
 
 def test_invalid_settings_end_nothing(service: Service, log: Path, tmp_path: Path) -> None:

@@ -60,6 +60,33 @@ def test_store_that_has_just_kept_the_channel_is_trusted(
         assert following.keeps
 
 
+def test_store_that_is_too_small_keeps_nothing(manager: Manager) -> None:
+    """What does not fit is the canary, so that this is noticed."""
+    manager.room = len(NAMES)
+    with store_of(manager) as store:
+        until(lambda: not store.keeps)
+        assert manager.stored.keys() == NAMES
+
+
+def test_content_that_cannot_be_stored_is_not_tried_again(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be as large the next time. The previous one remains in the store."""
+    with store_of(manager) as store:
+        store.put("memory", b"good")
+        until(lambda: "memory" in manager.stored)
+        monkeypatch.setattr(os, "memfd_create", failing)
+        store.put("memory", b"lost")
+        assert not store.missing
+        assert "cannot store memory" in caplog.text
+    with store_of(manager) as following:
+        assert following.get("memory") == b"good"
+
+
+def failing(name: str, flags: int) -> int:
+    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
 def test_lost_store_is_noticed(manager: Manager) -> None:
     with store_of(manager) as store:
         until(lambda: CANARY in manager.stored)
