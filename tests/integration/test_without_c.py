@@ -12,19 +12,24 @@ from tcpupperd.serving.fast_path import SWITCH, fast_path, python_fast_path
 
 HERE = Path(__file__).parent
 #: Those in which the fast path decides what a client sees: what it answers, how it ends, how it
-#: fails, what it costs. The rest, such as restarts, only moves its results.
-FILES = ("ends", "faults", "hooks", "limits", "oracle", "serving", "slow_readers", "work")
-TESTS = (
-    *(f"test_{name}.py" for name in FILES),
-    "test_supervisor.py::test_idle_daemon_makes_no_system_call",
-)
+#: fails, what it costs. The rest, such as restarts, only moves its results. Each group of them is
+#: one run.
+TESTS = {
+    "answers": ("oracle.py", "serving.py"),
+    "ends": (
+        *("ends.py", "hooks.py", "slow_readers.py"),
+        "faults.py::test_draining_answers_no_more_of_one_client_in_a_turn_than_serving",
+    ),
+    "costs": ("work.py", "supervisor.py::test_idle_daemon_makes_no_system_call"),
+}
 
 
 @pytest.mark.skipif(fast_path is python_fast_path, reason="the C module is not used anyway")
-@pytest.mark.parametrize("test", TESTS)
-def test_without_the_c_module(test: str) -> None:
+@pytest.mark.parametrize("tests", TESTS.values(), ids=list(TESTS))
+def test_without_the_c_module(tests: tuple[str, ...]) -> None:
+    paths = (f"{HERE}/test_{name}" for name in tests)
     done = subprocess.run(
-        (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / test),
+        (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths),
         cwd=HERE.parents[1],
         env={**os.environ, SWITCH: "1"},
         check=False,
