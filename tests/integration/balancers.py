@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from integration.client import name_of
 from tools import need
 from waiting import DEADLINE
 
@@ -77,11 +78,6 @@ def listening(host: str) -> socket.socket:
     """A socket at any port. Clients can connect before the balancer has started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, 0), family=family)
-
-
-def name_of(one: socket.socket) -> str:
-    host, port = one.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @contextmanager

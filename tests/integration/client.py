@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import socket
 from collections.abc import Callable
 
@@ -117,6 +118,14 @@ def endpoint(address: str) -> tuple[str, int]:
     """The host and port of an address as the daemon writes it."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def name_of(one: socket.socket) -> str:
+    """A socket's address as the daemon writes it."""
+    name = one.getsockname()
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    return os.fsdecode(name).replace("\0", "@")
 
 
 def is_refused(address: str) -> bool:

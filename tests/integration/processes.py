@@ -137,13 +137,13 @@ def polled_for(pid: int, fd: int) -> int:
 
 def socket_inode(local_port: int, remote_port: int) -> int:
     """The inode of the TCP socket between two ports; 0 while it waits to be accepted."""
+    ends = rf"\w+:{local_port:04X} \w+:{remote_port:04X}"
+    # A socket in TIME_WAIT has none.
+    row = re.compile(rf"^ *\d+: {ends}(?: +\S+){{6}} +([1-9]\d*) ", re.MULTILINE)
     for table in ("net/tcp", "net/tcp6"):
         with contextlib.suppress(OSError):
-            for row in (PROC / table).read_text().splitlines()[1:]:
-                fields = row.split()
-                ports = [int(address.rpartition(":")[2], 16) for address in fields[1:3]]
-                if ports == [local_port, remote_port] and fields[9] != "0":  # not TIME_WAIT
-                    return int(fields[9])
+            if found := row.search((PROC / table).read_text()):
+                return int(found[1])
     return 0
 
 

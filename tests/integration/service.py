@@ -5,7 +5,7 @@ import signal
 import socket
 from typing import Any
 
-from integration.client import Client
+from integration.client import Client, name_of
 from integration.daemon import Daemon
 from integration.manager import Manager
 
@@ -16,8 +16,7 @@ class Service:
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        host, port = self.listener.getsockname()
-        self.address = f"{host}:{port}"
+        self.address = name_of(self.listener)
         self.name = "tcpupperd.socket"  # of the listening socket
         self.clients: list[Client] = []
 

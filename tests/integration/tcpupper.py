@@ -1,7 +1,9 @@
 """The client as a process, and servers for it that behave as a test says."""
 
 import contextlib
+import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -22,6 +24,28 @@ Behaviour = Callable[[socket.socket], None]
 def upper_all(connection: socket.socket) -> None:
     while data := connection.recv(262144):
         connection.sendall(data.upper())
+
+
+def stay_silent(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+def reset_at_close(connection: socket.socket) -> None:
+    """Have close(2) send a reset in place of the end of the connection."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def closed_pipe() -> int:
+    """A descriptor that cannot be written to, because nobody can read it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def full() -> int:
+    """A descriptor of a file on a full disk."""
+    return os.open("/dev/full", os.O_WRONLY)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -17,11 +16,15 @@ from integration.tcpupper import (
     PIPE,
     ROOT,
     Behaviour,
+    closed_pipe,
+    full,
     options_for,
+    reset_at_close,
     run,
     run_behind_full_queue,
     serving,
     started,
+    stay_silent,
 )
 from waiting import DEADLINE
 
@@ -105,7 +108,7 @@ def test_server_that_does_not_answer_right(behaviour: Behaviour, complaint: str)
 
 def test_right_answer_before_a_reset_is_ok() -> None:
     def answer_and_reset(connection: socket.socket) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_at_close(connection)
         connection.sendall(connection.recv(1000).upper())
 
     for _ in range(10):  # the reset may be too late to be noticed
@@ -134,14 +137,8 @@ def test_unknown_name() -> None:
     assert done.returncode == CRITICAL
 
 
-def read_on(connection: socket.socket) -> None:
-    """Never answer."""
-    while connection.recv(1000):
-        pass
-
-
 def test_silent_server() -> None:
-    with serving(read_on) as server:
+    with serving(stay_silent) as server:
         done = run("--check", *server, "-t", "0.3")
     complaint = f"no answer from 127.0.0.1:{server[3]} for 0.3 s"
     assert done.stdout.decode() == f"TCPUPPER CRITICAL: {complaint}\n"
@@ -160,7 +157,7 @@ def test_interrupt_says_nothing_of_the_server() -> None:
     def receive(connection: socket.socket) -> None:
         connection.recv(1000)
         received.set()
-        read_on(connection)
+        stay_silent(connection)
 
     with serving(receive) as server, started("--check", *server) as process:
         assert received.wait(DEADLINE)
@@ -169,13 +166,7 @@ def test_interrupt_says_nothing_of_the_server() -> None:
     assert (process.returncode, output) == (UNKNOWN, b"TCPUPPER UNKNOWN: interrupted\n")
 
 
-def closed_pipe() -> int:
-    reading, writing = os.pipe()
-    os.close(reading)
-    return writing
-
-
-@pytest.mark.parametrize("output", [closed_pipe, lambda: os.open("/dev/full", os.O_WRONLY)])
+@pytest.mark.parametrize("output", [closed_pipe, full])
 @pytest.mark.parametrize("arguments", [["--port", "1"], ["--port", "http"]])
 def test_output_that_cannot_be_written(output: Callable[[], int], arguments: list[str]) -> None:
     descriptor = output()

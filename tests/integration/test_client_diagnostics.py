@@ -3,7 +3,6 @@
 import re
 import resource
 import socket
-import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from integration.tcpupper import (
     ROOT,
     Behaviour,
     full_queue,
+    reset_at_close,
     run,
     serving,
     started,
@@ -76,12 +76,11 @@ def closed_early() -> str:
 def reset() -> str:
     """Between two lines: the client is waiting for an answer, and has not closed its side."""
 
-    def reset_at_close(connection: socket.socket) -> None:
+    def receive_and_reset(connection: socket.socket) -> None:
         assert connection.recv(100) == b"one\n"
-        no_linger = struct.pack("ii", 1, 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        reset_at_close(connection)
 
-    with serving(reset_at_close) as server, started(*server) as process:
+    with serving(receive_and_reset) as server, started(*server) as process:
         write_to(process, b"one\n")
         process.wait(DEADLINE)
         assert process.stderr is not None

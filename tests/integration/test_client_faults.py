@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import threading
 
@@ -17,6 +16,7 @@ from integration.tcpupper import (
     Behaviour,
     assert_still_running,
     read_from,
+    reset_at_close,
     run,
     serving,
     started,
@@ -55,8 +55,7 @@ def test_reset_connection_prints_the_partial_answer() -> None:
     def answer_and_reset(connection: socket.socket) -> None:
         connection.sendall(connection.recv(100).upper())
         assert connection.recv(100) == b"two\n"
-        linger_not = struct.pack("ii", 1, 0)  # close(2) then sends RST in place of FIN
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)
+        reset_at_close(connection)
 
     with serving(answer_and_reset) as server, started(*server) as process:
         write_to(process, b"one\n")

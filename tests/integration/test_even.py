@@ -1,6 +1,7 @@
 """Handovers leave no worker with many more connections than another, however often they happen."""
 
 import os
+import re
 import signal
 from collections.abc import Sequence
 
@@ -22,11 +23,10 @@ ESTABLISHED = "01"
 
 def connections(daemon: Daemon, service: Service) -> dict[int, int]:
     """How many connections each worker has."""
-    port = f":{service.listener.getsockname()[1]:04X}"
-    rows = [row.split() for row in (PROC / "net/tcp").read_text().splitlines()[1:]]
-    ours = {
-        f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == ESTABLISHED
-    }
+    local = rf"\w+:{service.listener.getsockname()[1]:04X}"
+    rows = (PROC / "net/tcp").read_text()
+    found = re.findall(rf"^ *\d+: {local} \S+ {ESTABLISHED}(?: +\S+){{5}} +(\d+) ", rows, re.M)
+    ours = {f"socket:[{inode}]" for inode in found}
     return {
         pid: sum(target in ours for target in descriptors(pid).values())
         for pid in daemon.workers()

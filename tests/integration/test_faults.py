@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from integration.embedding import connected, serving
+from integration.embedding import ANY_PORT, connected, serving
 from integration.processes import cannot
 from outlive import listener
 from tcpupperd import Config, UpperServer
@@ -33,7 +33,6 @@ from waiting import DEADLINE
 LISTEN = 10
 
 ROOT = Path(__file__).parents[2]
-ANY_PORT = ("127.0.0.1", 0)
 
 
 # Handover

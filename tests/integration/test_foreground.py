@@ -14,7 +14,7 @@ import pytest
 from integration.daemon import COMMAND, ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import marked
-from integration.tcpupper import CLIENT
+from integration.tcpupper import CLIENT, closed_pipe, full
 from integration.terminal import Terminal
 from waiting import until
 
@@ -119,16 +119,6 @@ def test_hangup_by_the_parent_without_a_terminal_means_reload() -> None:
 
 
 # Its output
-
-
-def closed_pipe() -> int:
-    reading, writing = os.pipe()
-    os.close(reading)
-    return writing
-
-
-def full() -> int:
-    return os.open("/dev/full", os.O_WRONLY)
 
 
 @pytest.mark.parametrize("output", [closed_pipe, full])

@@ -2,7 +2,6 @@
 answer."""
 
 import contextlib
-import os
 import signal
 import socket
 import struct
@@ -15,11 +14,12 @@ import pytest
 
 from integration.client import make_socket, where
 from integration.daemon import Daemon
+from integration.measures import scaled
 from integration.processes import stopped
 from tcpupperd.serving.connection import LINGER_TIME
 from waiting import DEADLINE, until
 
-STOPS = 40 if os.environ.get("SOAK") else 3
+STOPS = scaled(3, 40)
 CLIENTS = 24
 
 #: A filter of socket(7) that drops whatever comes.

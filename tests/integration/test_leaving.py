@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from integration.client import Client
+from integration.client import Client, name_of
 from integration.daemon import Daemon
 from integration.scraper import LISTEN, get, value
 from integration.service import Service
@@ -31,7 +31,7 @@ class Sockets(NamedTuple):
         return Daemon(passed=list(self._asdict().items()), **settings)
 
     def agent_says(self) -> bytes:
-        asking = Client(address(self.agent))
+        asking = Client(name_of(self.agent))
         try:
             return asking.read_to_end()
         finally:
@@ -50,7 +50,7 @@ def sockets() -> Iterator[Sockets]:
 def test_agent_answers_immediately_and_closes(sockets: Sockets) -> None:
     with sockets.daemon() as daemon:
         assert sockets.agent_says() == HERE
-        asking = Client(address(sockets.agent))
+        asking = Client(name_of(sockets.agent))
         asking.send(b"state?\n" * 1000)  # agent-send
         assert asking.read_to_end() == HERE
         asking.close()
@@ -194,8 +194,3 @@ def test_restart_ends_the_delay_and_keeps_connections(service: Service) -> None:
         service.manager.wait("STOPPING=1")
     with service.daemon(shutdown_delay=LONG):
         assert client.ask(b"two") == b"TWO"
-
-
-def address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()
-    return f"{host}:{port}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from integration.client import Client, make_socket, where
+from integration.client import Client, make_socket, name_of, where
 from integration.daemon import COMMAND, ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import cannot, children, descriptors, flags
@@ -225,14 +225,6 @@ def listening(address: str, backlog: int = 16) -> Iterator[socket.socket]:
         one.bind(where(address))
         one.listen(backlog)
         yield one
-
-
-def name_of(one: socket.socket) -> str:
-    """A socket's address as the daemon writes it."""
-    name = one.getsockname()
-    if isinstance(name, tuple):
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    return os.fsdecode(name).replace("\0", "@")
 
 
 def test_serves_passed_sockets_and_nothing_else(tmp_path: Path) -> None:

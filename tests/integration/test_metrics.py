@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from integration.client import Client
+from integration.client import Client, name_of
 from integration.daemon import Daemon
 from integration.scraper import LISTEN, get, scrape, value
 from integration.service import Service
@@ -354,8 +354,7 @@ def metrics(service: Service) -> Iterator[socket.socket]:
 
 
 def test_half_a_request_survives_a_restart(service: Service, metrics: socket.socket) -> None:
-    host, port = metrics.getsockname()
-    address = f"{host}:{port}"
+    address = name_of(metrics)
     with daemon_with(metrics, service):
         upper, scraper = service.connect(), Client(address)
         service.clients.append(scraper)

@@ -12,12 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integration.embedding import serving
+from integration.embedding import ANY_PORT, serving
 from tcpupperd.config import Config
 from tcpupperd.serving.server import UpperServer
 from waiting import DEADLINE
-
-ANY_PORT = ("127.0.0.1", 0)
 
 
 class LineHandler(socketserver.StreamRequestHandler):

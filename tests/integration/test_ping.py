@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -26,10 +25,12 @@ from integration.tcpupper import (
     assert_still_running,
     full_queue,
     options_for,
+    reset_at_close,
     run,
     run_behind_full_queue,
     serving,
     started,
+    stay_silent,
     upper_all,
 )
 from waiting import DEADLINE, until
@@ -290,8 +291,7 @@ def test_no_gap_is_told_if_there_was_no_answer() -> None:
 def test_reset_connection() -> None:
     def reset(connection: socket.socket) -> None:
         connection.recv(1000)
-        linger_not = struct.pack("ii", 1, 0)  # close(2) then sends RST in place of FIN
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_not)
+        reset_at_close(connection)
 
     with serving(reset, upper_all) as server:
         done = run("--ping", *server, "-c", "2", "-i", "1")
@@ -325,10 +325,6 @@ def test_second_answer_to_a_line_is_wrong() -> None:
 
 
 def test_silent_server_is_given_up() -> None:
-    def stay_silent(connection: socket.socket) -> None:
-        while connection.recv(1000):
-            pass
-
     with serving(stay_silent, upper_all) as server:
         done = run("--ping", *server, "--timeout", "0.3", "-c", "2", "-i", "1")
     assert done.returncode == 1
@@ -435,10 +431,6 @@ def test_signal_ends_with_a_summary(number: int, tmp_path: Path) -> None:
 
 
 def test_signal_ends_a_run_without_answers(tmp_path: Path) -> None:
-    def stay_silent(connection: socket.socket) -> None:
-        while connection.recv(1000):
-            pass
-
     with serving(stay_silent) as server, pinging(tmp_path / "output", *server) as ping:
         until(lambda: ping.counts()[0])
         assert ping.end() == 1

@@ -19,14 +19,13 @@ from typing import Any
 import pytest
 
 from integration.client import Client
-from integration.embedding import address_of, connected, serving
+from integration.embedding import ANY_PORT, address_of, connected, serving
 from integration.processes import cannot, cpu_time, descriptors
 from tcpupperd import ChunkHandler, Config, UpperHandler, UpperServer
 from tcpupperd.words import written
 from waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
-ANY_PORT = ("127.0.0.1", 0)
 ONE_LINE = Config(lines_per_connection=1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from integration.client import name_of
 from integration.daemon import Daemon
 from integration.processes import descriptors
 from integration.service import Service
@@ -43,11 +44,6 @@ class Unit:
 def unit(service: Service) -> Unit:
     service.manager.room = 100
     return Unit(service)
-
-
-def name_of(one: socket.socket) -> str:
-    host, port = one.getsockname()
-    return f"{host}:{port}"
 
 
 def open_files(pid: int, one: socket.socket) -> int:

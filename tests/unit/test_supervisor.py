@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from integration.measures import scaled
 from tcpupperd.config import Config
 from tcpupperd.config_file import ConfigError
 from tcpupperd.events import Event
@@ -31,7 +32,7 @@ from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import ACCEPTING, HEARTBEAT, STATE
 
 #: What happens after the start, in all sequences of this length; SOAK=1 makes them longer.
-LENGTH = 4 if os.environ.get("SOAK") else 3
+LENGTH = scaled(3, 4)
 
 WORKERS = 2
 
