@@ -28,8 +28,8 @@ def main() -> int:
 
 def side_by_side(interpreter: str) -> list[str]:
     """Options for several tests at a time, by pytest-xdist, which the virtual environment has:
-    most of their time is spent waiting."""
-    processes = 2 * (os.cpu_count() or 1)
+    much of their time is spent waiting."""
+    processes = 3 * (os.cpu_count() or 1)
     return ["-n", str(processes), "--dist", "worksteal"] if interpreter == str(PYTHON) else []
 
 

@@ -187,7 +187,7 @@ def test_typo_at_the_first_start_is_reported(
 @pytest.mark.usefixtures("many_descriptors")
 def test_restarts_under_load(model: Model, service: Service, tmp_path: Path) -> None:
     """No client is refused or answered wrongly and, by a model that keeps them, none is lost."""
-    counting = Counting(service.address, 600, PREFIX if model.has_settings else b"")
+    counting = Counting(service.address, 300, PREFIX if model.has_settings else b"")
     with contextlib.ExitStack() as load:
         with Running(model, service, tmp_path) as running:
             slow = running.connect(4096)

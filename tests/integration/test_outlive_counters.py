@@ -20,12 +20,12 @@ import pytest
 
 from integration.client import ask
 from integration.daemon import ROOT
+from integration.measures import SOAK
 from load.numbered import BRIEF, SLOW, Numbered
 from outlive.testing import Manager
 from waiting import DEADLINE, until
 
-SOAK = bool(os.environ.get("SOAK"))
-CONNECTIONS, RESTARTS = (2000, 20) if SOAK else (200, 3)
+CONNECTIONS, RESTARTS = (2000, 20) if SOAK else (200, 2)
 SMALL = 200  # descriptors
 NAMES = ("counter", "acounter")
 
