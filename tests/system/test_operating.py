@@ -1,10 +1,21 @@
-"""The commands in docs/operating.md cure the symptoms next to which they stand."""
+"""The commands in docs/operating.md show the causes of the symptoms next to which they stand, and
+cure them."""
 
 import re
+from contextlib import ExitStack
 
 from documents import ROOT, section
 from system.container import Container
-from system.service import CONFIGURATION, SERVICE, SOCKET, answer, drop_in, is_active, workers
+from system.service import (
+    CONFIGURATION,
+    SERVICE,
+    SOCKET,
+    Conversation,
+    answer,
+    drop_in,
+    is_active,
+    workers,
+)
 from waiting import until
 
 TABLE = section((ROOT / "docs/operating.md").read_text(), "Troubleshooting by symptom")
@@ -12,8 +23,7 @@ TABLE = section((ROOT / "docs/operating.md").read_text(), "Troubleshooting by sy
 
 def remedy(symptom: str) -> list[str]:
     """The last command in the row of a symptom."""
-    [row] = (row for row in TABLE.splitlines() if row.startswith(f"| {symptom} |"))
-    return str(re.findall(r"`(systemctl [^`]+)`", row)[-1]).split()
+    return str(re.findall(r"`(systemctl [^`]+)`", row_of(symptom)[3])[-1]).split()
 
 
 def test_remedies(machine: Container) -> None:
@@ -53,3 +63,123 @@ def test_remedies(machine: Container) -> None:
 
 def status(machine: Container) -> str:
     return machine.show(SERVICE, "StatusText")
+
+
+def look(machine: Container, symptom: str) -> str:
+    """What the command prints that the row of a symptom says to look at."""
+    command = str(re.findall(r"`([^`]+)`", row_of(symptom)[2])[0])
+    machine.run("journalctl", "--sync")
+    return machine.run(*command.split())
+
+
+def test_commands_show_the_cause(machine: Container) -> None:
+    """One machine for all, from which each part removes its cause."""
+    only_local_addresses(machine)
+    too_many_connections(machine)
+    no_header(machine)
+    timed_out(machine)
+    invalid_file(machine)
+    no_store(machine)
+
+
+def configure(machine: Container, text: str) -> None:
+    machine.write(CONFIGURATION, text)
+    machine.run("systemctl", "restart", SERVICE)
+
+
+def only_local_addresses(machine: Container) -> None:
+    symptom = "`Connection refused`, but only from other hosts"
+    machine.run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+    other = ("tcpupper", "--host", "192.0.2.1", "hello")
+    assert "Connection refused" in machine.try_run(*other).stdout
+    listening = look(machine, symptom)
+    assert "127.0.0.1:9999" in listening
+    assert "*:9999" not in listening
+    example = (ROOT / "systemd/examples/all-addresses.conf").read_text()
+    assert "`all-addresses.conf`" in " ".join(row_of(symptom))
+    drop_in(machine, SOCKET, example)
+    machine.run(*remedy(symptom))
+    assert machine.run(*other) == "HELLO"
+
+
+def too_many_connections(machine: Container) -> None:
+    """Per client, and in all; then the accept queue is full, too."""
+    machine.write(f"/etc/systemd/system/{SOCKET}.d/backlog.conf", "[Socket]\nBacklog=1\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.write(CONFIGURATION, "workers = 1\nmax_connections_per_source = 1\n")
+    machine.run("systemctl", "restart", SOCKET)
+    with Conversation(machine, "--host=127.0.0.1") as conversation:
+        assert conversation.ask("one") == "ONE"
+        assert machine.try_run("tcpupper", "--host=127.0.0.1", "two").returncode == 1
+        assert quoted("a connection is accepted and closed immediately") in log(machine)
+    configure(machine, "workers = 1\nmax_connections = 1\n")
+    with Conversation(machine) as conversation, ExitStack() as waiting:
+        assert conversation.ask("one") == "ONE"
+        symptom = "a connection is accepted, but no answer arrives"
+        until(lambda: "full" in look(machine, symptom))
+        for _ in range(4):
+            waiting.enter_context(Conversation(machine, "--host=127.0.0.1"))
+        until(lambda: overflows(look(machine, "connecting takes 1, 3 or 7 seconds")))
+
+
+def overflows(shown: str) -> int:
+    [line] = (line for line in shown.splitlines() if "Overflows" in line)
+    return int(line.split()[1])
+
+
+def no_header(machine: Container) -> None:
+    configure(machine, "")
+    machine.run("systemctl", "enable", "tcpupperd-proxy.socket")
+    machine.run("systemctl", "restart", SERVICE)
+    until(lambda: is_active(machine, "tcpupperd-proxy.socket"))
+    assert machine.try_run("tcpupper", "--port=9997", "hello").returncode == 1
+    symptom = "a connection is accepted and closed immediately, behind a load balancer"
+    assert quoted(symptom) in log(machine)
+
+
+def timed_out(machine: Container) -> None:
+    configure(machine, "idle_timeout = 0.1\nlog_connections = true\n")
+    with Conversation(machine) as conversation:
+        assert conversation.ask("one") == "ONE"
+        until(lambda: conversation.client.poll() is not None)
+    assert "TCPUPPERD_REASON=idle timeout" in log(machine, "--output=verbose")
+    assert row_of("a connection is closed for no apparent reason")[3].count("TCPUPPERD_REASON")
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", SERVICE)
+    until(lambda: " idle_timeout=1 " in log(machine))
+    assert "`idle_timeout`" in row_of("a connection is closed after some minutes")[2]
+
+
+def invalid_file(machine: Container) -> None:
+    machine.write(CONFIGURATION, "workers = 3\n")
+    shown = look(machine, "a change in the file has no effect")
+    assert f"workers = 3  # {CONFIGURATION}:1" in shown
+    machine.write(CONFIGURATION, "workers = 0\n")
+    assert machine.try_run("systemctl", "reload", SERVICE).returncode == 1
+    failed = f"reload failed, keeping the current configuration: {CONFIGURATION}:1"
+    assert failed in look(machine, "a reload fails")
+    machine.run("systemctl", "restart", SERVICE)
+    symptom = 'the status line says "last good configuration"'
+    until(lambda: f"{CONFIGURATION}:1: workers = 0" in look(machine, symptom))
+    machine.write(CONFIGURATION, "")
+    machine.run("systemctl", "reload", SERVICE)
+
+
+def no_store(machine: Container) -> None:
+    drop_in(machine, SERVICE, "[Service]\nFileDescriptorStoreMax=0\n")
+    machine.run("systemctl", "restart", SERVICE)
+    until(lambda: quoted("a restart closes connections") in log(machine))
+
+
+def row_of(symptom: str) -> list[str]:
+    """The cells of the row of a symptom, with an empty one in front."""
+    [row] = (row for row in TABLE.splitlines() if row.startswith(f"| {symptom} |"))
+    return [cell.strip() for cell in row.split("|")]
+
+
+def quoted(symptom: str) -> str:
+    """The first message that the row of a symptom quotes."""
+    return str(re.findall(r'"([^"]+)"', row_of(symptom)[2])[0])
+
+
+def log(machine: Container, *options: str) -> str:
+    return machine.journal(f"--unit={SERVICE}", *options)
