@@ -15,7 +15,8 @@ def main() -> int:
     try:
         interpreter = python()
         options = sys.argv[1:] or side_by_side(interpreter)
-        done = subprocess.run([interpreter, "-m", "pytest", *options], cwd=TREE, check=False)
+        command = [interpreter, "-m", "pytest", *options]
+        done = subprocess.run(command, cwd=TREE, env=environment(), check=False)
     finally:
         give_back()
     if not sys.argv[1:]:
@@ -24,6 +25,12 @@ def main() -> int:
             " (sudo python3 tests tests/system)."
         )
     return done.returncode
+
+
+def environment() -> dict[str, str]:
+    """That of the run, in which a thousand Pythons are started. If none may keep the modules that
+    it has compiled, as in some images of containers, each compiles all of them."""
+    return {name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def side_by_side(interpreter: str) -> list[str]:
