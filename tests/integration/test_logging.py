@@ -249,10 +249,9 @@ def priority_of(message: str, lines: list[str]) -> int:
     return int(found[0])
 
 
-@pytest.mark.parametrize("stream", ["", "8:1", "nonsense", ":"])
-def test_lines_elsewhere_are_for_people(stream: str) -> None:
+def test_lines_elsewhere_are_for_people() -> None:
     """JOURNAL_STREAM is inherited by programs whose output was redirected."""
-    with Daemon(wrapper=("env", f"JOURNAL_STREAM={stream}")) as daemon:
+    with Daemon(wrapper=("env", "JOURNAL_STREAM=8:1")) as daemon:
         daemon.reload()
         daemon.stop()
         lines = daemon.log.splitlines()

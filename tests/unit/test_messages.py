@@ -138,7 +138,8 @@ def test_journal_is_known_by_device_and_inode() -> None:
         # The variable is inherited, and the stream may lead elsewhere by now.
         assert not is_journal(other.fileno(), environ)
         assert not is_journal(one.fileno(), {})
-        assert not is_journal(one.fileno(), {"JOURNAL_STREAM": "nonsense"})
+        for text in ("", ":", "8:1", "nonsense"):
+            assert not is_journal(one.fileno(), {"JOURNAL_STREAM": text})
     assert not is_journal(one.fileno(), environ)
 
 
