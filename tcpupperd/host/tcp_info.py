@@ -72,10 +72,15 @@ def counts(one: socket.socket) -> Counts:
     """What processes have received and sent, exactly, for a connection that was accepted.
 
     Not tcpi_bytes_sent less tcpi_bytes_retrans: a retransmission that fails is in only one of
-    them. What is acknowledged and what is not yet add up to what was sent (tcp_snd_una_update and
-    tcp_ioctl in net/ipv4 of Linux 6.1). Raises OSError if it is another kind of socket.
+    them. Raises OSError if it is another kind of socket.
+
+    The names in the comments are those of Linux 6.1.192 (Debian 12), in net/ipv4 unless stated
+    otherwise. A connection begins with both counts at 0, and with rcv_nxt and snd_una after the
+    SYNs (tcp_create_openreq_child in tcp_minisocks.c).
     """
     before = None
+    # tcp_get_info (tcp.c) reads the state before it locks the socket, and the other numbers after
+    # that: only if all are the same twice do they, and what was read in between, belong together.
     while True:
         state, sent_ago, received_ago, acked, received = _read(one, _COUNTS)
         if (state, acked, received) == before:
@@ -83,7 +88,14 @@ def counts(one: socket.socket) -> Counts:
         before = state, acked, received
         unread = int.from_bytes(fcntl.ioctl(one, FIONREAD, bytes(4)), sys.byteorder)
         unacked = send_queue(one)
-    # The kernel counts the client's FIN as a byte (tcp_rcv_nxt_update), but not as unread.
+    # Received is by how much rcv_nxt has advanced, a FIN included (tcp_rcv_nxt_update in
+    # tcp_input.c, called by tcp_queue_rcv and tcp_ofo_queue). Unread (SIOCINQ, the same as
+    # FIONREAD) is rcv_nxt - copied_seq without a FIN (tcp_ioctl in tcp.c, tcp_inq in
+    # include/net/tcp.h); the FIN has also set the state (tcp_fin in tcp_input.c), and reading it
+    # advances copied_seq (found_fin_ok in tcp_recvmsg_locked, tcp.c). With urgent data, unread
+    # ends before it (tcp_inq), and the counts do not agree.
+    # Acknowledged is by how much snd_una has advanced (tcp_snd_una_update in tcp_input.c), and
+    # SIOCOUTQ is write_seq - snd_una (tcp_ioctl in tcp.c): together, all that was written.
     consumed = received - unread - (state != ESTABLISHED)
     return Counts(state, consumed, acked + unacked, min(sent_ago, received_ago) / 1000)
 
