@@ -29,6 +29,7 @@ from tcpupperd.host.in_flight import InFlight
 from tcpupperd.processes import connection_format
 from tcpupperd.processes.connection_format import Connection
 from tcpupperd.processes.orders import CHANNEL, Verdict
+from tcpupperd.processes.process_name import shown_as
 from tcpupperd.serving import fast_path
 from tcpupperd.serving.audit import Audit, GoneError, UnknownError
 from tcpupperd.serving.connections import RESET_AT_CLOSE
@@ -49,8 +50,8 @@ GIVE_UP_TIME = 10.0
 CLONE_FILES, CLONE_PARENT = 0x400, 0x8000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220, "ppc64le": 120}
 
-#: The name of a keeper for ps(1) and top(1), and the file that has the name of this process.
-NAME, COMM = "tcpupperd-keep", "/proc/self/comm"
+#: The name of a keeper.
+NAME = "tcpupperd-keep"
 
 #: The beginning of the name of a message's memfd in /proc.
 STATE_NAME = f"/memfd:{connection_format.FORMAT.file_name}"
@@ -273,34 +274,18 @@ def sibling(pidfd: int) -> int:
     """Fork a process that shares the descriptors of this one, but not its memory, and is a child
     of its parent; return the process ID here, and 0 there, once `pidfd` is ready. Raises
     OSError."""
-    if fast_path.fast_path is not fast_path.python_fast_path:
-        from tcpupperd.serving import _fast_path
+    # Inherited, so that ps(1) never shows another name.
+    with shown_as(NAME, f"tcpupperd: keeper of {os.getpid()}"):
+        if fast_path.fast_path is not fast_path.python_fast_path:
+            from tcpupperd.serving import _fast_path
 
-        return int(_fast_path.sibling(pidfd))
-    with _renamed(NAME):
+            return int(_fast_path.sibling(pidfd))
         pid = _clone()
-    if not pid:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll()
-    return pid
-
-
-@contextlib.contextmanager
-def _renamed(name: str) -> Iterator[None]:
-    """Give this process another name for a while, which its siblings keep."""
-    this, before = os.getpid(), ""
-    with contextlib.suppress(OSError), open(COMM) as file:
-        before = file.read()
-    _rename(name)
-    yield
-    if os.getpid() == this:
-        _rename(before)
-
-
-def _rename(name: str) -> None:
-    with contextlib.suppress(OSError), open(COMM, "w") as file:
-        file.write(name)
+        if not pid:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll()
+        return pid
 
 
 def _clone() -> int:

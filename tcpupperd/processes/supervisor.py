@@ -23,6 +23,7 @@ from tcpupperd.processes.conflicts import conflicts
 from tcpupperd.processes.fleet import Failure, Fleet
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.orders import Order
+from tcpupperd.processes.process_name import show_line
 from tcpupperd.processes.reloading import COMPLETE, FAILED, Requester
 from tcpupperd.processes.rollout import Rollout
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
@@ -368,6 +369,7 @@ class Supervisor:
     def _work(self, generation: Generation, slot: Slot, orders: int) -> None:
         """Run as a worker."""
         source = self._rollout.source
+        show_line("tcpupperd: worker")
         # A reload may have removed an address.
         self._listeners.close_others_in_worker(generation.config.listen)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})

@@ -292,10 +292,6 @@ static PyObject *sibling(PyObject *module, PyObject *argument)
     if (PyErr_Occurred())
         return NULL;
     note_signals();
-    /* Inherited, so that ps(1) never shows another name. */
-    char name[16];
-    prctl(PR_GET_NAME, name);
-    prctl(PR_SET_NAME, "tcpupperd-keep");
     PyOS_BeforeFork();
 #if defined(__s390__) || defined(__CRIS__)
     long pid = syscall(SYS_clone, 0L, flags, 0L, 0L, 0L);
@@ -308,15 +304,29 @@ static PyObject *sibling(PyObject *module, PyObject *argument)
             ;
         PyOS_AfterFork_Child();
     } else {
-        prctl(PR_SET_NAME, name);
         PyOS_AfterFork_Parent();
     }
     errno = error;
     return pid < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(pid);
 }
 
+/* What process_name.py describes: the name, and the memory that has the command line. */
+static PyObject *show(PyObject *module, PyObject *arguments)
+{
+    const char *name, *line;
+    unsigned long address;
+    Py_ssize_t size;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "yky#", &name, &address, &line, &size))
+        return NULL;
+    prctl(PR_SET_NAME, name);
+    memcpy((char *)address, line, (size_t)size);
+    return Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
     {"share", share, METH_O, "share(memory, /)\n--\n\nUse the memory of a ledger."},
+    {"show", show, METH_VARARGS, "show(name, address, line, /)\n--\n\nChange what ps(1) shows."},
     {"sibling", sibling, METH_O, "sibling(pidfd, /)\n--\n\nFork a process that shares descriptors."},
     {"fast_path", (PyCFunction)(void (*)(void))fast_path, METH_FASTCALL,
      "fast_path(fd, counts, held, /)\n--\n\nReceive and answer, as described in fast_path.py."},

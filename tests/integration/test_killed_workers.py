@@ -344,6 +344,29 @@ def test_daemon_works_without_keepers_and_says_so_once() -> None:
         assert "10 connections lost" in daemon.log or daemon.log.count(" lost, starting") == 2
 
 
+# What they are called
+
+
+def shown(pid: int) -> str:
+    """The command line that ps(1) shows."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+
+
+def test_each_process_says_what_it_is() -> None:
+    with Daemon() as daemon:
+        for _ in range(2):
+            workers, keepers = daemon.all_workers(), daemon.keepers()
+            assert [shown(worker) for worker in workers] == ["tcpupperd: worker"] * 2
+            until(lambda: len(daemon.keepers()) == 2)
+            assert {shown(keeper) for keeper in daemon.keepers()} == {
+                f"tcpupperd: keeper of {worker}" for worker in workers
+            }
+            for keeper in keepers:  # others are called the same
+                os.kill(keeper, signal.SIGKILL)
+            until(partial(has_new_keepers, daemon, keepers))
+        assert "-m tcpupperd" in shown(daemon.pid)
+
+
 # Poison
 
 

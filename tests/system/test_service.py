@@ -35,7 +35,11 @@ def test_status_and_first_answer(machine: Container) -> None:
     for unit in (SERVICE, SOCKET):
         assert machine.run("systemctl", "is-enabled", unit) == "enabled"
         assert machine.run("systemctl", "is-active", unit) == "active"
-    assert "Active: active (running)" in machine.run("systemctl", "status", SERVICE)
+    status = machine.run("systemctl", "status", "--full", SERVICE)
+    assert "Active: active (running)" in status
+    for worker in workers(machine):
+        assert re.search(rf"\b{worker} .*tcpupperd: worker", status)
+        assert f"tcpupperd: keeper of {worker}" in status
     assert answer(machine, "hello\n") == "HELLO"
     assert machine.run("tcpupper", "hello") == "HELLO"
     assert machine.run("systemctl", "is-system-running") == "running"

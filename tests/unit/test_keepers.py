@@ -17,7 +17,7 @@ from tcpupperd.host.in_flight import InFlight
 from tcpupperd.processes import connection_format, keepers
 from tcpupperd.processes.connection_format import Connection
 from tcpupperd.processes.generation import Generation
-from tcpupperd.processes.keeper import NAME, Estate, Keeper
+from tcpupperd.processes.keeper import Estate, Keeper
 from tcpupperd.processes.keepers import DEATHS, WAIT_MAX, Keepers, verdict_on
 from tcpupperd.processes.orders import Order, Verdict
 from tcpupperd.processes.scoreboard import Scoreboard
@@ -123,11 +123,10 @@ def test_process_that_is_not_a_child_is_no_keeper(
     assert not them
 
 
-def test_c_module_knows_the_same_signals_and_name() -> None:
+def test_c_module_knows_the_same_signals() -> None:
     text = (ROOT / "tcpupperd/serving/_fast_path.c").read_text()
     (listed,) = re.findall(r"static const int numbers\[\] = \{(.*?)\}", text)
     assert set(listed.split(", ")) == {number.name for number in FAULTS}
-    assert f'prctl(PR_SET_NAME, "{NAME}")' in text
 
 
 @contextlib.contextmanager
