@@ -77,6 +77,20 @@ class Signals:
         return by_shell or received.si_code == SI_KERNEL
 
 
+def block_aborts() -> None:
+    """In a worker: outlive the SIGABRT that a service manager sends to all processes of a service
+    if the supervisor hangs, to hand the connections over. abort(3) is not affected."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+
+
+def fetch_abort(manager: int) -> None:
+    """Die of a blocked SIGABRT, unless this process has sent it."""
+    received = signal.sigtimedwait({signal.SIGABRT}, 0)
+    if received and received.si_pid != manager:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGABRT})
+        signal.raise_signal(signal.SIGABRT)
+
+
 def wake_supervisor() -> None:
     """In a worker: have the supervisor, which waits only for signals, check its workers."""
     with contextlib.suppress(PermissionError):  # it has exited, and the parent is now process 1

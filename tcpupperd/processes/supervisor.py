@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from tcpupperd.processes.process_name import show_line
 from tcpupperd.processes.reloading import COMPLETE, FAILED, Requester
 from tcpupperd.processes.rollout import Rollout
 from tcpupperd.processes.scoreboard import Scoreboard, Slot
-from tcpupperd.processes.signals import Signals
+from tcpupperd.processes.signals import Signals, block_aborts
 from tcpupperd.processes.status_line import Status
 from tcpupperd.processes.store import Store
 from tcpupperd.serving import fast_path
@@ -108,6 +109,7 @@ class Supervisor:
         StartError if the first workers cannot start."""
         self._started = started
         self._signals = Signals()
+        self._manager = os.getppid()
         descriptors.raise_limit()
         gc.freeze()  # existing objects stay shared with the workers
         self._store.watch()
@@ -372,7 +374,8 @@ class Supervisor:
         show_line("tcpupperd: worker")
         # A reload may have removed an address.
         self._listeners.close_others_in_worker(generation.config.listen)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+        if self._notifier.watchdog_interval:
+            block_aborts()
         worker.run(
             worker.WorkerContext(
                 config=generation.config,
@@ -386,6 +389,7 @@ class Supervisor:
                 is_first=slot.row == 0,
                 scoreboard=self._scoreboard,
                 heartbeat=self._notifier.watchdog_interval / 4,
+                manager=self._manager,
                 path=source.path,
             )
         )

@@ -22,7 +22,7 @@ from tcpupperd.processes.handover import Receiver, Sender
 from tcpupperd.processes.keeper import Estate, Keeper
 from tcpupperd.processes.orders import CHANNEL, NEW_KEEPER, Order
 from tcpupperd.processes.scoreboard import Scoreboard
-from tcpupperd.processes.signals import wake_supervisor
+from tcpupperd.processes.signals import fetch_abort, wake_supervisor
 from tcpupperd.serving import fast_path
 from tcpupperd.serving.counters import (
     ACCEPTING,
@@ -70,6 +70,7 @@ class WorkerContext(NamedTuple):
     is_first: bool  # whether this is the first slot
     scoreboard: Scoreboard  # of all workers
     heartbeat: float  # seconds between heartbeats, or 0
+    manager: int  # the process that started the daemon: the service manager
     path: str | None  # of the configuration file
 
 
@@ -160,6 +161,7 @@ class Worker(UpperServer):
         """Record a heartbeat, and again after each interval."""
         self._context.numbers[HEARTBEAT] = int(self.poller.now * 1_000_000)
         if self._context.heartbeat:
+            fetch_abort(self._context.manager)
             self.poller.at(self.poller.now + self._context.heartbeat, self._beat)
 
     def more_can_come(self) -> bool:

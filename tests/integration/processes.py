@@ -63,10 +63,11 @@ def worker_of(keeper: int) -> int:
 
 
 def kill(pid: int, number: int) -> None:
-    """Send a signal to a process, and wait until it is dead, unless the signal is blocked."""
+    """Send a signal to a process, and wait until it is dead, unless it is a keeper that blocks
+    the signal."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just exited
         os.kill(pid, number)
-        until(lambda: not is_running(pid) or _is_blocked(pid, number))
+        until(lambda: not is_running(pid) or (is_keeper(pid) and _is_blocked(pid, number)))
 
 
 def _is_blocked(pid: int, number: int) -> bool:

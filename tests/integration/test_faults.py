@@ -58,6 +58,7 @@ def worker() -> Iterator[Worker]:
         is_first=True,
         scoreboard=scoreboard,
         heartbeat=0.0,
+        manager=0,
         path=None,
     )
     with Worker(context) as worker, send_end, receive_end, context.control:

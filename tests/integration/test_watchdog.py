@@ -2,15 +2,20 @@
 lives (sd_watchdog_enabled(3))."""
 
 import os
+import re
 import signal
 import statistics
+import subprocess
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
 
 from integration.daemon import Daemon
 from integration.processes import stopped
+from waiting import until
 
 
 @pytest.mark.parametrize("interval", [0.1, 0.5, 2.0])
@@ -93,6 +98,38 @@ def test_idle_and_busy_workers_both_live() -> None:
             assert client.ask(b"hello") == b"HELLO"
         assert daemon.workers() == workers
         assert "is not responding" not in daemon.log
+
+
+def test_worker_outlives_the_abort_of_the_watchdog() -> None:
+    """The service manager, here this process, sends it to all processes of the service."""
+    with Daemon(wrapper=watched(0.5)) as daemon:
+        workers = daemon.workers()
+        for worker in workers:
+            os.kill(worker, signal.SIGABRT)
+            until(partial(has_received, worker, signal.SIGABRT))
+        assert daemon.connect().ask(b"hello") == b"HELLO"
+        assert daemon.workers() == workers
+
+
+@pytest.mark.parametrize("interval", [0, 0.5])
+def test_worker_that_anyone_else_aborts_dies(interval: float) -> None:
+    with Daemon(wrapper=watched(interval), workers=1) as daemon:
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+        (worker,) = daemon.workers()
+        subprocess.run(["kill", "-ABRT", str(worker)], check=True)
+        daemon.wait_for_workers(1, without=worker)
+        assert f"worker {worker} was killed by signal 6 (Aborted)" in daemon.log
+        assert client.ask(b"two") == b"TWO"
+
+
+def has_received(pid: int, number: int) -> bool:
+    """Whether a signal that was sent to a process is not pending any more."""
+    found = re.search(
+        r"^ShdPnd:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
+    assert found
+    return not int(found[1], 16) >> number - 1 & 1
 
 
 def watched(seconds: float) -> tuple[str, ...]:
