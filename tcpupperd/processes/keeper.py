@@ -18,14 +18,14 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import NamedTuple, NoReturn
 
 from outlive.channel import BATCH, HandoverError, Owner, owner
 from outlive.descriptors import Sharing
 from tcpupperd.events import Event
-from tcpupperd.host.in_flight import InFlight
+from tcpupperd.host.in_flight import InFlight, Remainder
 from tcpupperd.processes import connection_format
 from tcpupperd.processes.connection_format import Connection
 from tcpupperd.processes.orders import CHANNEL, Verdict
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds until a keeper gives up handing over a connection for lack of room or memory.
 GIVE_UP_TIME = 10.0
+
+#: For SO_LINGER of socket(7): closing a socket does not reset the connection.
+NO_LINGER = struct.pack("ii", False, 0)
 
 #: Flags of clone(2), from linux/sched.h, and the number of this system call, by machine.
 CLONE_FILES, CLONE_PARENT = 0x400, 0x8000
@@ -121,14 +124,20 @@ class Keeper:
 
     def _settle(self) -> None:
         """Hand over what can be handed over. The supervisor counts the rest as lost: OPEN."""
-        self._end = socket.socket(fileno=self._ledger.channel)
+        left, rest = self._sorted()
+        # Whatever becomes of this process, what it has not handed over is reset. Otherwise, an
+        # incomplete answer would look like a complete one.
+        ours = [*left.received, *map(socket.socket.fileno, rest)]
+        _linger(ours, RESET_AT_CLOSE)
+        self._end = _socket(self._ledger.channel)
         verdict = self._verdict()
         if verdict is Verdict.NOTHING:
+            _linger(ours, NO_LINGER)
             return
         self._numbers[STATE] = EXITING
         self._numbers[OPEN] = 0  # those that are not handed over yet
         blame = verdict is Verdict.BLAME and not self._ledger.killed_from_outside
-        received, rest = self._sorted()
+        received = self._connections(left) if left.received else []
         self._numbers[OPEN] += len(received)
         connections = [*self._audited(rest, verdict, blame=blame)]
         self._hand_over(connections, max(1, min(BATCH, len(connections) // 32)))
@@ -154,45 +163,39 @@ class Keeper:
                 self._numbers = memoryview(bytearray(self._numbers.nbytes)).cast("Q")
                 return Verdict.HAND_OVER
             if message == CHANNEL:
-                self._end = socket.socket(fileno=files[0])
+                self._end = _socket(files[0])
             if message in {verdict.value for verdict in Verdict}:
                 return Verdict(message)
 
     # What there is
 
-    def _sorted(self) -> tuple[list[Connection], list[int]]:
-        """The connections of a message that had been received, but were not served yet; and the
-        descriptors that may be other connections of the worker."""
+    def _sorted(self) -> tuple[Remainder, list[socket.socket]]:
+        """What is left of a handover, and the other connections of the worker."""
         left = self._estate.notes.remainder()
-        descriptors = [fd for fd in _descriptors() if self._may_be_ours(fd)]
-        state, received = left.state, left.received
+        connections = [fd for fd in _descriptors() if self._may_be_ours(fd) and _is_connection(fd)]
         if not left.is_complete:
-            state, received = self._unnoted(descriptors)
-        others = left.copies.union(received)
-        connections = self._connections(state, received) if received else []
-        return connections, [fd for fd in descriptors if fd not in others]
+            left = self._unnoted(connections)
+        others = left.copies.union(left.received)
+        return left, [_socket(fd) for fd in connections if fd not in others]
 
     def _may_be_ours(self, fd: int) -> bool:
         """Whether this is not what the worker had when the keeper was prepared: the number of a
         descriptor that was closed, such as that of a channel, is used again."""
         return self._inherited.get(fd) != _name(fd)
 
-    def _unnoted(self, descriptors: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-        """The state and the connections of a message that may have been received, but was not
-        noted. The kernel installs the descriptors of a message in ascending order."""
+    def _unnoted(self, connections: Sequence[int]) -> Remainder:
+        """What is left of a message that may have been received, but was not noted. The kernel
+        installs the descriptors of a message in ascending order."""
         states = [fd for fd in _descriptors() if _name(fd).startswith(STATE_NAME)]
-        strangers = tuple(
-            fd for fd in descriptors if not self._ledger.knows(fd) and _is_connection(fd)
-        )
+        strangers = tuple(fd for fd in connections if not self._ledger.knows(fd))
         if states and owner(states[0], Owner.RECEIVER) is Owner.RECEIVER:
-            return states[0], strangers
-        for fd in strangers:
-            os.close(fd)
-        return -1, ()
+            return Remainder(received=strangers, state=states[0])
+        return Remainder(copies=frozenset(strangers))
 
-    def _connections(self, state: int, received: Sequence[int]) -> list[Connection]:
+    def _connections(self, left: Remainder) -> list[Connection]:
+        longest = self._estate.longest_line()
         try:
-            return connection_format.recover(state, received, self._estate.longest_line())
+            return connection_format.recover(left.state, left.received, longest)
         except HandoverError as error:
             self._numbers[OPEN] += len(error.sockets)
             for one in error.sockets:
@@ -200,19 +203,16 @@ class Keeper:
             return []
 
     def _audited(
-        self, descriptors: Sequence[int], verdict: Verdict, *, blame: bool
+        self, sockets: Sequence[socket.socket], verdict: Verdict, *, blame: bool
     ) -> Iterator[Connection]:
         services = self._estate.services
         audit = Audit(self._ledger, lambda name, client: services[name].protocol(client))
-        for fd in descriptors:
-            if not _is_connection(fd):
-                continue
-            one = socket.socket(fileno=fd)
-            self._numbers[OPEN] += 1
+        self._numbers[OPEN] += len(sockets)
+        for one in sockets:
             try:
-                if verdict is Verdict.SPARE_MEMORY and self._ledger.owes(fd):
+                if verdict is Verdict.SPARE_MEMORY and self._ledger.owes(one.fileno()):
                     self._lose(one, "memory had run out")
-                elif self._ledger.knows(fd):
+                elif self._ledger.knows(one.fileno()):
                     yield Connection(*audit.served(one, blame=blame))
                 elif found := self._newcomer(audit, one):
                     yield found
@@ -227,6 +227,7 @@ class Keeper:
         found = Connection(*audit.newcomer(one, name))
         if self._estate.services[name].refusal(one, found.client_address) is None:
             return found
+        _linger([one.fileno()], NO_LINGER)
         self._close(one)
         return None
 
@@ -249,12 +250,15 @@ class Keeper:
     def _send(self, batch: Sequence[Connection]) -> None:
         """Put connections into the channel. Wait until it has room, and for memory, but not for
         ever."""
+        fds = [connection.socket.fileno() for connection in batch]
         until = monotonic() + GIVE_UP_TIME
         while True:
+            _linger(fds, NO_LINGER)
             try:
                 connection_format.send(self._end, batch)
-            except (OSError, MemoryError):
-                if monotonic() > until:
+            except BaseException as error:
+                _linger(fds, RESET_AT_CLOSE)
+                if not isinstance(error, (OSError, MemoryError)) or monotonic() > until:
                     raise
                 select.select([], [], [], 0.01)
             else:
@@ -266,7 +270,7 @@ class Keeper:
 
     def _lose(self, one: socket.socket, why: str) -> None:
         log.info("resetting connection %d of worker %d: %s", one.fileno(), self._worker, why)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        _linger([one.fileno()], RESET_AT_CLOSE)
         one.close()
 
 
@@ -315,6 +319,19 @@ def _name(fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return ""
+
+
+def _socket(fd: int) -> socket.socket:
+    return socket.socket(fileno=fd)
+
+
+def _linger(fds: Iterable[int], how: bytes) -> None:
+    """Set what closing these sockets, of whatever family, does."""
+    for fd in fds:
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+        with contextlib.suppress(OSError):  # the notes may name anything
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+        one.detach()
 
 
 def _is_connection(fd: int) -> bool:

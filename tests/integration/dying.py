@@ -3,7 +3,7 @@
 Faults: "line N": a worker is killed at a random line of its program, after N lines on average;
 "poison": a line that contains POISON makes its worker die of a fault in its own program, and one
 that contains HANG makes it hang; "alone": no keeper can be started; "full": keepers find the
-channel full.
+channel full; "broken": keepers fail.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from lines import before_line
 from tcpupperd import cli
 from tcpupperd.processes import connection_format, keeper, worker
-from tcpupperd.serving import connection, fast_path, protocol
+from tcpupperd.serving import audit, connection, fast_path, protocol
 
 PACKAGE = str(Path(cli.__file__).parent)
 
@@ -85,6 +85,13 @@ def be_full() -> None:
     keeper.Keeper._settle = settle_in_vain  # type: ignore[method-assign]
 
 
+def be_broken() -> None:
+    def fail(self: audit.Audit, one: Any, *, blame: bool) -> audit.Audited:
+        raise ArithmeticError
+
+    audit.Audit.served = fail  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     fault, *options = sys.argv[1:]
     name, _, number = fault.partition(" ")
@@ -97,4 +104,6 @@ if __name__ == "__main__":
         be_alone()
     elif name == "full":
         be_full()
+    elif name == "broken":
+        be_broken()
     sys.exit(cli.main(options))

@@ -306,6 +306,33 @@ def test_keeper_does_not_wait_for_room_for_ever() -> None:
         assert "3 connections of worker" in daemon.log
 
 
+def test_keeper_that_fails_resets_the_connections() -> None:
+    """A client must not take an incomplete answer for a complete one."""
+    with Faulty("broken", workers=1) as daemon:
+        clients = [daemon.connect() for _ in range(3)]
+        assert [client.ask(b"one") for client in clients] == [b"ONE"] * 3
+        kill(daemon)
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                client.read_to_end()
+        settled(daemon, worker_died=3, handed_over_out=0, open=0)
+        assert "bug: the keeper" in daemon.log
+
+
+def test_keeper_that_is_killed_once_its_worker_is_dead_resets_the_connections() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        assert client.ask(b"one") == b"ONE"
+        (worker,), (keeper,) = daemon.workers(), daemon.keepers()
+        with stopped(daemon.pid):
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: state(keeper) == "S" and not polled(keeper))  # for the verdict
+            os.kill(keeper, signal.SIGKILL)
+            with pytest.raises(ConnectionResetError):
+                client.read_to_end()
+        settled(daemon, worker_died=1, open=0)
+
+
 @once
 def test_closed_connection_is_closed_for_the_keeper_too() -> None:
     with Daemon(workers=1, lines_per_connection=1) as daemon:
