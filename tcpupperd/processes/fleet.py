@@ -187,6 +187,7 @@ class Fleet:
         also have children that it did not start."""
         while self:
             pid, status = os.waitpid(-1, os.WNOHANG)
+            self._keepers.bind(self._workers)
             if not pid:
                 break
             if dead := self._workers.pop(pid, None):
@@ -197,7 +198,7 @@ class Fleet:
 
     def _replace_keeper(self, pid: int) -> None:
         for worker in self._workers.values():
-            if worker.slot.numbers[KEEPER] == pid:
+            if pid in (worker.keeper, worker.slot.numbers[KEEPER]):
                 worker.replace_keeper()
 
     def _handle_exit(self, dead: WorkerProcess, status: int) -> Failure | None:

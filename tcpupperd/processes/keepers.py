@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections import deque
+from collections.abc import Mapping
 from time import monotonic
 
 from tcpupperd.events import Event
@@ -48,31 +49,31 @@ class Keepers:
         due = self._verdicts[0][0] if self._verdicts else math.inf
         return min(due, *(dead.kill_at for dead in self._dead.values()), math.inf)
 
+    def bind(self, workers: Mapping[int, WorkerProcess]) -> None:
+        """Note which process is the keeper of each worker. The worker says so, and is believed
+        once, as a rule before it has served a client, about a child that is nothing else."""
+        known = {*workers, *self._dead, *(worker.keeper for worker in workers.values())}
+        for worker in workers.values():
+            claimed = worker.slot.numbers[KEEPER]
+            if not worker.keeper and claimed not in known and is_child(claimed):
+                worker.keeper = claimed
+                known.add(claimed)
+
     def leave(self, dead: WorkerProcess, status: int) -> bool:
         """Leave the connections of a dead worker to its keeper; return whether it has one that
         hands them over. `status` is a result of `os.waitstatus_to_exitcode`."""
-        now, keeper = monotonic(), dead.slot.numbers[KEEPER]
+        now = monotonic()
         dead.slot.numbers[STATE] = EXITING
-        if not self._is_keeper(keeper):
+        if not dead.keeper:
             self._bury(dead)
             return False
         verdict = verdict_on(dead, status, for_memory=self._was_for_memory())
         wait = 0.0 if verdict is Verdict.NOTHING else self._wait(now)
         dead.kill_at = now + wait + KEEPER_TIME
-        self._dead[keeper] = dead
+        self._dead[dead.keeper] = dead
         self._verdicts.append((now + wait, dead, verdict))
         self.act()
         return verdict is not Verdict.NOTHING
-
-    def _is_keeper(self, pid: int) -> bool:
-        """Whether this can be a keeper: only the worker says so."""
-        if not 0 < pid < 2**31 or pid in self._dead:
-            return False
-        try:
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
 
     def _was_for_memory(self) -> bool:
         """Whether the kernel has killed another process for lack of memory."""
@@ -120,6 +121,17 @@ class Keepers:
         self._scoreboard.release(dead.slot)
         self._scoreboard.count(WORKER_DIED, lost)
         return lost
+
+
+def is_child(pid: int) -> bool:
+    """Whether this is a child that has not been reaped."""
+    if not 0 < pid < 2**31:
+        return False
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def verdict_on(dead: WorkerProcess, status: int, *, for_memory: bool) -> Verdict:

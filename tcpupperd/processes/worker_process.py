@@ -24,6 +24,7 @@ class WorkerProcess:
 
     def __init__(self, pid: int, slot: Slot, control: int, generation: Generation) -> None:
         self.pid = pid
+        self.keeper = 0  # the process ID of its keeper, once it is known: see Keepers.bind
         self.slot = slot
         self.generation = generation
         self.started = monotonic()
@@ -71,6 +72,7 @@ class WorkerProcess:
 
     def replace_keeper(self) -> None:
         """Have it start another keeper."""
+        self.keeper = 0
         self._send(NEW_KEEPER)
 
     def judge(self, verdict: Verdict) -> None:

@@ -1,6 +1,7 @@
 """What the supervisor decides about the connections of a dead worker."""
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -30,6 +31,10 @@ from unit.channels import tcp_pairs
 ROOT = Path(__file__).parents[2]
 
 
+#: For workers that have died long ago.
+NUMBERS = itertools.count(2**22)
+
+
 class Dead:
     """A worker that has died, and what its keeper reads."""
 
@@ -37,7 +42,7 @@ class Dead:
         ours, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
         generation = Generation(Config(), "")
-        self.process = WorkerProcess(1, scoreboard.claim(), ours.detach(), generation)
+        self.process = WorkerProcess(next(NUMBERS), scoreboard.claim(), ours.detach(), generation)
         self.process.slot.numbers[OPEN] = 3
 
     def read(self) -> bytes:
@@ -81,6 +86,12 @@ def child() -> Iterator[int]:
     os.waitpid(pid, 0)
 
 
+def claims(them: Keepers, dead: Dead, keeper: int, *others: Dead) -> None:
+    """A worker says that a process is its keeper; `others` have said what they had to say."""
+    dead.process.slot.numbers[KEEPER] = keeper
+    them.bind({one.process.pid: one.process for one in (dead, *others)})
+
+
 KILLED, CRASHED = -signal.SIGKILL, -signal.SIGSEGV
 
 
@@ -115,12 +126,39 @@ def test_process_that_is_not_a_child_is_no_keeper(
     scoreboard: Scoreboard, die: Die, claim: int
 ) -> None:
     """Only the worker says which process its keeper is."""
-    dead = die()
-    dead.process.slot.numbers[KEEPER] = claim
-    them = Keepers(scoreboard)
+    dead, them = die(), Keepers(scoreboard)
+    claims(them, dead, claim)
     assert not them.leave(dead.process, -signal.SIGKILL)
     assert scoreboard.daemon[WORKER_DIED] == 3
     assert not them
+
+
+def test_process_that_is_something_else_is_no_keeper(
+    scoreboard: Scoreboard, die: Die, child: int
+) -> None:
+    honest, other, them = die(), die(), Keepers(scoreboard)
+    claims(them, honest, child)
+    claims(them, other, child, honest)
+    assert (honest.process.keeper, other.process.keeper) == (child, 0)
+    assert them.leave(honest.process, -signal.SIGKILL)
+    claims(them, other, child)  # the keeper of a dead worker
+    assert not them.leave(other.process, -signal.SIGKILL)
+    worker = die()
+    worker.process.pid = child
+    impostor = die()
+    claims(them, impostor, child, worker)
+    assert impostor.process.keeper == 0
+    assert them.reaped(child)
+
+
+def test_worker_is_believed_once(scoreboard: Scoreboard, die: Die, child: int) -> None:
+    worker, them = die(), Keepers(scoreboard)
+    claims(them, worker, child)
+    claims(them, worker, os.getpid())
+    assert worker.process.keeper == child
+    worker.process.replace_keeper()  # because it has died
+    claims(them, worker, child)
+    assert worker.process.keeper == child
 
 
 def test_c_module_knows_the_same_signals() -> None:
@@ -168,7 +206,7 @@ def test_damaged_ledger_costs_only_what_it_is_wrong_about(scoreboard: Scoreboard
 
 def test_what_is_not_handed_over_is_lost(scoreboard: Scoreboard, die: Die, child: int) -> None:
     dead, them = die(), Keepers(scoreboard)
-    dead.process.slot.numbers[KEEPER] = child
+    claims(them, dead, child)
     assert them.leave(dead.process, -signal.SIGKILL)
     assert dead.read() == Verdict.HAND_OVER.value
     assert scoreboard.daemon[WORKER_DIED] == 0
@@ -189,7 +227,7 @@ def test_deaths_in_a_row_slow_the_keepers_down(
     waits = []
     for _ in range(2 * DEATHS + 10):
         dead = die()
-        dead.process.slot.numbers[KEEPER] = child
+        claims(them, dead, child)
         began = now
         them.leave(dead.process, -signal.SIGKILL)
         while dead.read() == b"nothing yet":
