@@ -73,11 +73,6 @@ class Fleet:
         """Whether there is a worker, or a keeper of one."""
         return bool(self._workers or self._keepers)
 
-    @property
-    def has_keepers(self) -> bool:
-        """Whether there are keepers of workers that have died."""
-        return bool(self._keepers)
-
     def serve(self, generation: Generation | None, *, after_failure: bool = False) -> None:
         """From now on, keep the workers of this generation running; None to start no more. With
         `after_failure`, a failure of the previous generation still delays the next attempt."""

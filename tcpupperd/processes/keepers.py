@@ -12,7 +12,7 @@ from time import monotonic
 
 from tcpupperd.events import Event
 from tcpupperd.host.memory_events import oom_kills
-from tcpupperd.processes.orders import Order, Verdict
+from tcpupperd.processes.orders import Verdict
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import FAULTS
 from tcpupperd.processes.worker_process import WorkerProcess
@@ -104,7 +104,7 @@ class Keepers:
         if not dead:
             return False
         lost = self._bury(dead)
-        if lost and dead.order is not Order.DRAIN:
+        if lost and not dead.was_cut_off:
             extra = Event.WORKER_DIED.fields(TCPUPPERD_WORKER=dead.pid)
             log.warning("%s of worker %d lost", counted(lost, "connection"), dead.pid, extra=extra)
         return True
@@ -136,7 +136,7 @@ def is_child(pid: int) -> bool:
 
 def verdict_on(dead: WorkerProcess, status: int, *, for_memory: bool) -> Verdict:
     """What the keeper of a dead worker has to do; `for_memory` if memory ran out meanwhile."""
-    if dead.order is Order.DRAIN or status == 0:
+    if dead.was_cut_off or status == 0:
         return Verdict.NOTHING
     # SIGKILL from outside is not the fault of what the worker was doing.
     if dead.killed_because or status > 0 or -status in FAULTS:

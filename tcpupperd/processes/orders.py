@@ -23,7 +23,7 @@ class Verdict(Enum):
     HAND_OVER = b"1"  # all that the worker served
     BLAME = b"2"  # the same, but reset the connection that the worker was serving
     SPARE_MEMORY = b"4"  # the same, but reset those of which something has to be kept in memory
-    NOTHING = b"3"  # the worker was told to close its connections, or had none
+    NOTHING = b"3"  # the worker has closed its connections, or had no more time to do so
 
 
 #: The keeper has died: start another one.

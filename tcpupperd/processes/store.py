@@ -21,6 +21,7 @@ from outlive.canary import CANARY, Canary, canary
 from outlive.memfd import read_sealed
 from outlive.notify import Notifier, send_in_turn
 from outlive.remedies import remedy
+from outlive.send_queue import send_queue
 from tcpupperd.config_file import FILE_SIZE_MAX
 from tcpupperd.host.messages import RateLimitedLog
 from tcpupperd.processes import spares
@@ -104,6 +105,11 @@ class Store:
         As long as no canary could be sent, it is assumed to if it has just survived one."""
         proven = self._canary.is_alive if self._canary else self._survived
         return self.channel.outlives_us and proven
+
+    @property
+    def holds_connections(self) -> bool:
+        """Whether there are connections in the channel that nobody has taken over."""
+        return send_queue(self.channel.send_end) > 0
 
     @property
     def check_at(self) -> float:

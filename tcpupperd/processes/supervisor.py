@@ -59,8 +59,8 @@ class State(Enum):
     RELOADING = 3  # the workers of a new generation start, those of the previous one serve
     LEAVING = 4  # shutdown_delay: serving, while load balancers send new clients elsewhere
     KEEPING = 5  # a restart: the workers leave their connections for the next process
-    RECALLING = 6  # told to stop: a worker will take back what is in the channel, and close it
-    STOPPING = 7  # the workers close their connections
+    STOPPING = 6  # the workers close their connections; then, another one those in the channel
+    ENDING = 7  # the same, but no other worker is started
     GONE = 8  # there is nothing left to do
 
 
@@ -130,9 +130,7 @@ class Supervisor:
     def _inputs(self) -> Iterator[Input]:
         """Everything that happens, in turn. Each input is acted on before the next check."""
         while True:
-            for failure in self._fleet.reap():
-                self._failure = failure
-                yield Input.FAILURE
+            yield from self._deaths()
             if self._fleet.watch():
                 self._notifier.watchdog()
             self._mend_channel()
@@ -152,11 +150,20 @@ class Supervisor:
             self._report()
             yield from self._signal()
 
+    def _deaths(self) -> Iterator[Input]:
+        for failure in self._fleet.reap():
+            self._failure = failure
+            yield Input.FAILURE
+
     def _signal(self) -> Iterator[Input]:
         """Wait for a signal, or until something is due. A deferred signal stays pending."""
         deferred = {signal.SIGHUP} if self._step(Input.RELOAD) is Supervisor.defer else set()
         until = min(self._fleet.next_wake, self._due_at, self._store.check_at)
-        match self._signals.fetch(until - monotonic(), but=deferred):
+        number = self._signals.fetch(until - monotonic(), but=deferred)
+        # SIGCHLD is fetched after the other signals. Before they are acted on, the keepers of the
+        # workers that were dead by then are told to hand over.
+        yield from self._deaths()
+        match number:
             case signal.SIGTERM | signal.SIGINT:
                 yield Input.STOP
             case signal.SIGUSR2:
@@ -295,44 +302,56 @@ class Supervisor:
 
     def stop(self) -> None:
         log.info("stopping: closing %s", self._open())
-        late = self._fleet.has_keepers  # they may hand over once no worker is left
-        self._dismiss(State.RECALLING if late else State.STOPPING, Order.DRAIN)
+        self._dismiss(State.STOPPING, Order.DRAIN, self._exit_timeout + GRACE)
 
     def keep(self) -> None:
         self._mend_channel()
         log.info("stopping: handing over %s", self._open())
         self._dismiss(State.KEEPING, Order.LEAVE_IN_STORE)
 
-    def _dismiss(self, state: State, order: Order) -> None:
+    def _dismiss(self, state: State, order: Order, lasting: float = math.inf) -> None:
         if self.state is not State.LEAVING:  # otherwise the service manager already knows
             self._notifier.stopping()
         self._notifier.extend_timeout(self._exit_timeout + GRACE)
         self._fleet.serve(None)
         self._fleet.retire(order, self._exit_timeout)
         self._listeners.keep_only(())  # so that no client connects once the workers do not accept
-        self._enter(state)
+        self._enter(state, lasting)
 
     def recall(self) -> None:
         why = "told to stop" if self._store.keeps else "the store was lost"
         log.info("%s during a restart: closing the connections that were being kept", why)
-        self._enter(State.RECALLING)
+        self._enter(State.STOPPING, self._exit_timeout + GRACE)
 
-    def end_kept(self) -> None:
+    def finish(self) -> None:
+        """End, unless there are connections in the channel: a restart has become a stop, or the
+        keeper of a worker that was killed has put them there."""
+        if self._store.holds_connections:
+            self._close_kept()
+        else:
+            self.end()
+
+    def _close_kept(self) -> None:
         """Start one more worker, which takes all connections out of the channel and closes
         them."""
         self._notifier.extend_timeout(self._exit_timeout + GRACE)
-        self._enter(State.STOPPING)
         if failure := self._fleet.start(self._rollout.generation):
             log.error(
                 "the connections that were being kept are lost: %s",
                 failure.message,
                 extra=failure.extra,
             )
+            self.end()
         self._fleet.retire(Order.DRAIN, self._exit_timeout)
 
     def hurry(self) -> None:
         log.warning("second stop signal: stopping immediately")
         self._fleet.kill_all()
+        self._enter(State.ENDING)
+
+    def give_up(self) -> None:
+        """Try no more to close what is in the channel: it may kill each worker that does."""
+        self._enter(State.ENDING)
 
     def end(self) -> None:
         self._enter(State.GONE)
@@ -357,7 +376,7 @@ class Supervisor:
         return counted(self._scoreboard.open(), "connection")
 
     def _activity(self) -> str:
-        if self.state in (State.KEEPING, State.RECALLING, State.STOPPING):
+        if self.state in (State.KEEPING, State.STOPPING, State.ENDING):
             return "Stopping"
         leaving = self.state is State.LEAVING
         return f"{'Stopping shortly, l' if leaving else 'L'}istening on {self._listeners}"
@@ -397,14 +416,14 @@ class Supervisor:
     #: What the supervisor does, by what has happened (rows) and its state (columns, as in State).
     # fmt: off
     TABLE: ClassVar[dict[Input, tuple[Callable[[Supervisor], None], ...]]] = {
-        #               STARTING   RETURNING   SERVING RELOADING LEAVING KEEPING RECALLING STOPPING
+        #               STARTING   RETURNING   SERVING RELOADING LEAVING KEEPING STOPPING  ENDING
         Input.STOP:     (stop,      recall,     leave,  leave,    stop,   recall, hurry,    hurry),
         Input.RESTART:  (keep,      keep,       keep,   keep,     keep,   no,     no,       no),
         Input.RELOAD:   (defer,     defer,      reload, defer,    decline, no,    no,       no),
         Input.COMPLETE: (settle,    no,         no,     settle,   no,     no,     no,       no),
         Input.FAILURE:  (fall_back, no,         retry,  abandon,  retry,  no,     no,       no),
-        Input.DUE:      (no,        no,         no,     time_out, stop,   no,     no,       no),
-        Input.EMPTY:    (no,        start_over, no,     no,       no,     end,    end_kept, end),
+        Input.DUE:      (no,        no,         no,     time_out, stop,   no,     give_up,  no),
+        Input.EMPTY:    (no,        start_over, no,     no,       no,     end,    finish,   end),
         Input.LOST:     (no,        no,         no,     no,       no,     recall, no,       no),
     }
     # fmt: on

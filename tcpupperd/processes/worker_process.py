@@ -44,6 +44,11 @@ class WorkerProcess:
         """Whether it ever had a connection, or lived long enough to have had one."""
         return self.slot.connections > 0 or monotonic() - self.started > HEALTHY_AFTER
 
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether it was killed because it could not close its connections in time."""
+        return self.order is Order.DRAIN and bool(self.killed_because)
+
     def since_heartbeat(self, now: float) -> float:
         """Seconds since its last heartbeat."""
         return now - self.slot.numbers[HEARTBEAT] / 1_000_000

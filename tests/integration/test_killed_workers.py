@@ -241,6 +241,69 @@ def test_supervisor_and_worker_killed_together(service: Service) -> None:
         assert [client.ask(b"two") for client in clients] == [b"TWO"] * 20
 
 
+@contextmanager
+def dead_before_it_is_told(daemon: Daemon, order: int) -> Iterator[None]:
+    """What is done here happens before a worker is killed and the supervisor receives an order;
+    it learns of both at the same time."""
+    worker = daemon.workers()[0]
+    with stopped(daemon.pid):
+        with stopped(worker):
+            yield
+            os.kill(worker, signal.SIGKILL)
+        until(lambda: state(worker) == "Z")
+        daemon.send_signal(order)
+
+
+def test_worker_killed_just_before_a_stop(service: Service) -> None:
+    with service.daemon() as daemon:
+        clients = [service.connect() for _ in range(20)]
+        assert [client.ask(b"one") for client in clients] == [b"ONE"] * 20
+        with dead_before_it_is_told(daemon, signal.SIGTERM):
+            for client in clients:
+                client.send(b"two\n")
+        assert [client.read_to_end() for client in clients] == [b"TWO\n"] * 20
+        assert daemon.wait() == 0
+
+
+def test_worker_killed_just_before_a_restart(service: Service) -> None:
+    with service.daemon() as daemon:
+        clients = [service.connect() for _ in range(20)]
+        assert [client.ask(b"one") for client in clients] == [b"ONE"] * 20
+        with dead_before_it_is_told(daemon, signal.SIGUSR2):
+            for client in clients:
+                client.send(b"two\nha")
+        assert daemon.wait() == 0
+    with service.daemon() as daemon:
+        assert [client.read_line() for client in clients] == [b"TWO\n"] * 20
+        assert [client.ask(b"lf") for client in clients] == [b"HALF"] * 20
+
+
+def test_worker_killed_just_before_a_reload() -> None:
+    with Daemon() as daemon:
+        clients = [daemon.connect() for _ in range(20)]
+        assert [client.ask(b"one") for client in clients] == [b"ONE"] * 20
+        with dead_before_it_is_told(daemon, signal.SIGHUP):
+            for client in clients:
+                client.send(b"two\nha")
+        until(lambda: "reloaded: " in daemon.log)
+        assert [client.read_line() for client in clients] == [b"TWO\n"] * 20
+        assert [client.ask(b"lf") for client in clients] == [b"HALF"] * 20
+
+
+def test_worker_killed_during_a_stop() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect(receive_buffer=4096)
+        sent = daemon.clog(client)
+        (worker,) = daemon.workers()
+        daemon.send_signal(signal.SIGTERM)
+        until(lambda: "stopping: closing 1 connection" in daemon.log)
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait_for_workers(1, without=worker)
+        whole = sent[: sent.rindex(b"\n") + 1]
+        assert client.read_to_end() == whole.upper()
+        assert daemon.wait() == 0
+
+
 @once
 def test_keeper_that_hands_over_after_a_stop() -> None:
     with Daemon(workers=1) as daemon:

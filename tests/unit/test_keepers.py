@@ -104,6 +104,9 @@ KILLED, CRASHED = -signal.SIGKILL, -signal.SIGSEGV
         (70, None, "", Verdict.BLAME),
         (KILLED, None, "it hung", Verdict.BLAME),
         (KILLED, Order.DRAIN, "it took too long", Verdict.NOTHING),
+        (KILLED, Order.DRAIN, "", Verdict.HAND_OVER),
+        (CRASHED, Order.DRAIN, "", Verdict.BLAME),
+        (0, Order.DRAIN, "", Verdict.NOTHING),
         (0, Order.HAND_OVER, "", Verdict.NOTHING),
     ],
 )

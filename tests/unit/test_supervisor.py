@@ -24,6 +24,7 @@ from tcpupperd.events import Event
 from tcpupperd.host import messages
 from tcpupperd.processes import backoff, fleet, status_line, supervisor, watchdog, worker_process
 from tcpupperd.processes.generation import Generation
+from tcpupperd.processes.keepers import Keepers
 from tcpupperd.processes.orders import Order
 from tcpupperd.processes.rollout import Rollout
 from tcpupperd.processes.source import generation_of
@@ -41,6 +42,9 @@ LONG_TIME = 100.0
 
 #: States in which the supervisor keeps the options of its generation.
 SERVES = (State.STARTING, State.SERVING, State.RELOADING, State.LEAVING)
+
+#: States in which no worker takes over connections.
+STOPS = (State.KEEPING, State.STOPPING, State.ENDING)
 
 
 class NothingMoreError(Exception):
@@ -73,6 +77,7 @@ class World:
         self.pids = itertools.count(1)
         self.dead: list[tuple[int, int]] = []  # and not yet waited for
         self.kills_at_once = True  # a process in uninterruptible sleep takes its time
+        self.holds_connections = False  # the channel
         self.signalled: set[int] = set()  # processes that are dead or about to be
         self.early_death_at = -math.inf  # when a worker died that had not served
         self.pending: set[int] = set()
@@ -178,7 +183,9 @@ class World:
 
     def fork(self, generation: Generation, slot: Any) -> tuple[int, int]:
         pid = next(self.pids)
-        if self.supervisor.state not in (State.STARTING, State.STOPPING):
+        if self.supervisor.state is State.STOPPING:
+            self.holds_connections = False  # it takes all of them
+        elif self.supervisor.state is not State.STARTING:
             assert self.now > self.early_death_at, "a storm: no pause after a failure"
         return pid, pid + 1000
 
@@ -198,7 +205,14 @@ class World:
             self.dead.append((pid, -number))
 
     def waitpid(self, pid: int, options: int) -> tuple[int, int]:
-        return self.dead.pop(0) if self.dead else (0, 0)
+        if not self.dead:
+            return 0, 0
+        number, status = self.dead.pop(0)
+        (dead,) = (worker for worker in self.workers() if worker.pid == number)
+        left = dead.order is Order.LEAVE_IN_STORE or (status < 0 and not dead.was_cut_off)
+        if left and self.supervisor.state in STOPS:
+            self.holds_connections = True  # put there by it or by its keeper
+        return number, status
 
     def fetch(self, timeout: float, *, but: Any = frozenset()) -> int | None:
         self.check_invariants()
@@ -266,6 +280,14 @@ class World:
 
     def restart(self) -> int:
         return signal.SIGUSR2
+
+    def die_before_term(self) -> int:
+        self.die()
+        return self.term()
+
+    def die_before_restart(self) -> int:
+        self.die()
+        return self.restart()
 
     def lose_store(self) -> None:
         self.keeps = False
@@ -415,6 +437,39 @@ def test_kept_connections_are_taken_back_if_the_store_is_lost(
     world.run(["accept", "restart", "lose_store", "leave", "accept", "leave"])
     assert world.supervisor.state is State.GONE
     assert next(world.pids) == WORKERS + 2, "no worker took the connections back"
+
+
+@pytest.mark.parametrize("order", ["term", "restart"])
+def test_worker_that_dies_before_it_is_told_to_stop_leaves_its_connections(
+    enter: Callable[[World], World], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """The order arrives before the supervisor knows that it is dead."""
+    world = enter(World())
+    told: list[Order | None] = []
+    leave = Keepers.leave
+
+    def noting(self: Keepers, dead: WorkerProcess, status: int) -> bool:
+        told.append(dead.order)
+        return leave(self, dead, status)
+
+    monkeypatch.setattr(Keepers, "leave", noting)
+    world.holds_connections = True  # soon, when the other worker takes none any more
+    world.run(["accept", f"die_before_{order}", "leave", "accept", "leave"])
+    assert told[0] is None
+    assert world.supervisor.state is State.GONE
+    assert next(world.pids) == WORKERS + (2 if order == "term" else 1)
+
+
+def test_attempts_to_close_what_is_in_the_channel_are_limited(
+    enter: Callable[[World], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = enter(World())
+    monkeypatch.setattr(
+        World, "holds_connections", property(lambda _: True, lambda *_: None), raising=False
+    )
+    world.run(["accept", "term", *["leave"] * 5, "wait", "leave"])
+    assert world.supervisor.state is State.GONE
+    assert next(world.pids) == WORKERS + 6
 
 
 def test_reload_that_takes_too_long_is_abandoned(enter: Callable[[World], World]) -> None:
