@@ -22,6 +22,7 @@ from lines import before_line
 from tcpupperd import cli
 from tcpupperd.processes import connection_format, keeper, worker
 from tcpupperd.serving import audit, connection, fast_path, protocol
+from tcpupperd.serving.counters import STARTING, STATE, WORKERS_STARTED
 
 PACKAGE = str(Path(cli.__file__).parent)
 
@@ -30,11 +31,15 @@ def die_at_a_line(mean: int) -> None:
     run = worker.run
 
     def dying(context: worker.WorkerContext) -> None:
-        this = os.getpid()
+        this, numbers = os.getpid(), context.numbers
+        is_first = context.scoreboard.daemon[WORKERS_STARTED] <= context.config.worker_count
 
         def die() -> None:
-            if os.getpid() == this:  # its keeper has inherited this function
-                os.kill(this, signal.SIGKILL)
+            if os.getpid() != this:  # its keeper has inherited this function
+                return
+            if is_first and numbers[STATE] == STARTING:  # the daemon would give up
+                return
+            os.kill(this, signal.SIGKILL)
 
         line = int(random.Random().expovariate(1 / mean)) + 1
         before_line(line, lambda path: path.startswith(PACKAGE), die)
