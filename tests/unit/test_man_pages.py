@@ -20,7 +20,7 @@ OTHERS = {
     "manpages": ("tcp.7", "unix.7"),
     "manpages-dev": ("flock.2", "prctl.2", "syslog.3"),
     "netcat-openbsd": ("nc.1",),
-    "procps": ("kill.1", "top.1"),
+    "procps": ("kill.1", "ps.1", "top.1"),
     "systemd": (
         *("daemon.7", "journalctl.1", "systemd.exec.5", "systemd.service.5", "systemd.socket.5"),
         *("systemd.journal-fields.7", "systemd.resource-control.5"),
