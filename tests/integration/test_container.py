@@ -45,9 +45,11 @@ class Container(NamedTuple):
     ready: str  # the message that it serves
 
     def enter(self, *words: str) -> list[str]:
-        """The command that runs another one inside, as an engine's "exec" does."""
-        namespaces = ("--net", "--pid") if AS_ROOT else ("--user", "--net", "--pid")
-        return ["nsenter", f"--target={self.pid}", *namespaces, *words]
+        """The command that runs another one inside, as an engine's "exec" does. The files in /proc
+        of process 1 belong to root: it protects its memory."""
+        user = () if AS_ROOT else ("--user", "--preserve-credentials")
+        pid = f"--pid=/proc/{self.outer.pid}/ns/pid_for_children"
+        return ["nsenter", f"--target={self.outer.pid}", *user, "--net", pid, *words]
 
     def is_healthy(self) -> bool:
         """Whether the health check succeeds."""
