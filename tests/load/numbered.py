@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -72,8 +73,11 @@ class Numbered:
         return cls(subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True), connections)
 
     def __enter__(self) -> Self:
-        until(lambda: self.report().open == self.connections, TIMEOUT)
-        self.go_on()
+        with ExitStack() as unless_at_work:
+            unless_at_work.push(self)
+            until(lambda: self.report().open == self.connections, TIMEOUT)
+            self.go_on()
+            unless_at_work.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
