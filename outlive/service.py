@@ -130,8 +130,9 @@ class Service:
 
         This never fails. Returns what cannot be left, as it was given: TLS connections, and those
         for which there is no room (which happens only if another process of the same user has
-        descriptors in flight). With `whole`, nothing is left in this case, and all are returned:
-        the process can keep serving them, or `end` them.
+        descriptors in flight, or if the limit of descriptors was lowered). With `whole`, nothing
+        is left in this case, and all are returned: the process can keep serving them, or `end`
+        them.
         """
         try:
             handover = Handover(self._store.channel.send_end, self._form)

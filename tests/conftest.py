@@ -1,12 +1,43 @@
-"""Reports the tests that a run has skipped."""
+"""What all tests share: limits, and a report of the tests that a run has skipped."""
 
+import fcntl
 import gc
 import os
 import re
-from collections.abc import Generator
+import resource
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+from in_flight import locked
+
+# By default an example may take 200 ms, which a busy machine does not always give it.
+settings.register_profile("bounded by examples, not by time", deadline=None)
+settings.load_profile("bounded by examples, not by time")
+# For builds of packages: --hypothesis-profile=reproducible.
+settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
+
+# The usual limit is 1024, which is less than the connections that a test opens.
+_, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard_limit), hard_limit))
+
+
+@pytest.fixture
+def many_in_flight() -> Iterator[None]:
+    """For tests with more than fifty descriptors in flight at a time. Those with a `small_limit`
+    have room for what others hand over in passing, but not for so many."""
+    with locked(fcntl.LOCK_SH):
+        yield
+
+
+@pytest.fixture
+def small_limit() -> Iterator[None]:
+    """For tests of processes whose limit of descriptors is so small that they could send none
+    while another test has `many_in_flight`."""
+    with locked(fcntl.LOCK_EX):
+        yield
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -151,34 +152,56 @@ class Running:
                 command, env=environment, pass_fds=files, stdin=subprocess.PIPE, stderr=log
             )
 
+    def run(self) -> int:
+        """Run one that is expected to exit by itself; its exit status."""
+        self.start()
+        try:
+            return self.process.wait(DEADLINE)
+        finally:
+            self._kill()
+
     def __enter__(self) -> Self:
         self.start()
+        with ExitStack() as unless_ready:
+            unless_ready.push(self)
+            self._wait_until_ready()
+            unless_ready.pop_all()
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            if kind:
+                print(self.log)
+            else:
+                self._check_end()
+        finally:
+            self._kill()
+
+    def _wait_until_ready(self) -> None:
         if self.model.notifies:
             self._service.manager.wait("READY=1")
         if self.model.is_activated:
             self.address = self._service.address
         else:
             [self.address, *_] = until(lambda: listening_addresses(self.process.pid))
-        return self
 
-    def __exit__(self, kind: object, *exception: object) -> None:
+    def _check_end(self) -> None:
         assert self.process.stdin
-        if self.process.poll() is None:
-            if kind:
-                self.process.kill()
-            elif self.model.notifies:
-                keeps = self.model.keeps_connections
-                self.process.send_signal(signal.SIGUSR2 if keeps else signal.SIGTERM)
-            elif self.model.name == "readme":
-                self.process.stdin.close()
-            else:
-                self.process.terminate()
-        status = self.process.wait(DEADLINE)
-        if not self.process.stdin.closed:
+        if self.model.notifies:
+            keeps = self.model.keeps_connections
+            self.process.send_signal(signal.SIGUSR2 if keeps else signal.SIGTERM)
+        elif self.model.name == "readme":
             self.process.stdin.close()
-        if not kind:
-            assert re.fullmatch(self.may_log, self.log), self.log
-            assert status in (0, -signal.SIGTERM, -signal.SIGKILL)
+        else:
+            self.process.terminate()
+        status = self.process.wait(DEADLINE)
+        assert re.fullmatch(self.may_log, self.log), self.log
+        assert status in (0, -signal.SIGTERM, -signal.SIGKILL)
+
+    def _kill(self) -> None:
+        """Leave no process: it would keep descriptors in flight."""
+        with self.process:  # whose standard input is closed, too
+            self.process.kill()
 
     @property
     def log(self) -> str:

@@ -4,11 +4,15 @@ import resource
 import select
 import time
 
+import pytest
+
 from integration.client import Client
 from integration.daemon import Daemon
 from integration.measures import cpu_share, scaled
 from integration.processes import descriptors
 from waiting import DEADLINE, until
+
+pytestmark = pytest.mark.usefixtures("small_limit")
 
 LIMIT = 64
 TOO_MANY = 100

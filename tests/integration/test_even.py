@@ -15,6 +15,8 @@ from outlive.channel import BATCH, SEND_END
 from tcpupperd.processes.connection_format import Connection, send
 from waiting import until
 
+pytestmark = pytest.mark.usefixtures("many_in_flight")
+
 #: How many times the connections of the idlest worker the busiest one may have.
 UNEVEN = 1.3
 

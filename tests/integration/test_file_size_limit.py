@@ -19,6 +19,7 @@ def limited(service: Service) -> Daemon:
 
 
 @pytest.mark.parametrize("how", [signal.SIGUSR2, signal.SIGKILL])
+@pytest.mark.usefixtures("many_in_flight")
 def test_connections_outlive_a_restart(service: Service, how: signal.Signals) -> None:
     with limited(service) as daemon:
         clients = [service.connect() for _ in range(300)]
@@ -37,6 +38,7 @@ def test_connections_outlive_a_restart(service: Service, how: signal.Signals) ->
         assert slow.read_to_end() == unread.upper()
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_connections_outlive_a_reload(service: Service) -> None:
     with limited(service) as daemon:
         clients = [service.connect() for _ in range(300)]

@@ -66,6 +66,7 @@ KILLED = [*(("c", number) for number in SIGNALS), ("python", signal.SIGKILL)]
 
 
 @pytest.mark.parametrize(("implementation", "number"), KILLED, indirect=["implementation"])
+@pytest.mark.usefixtures("many_in_flight")
 def test_between_lines(number: int) -> None:
     with Daemon() as daemon:
         clients = [daemon.connect() for _ in range(50)]
@@ -209,6 +210,7 @@ def test_requests_for_pages() -> None:
 
 
 @once
+@pytest.mark.usefixtures("many_in_flight")
 def test_handover_of_a_worker_that_is_killed_meanwhile(service: Service) -> None:
     with service.daemon() as daemon:
         clients = [service.connect() for _ in range(100)]

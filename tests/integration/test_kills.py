@@ -67,6 +67,7 @@ class World:
 
 
 @pytest.mark.parametrize("greeting", ["", GREETING], ids=["not greeted", "greeted"])
+@pytest.mark.usefixtures("many_in_flight")
 def test_random_kills(service: Service, program: str, greeting: str) -> None:
     """During reloads and restarts, too; of clients of both listeners."""
     with ExitStack() as stack:

@@ -84,6 +84,7 @@ def test_each_listener_has_a_count_of_its_own() -> None:
         assert row in page(daemon)
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_peak_is_of_all_workers_and_of_no_connection_twice() -> None:
     with Daemon(listen=LISTEN, workers=2) as daemon:
         clients = [daemon.connect() for _ in range(40)]
@@ -319,6 +320,7 @@ def test_many_simultaneous_scrapers_get_whole_pages_and_hinder_no_client() -> No
 # Handover
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_half_a_request_survives_a_reload() -> None:
     with Daemon(listen=LISTEN) as daemon:
         scrapers = [daemon.connect(daemon.address_of("metrics")) for _ in range(len(REQUEST))]

@@ -2,11 +2,9 @@
 the situations that show whether a daemon is one."""
 
 import contextlib
-import resource
 import select
 import signal
 import socket
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from integration.measures import cpu_share
 from integration.models import MODELS, PREFIX, Counting, Model, Running
 from integration.processes import descriptors, polled_for
 from integration.service import Service
-from waiting import DEADLINE, until
+from waiting import until
 
 ACTIVATED = [model for model in MODELS if model.is_activated]
 WITH_SETTINGS = [model for model in MODELS if model.has_settings]
@@ -35,12 +33,17 @@ every_keeping = pytest.mark.parametrize("model", KEEPING, ids=name_of)
 
 
 @pytest.fixture
-def many_descriptors() -> Iterator[None]:
-    """For thousands of clients in the test itself."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+def small_limit_of_the_model(request: pytest.FixtureRequest, model: Model) -> None:
+    """For the models that send descriptors: those that store a setting."""
+    if model.has_settings:
+        request.getfixturevalue("small_limit")
+
+
+@pytest.fixture
+def many_in_flight_of_the_model(request: pytest.FixtureRequest, model: Model) -> None:
+    """For the models that hand connections over."""
+    if model.keeps_connections:
+        request.getfixturevalue("many_in_flight")
 
 
 def test_models_differ() -> None:
@@ -94,7 +97,7 @@ def is_idle(running: Running) -> bool:
 
 @every
 @pytest.mark.parametrize(("limit", "count"), [("1024:", 1100), ("300:300", 400)])
-@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.usefixtures("small_limit_of_the_model")
 def test_clients_beyond_the_limit_wait(
     model: Model, service: Service, tmp_path: Path, limit: str, count: int
 ) -> None:
@@ -122,7 +125,7 @@ def answered(clients: list[Client]) -> list[Client]:
 
 
 @every_keeping
-@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.usefixtures("small_limit")
 def test_restart_at_the_limit_keeps_all_connections(
     model: Model, service: Service, tmp_path: Path
 ) -> None:
@@ -175,16 +178,13 @@ def test_typo_at_the_first_start_is_reported(
 ) -> None:
     running = Running(model, service, tmp_path)
     running.settings.write_text("prefix = \n")
-    running.start()
-    assert running.process.wait(DEADLINE) in (1, 78)
-    assert running.process.stdin
-    running.process.stdin.close()
+    assert running.run() in (1, 78)
     assert "counter.toml: Invalid value" in running.log
     assert "Traceback" not in running.log
 
 
 @every_activated
-@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.usefixtures("many_in_flight_of_the_model")
 def test_restarts_under_load(model: Model, service: Service, tmp_path: Path) -> None:
     """No client is refused or answered wrongly and, by a model that keeps them, none is lost."""
     counting = Counting(service.address, 300, PREFIX if model.has_settings else b"")

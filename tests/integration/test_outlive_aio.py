@@ -131,6 +131,7 @@ def test_restart_does_not_wait_for_the_end_of_input(run: Run) -> None:
         manager.kill()
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_clients_that_come_with_a_restart_are_handed_over(run: Run) -> None:
     """They are accepted, but their handlers have not begun, or they wait in the accept queue."""
     with run("lines") as manager, ExitStack() as stack:

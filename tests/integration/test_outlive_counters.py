@@ -59,6 +59,7 @@ def clients() -> Iterator[Callable[[Manager], socket.socket]]:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "tcounter"])
+@pytest.mark.usefixtures("many_in_flight")
 def test_restarts_under_load(name: str, settings: Path) -> None:
     if name == "tcounter" and not find_spec("trio"):
         pytest.skip("trio is not installed (pip install trio)")
@@ -72,6 +73,7 @@ def test_restarts_under_load(name: str, settings: Path) -> None:
     assert report.visits
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_restarts_without_a_pause_under_load(run: Run) -> None:
     """Some of them while the process before is still taking over."""
     with run() as manager, Numbered.against(manager.address, CONNECTIONS) as load:
@@ -104,6 +106,7 @@ def test_start_with_a_mistake_fails(run: Run, settings: Path) -> None:
         pass
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_clients_wait_for_descriptors(
     run: Run, clients: Callable[[Manager], socket.socket]
 ) -> None:

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +17,9 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import PASS_SOCKETS, ROOT
+from integration.descriptor_limit import limited
 from integration.processes import stopped
 from integration.service import Service
-from outlive.canary import CANARY
 from outlive.channel import SEND_END, Format, send
 from outlive.intake import CLIENTS
 from waiting import DEADLINE, until
@@ -28,11 +30,19 @@ NUMBERING = ROOT / "tests/integration/numbering.py"
 class Numbering:
     """A context manager that runs the daemon; its end is a stop for a restart."""
 
-    def __init__(self, service: Service, log: Path, *words: str, settings: str = "") -> None:
+    def __init__(
+        self,
+        service: Service,
+        log: Path,
+        *words: str,
+        settings: str = "",
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self.service = service
         self.log = log
         self.words = words
         self.settings = settings
+        self.wrapper = wrapper
         self.ended_by = signal.SIGUSR2
         self.status = 0
 
@@ -45,6 +55,7 @@ class Numbering:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", PASS_SOCKETS, ",".join(map(str, numbers)), names),
+                    *self.wrapper,
                     *(sys.executable, str(NUMBERING), self.settings, *self.words),
                 ],
                 env=os.environ | self.service.manager.environment | {"PYTHONPATH": str(ROOT)},
@@ -52,15 +63,34 @@ class Numbering:
                 pass_fds=numbers,
             )
 
+    def run(self) -> int:
+        """Run one that is expected to exit by itself; its exit status."""
+        self.start()
+        try:
+            return self.process.wait(DEADLINE)
+        finally:
+            self._kill()
+
     def __enter__(self) -> Self:
         self.start()
-        self.service.manager.wait("READY=1")
-        until(lambda: not self.service.manager.room or CANARY in self.service.manager.stored)
+        with ExitStack() as unless_ready:
+            unless_ready.push(self)
+            self.service.manager.wait("READY=1")  # which follows what is stored
+            unless_ready.pop_all()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.process.send_signal(self.ended_by)
-        assert self.process.wait(DEADLINE) == self.status, self.text
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            if not kind:
+                self.process.send_signal(self.ended_by)
+                assert self.process.wait(DEADLINE) == self.status, self.text
+        finally:
+            self._kill()
+
+    def _kill(self) -> None:
+        """Leave no process: it would keep descriptors in flight."""
+        self.process.kill()
+        self.process.wait()
 
     @property
     def text(self) -> str:
@@ -73,6 +103,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_restart_keeps_everything(service: Service, log: Path) -> None:
     with Numbering(service, log):
         clients = [service.connect() for _ in range(600)]
@@ -129,9 +160,7 @@ def test_state_that_kills_the_process_costs_its_own_connection(
         for number, client in enumerate(clients):
             assert client.ask(b"one") == b"1 one"
             client.send(b"poison " if number == 20 else b"good ")
-    killed = Numbering(service, log, "fragile")
-    killed.start()
-    assert killed.process.wait(DEADLINE) == 3
+    assert Numbering(service, log, "fragile").run() == 3
     with Numbering(service, log):
         for client in clients[21:]:
             assert client.ask(b"line") == b"2 good line"
@@ -146,9 +175,7 @@ def test_process_that_never_gets_to_its_connections_costs_none(
     with Numbering(service, log):
         client = service.connect()
         assert client.ask(b"one") == b"1 one"
-    failing = Numbering(service, log, settings="/nonexistent")
-    failing.start()
-    assert failing.process.wait(DEADLINE) == 78
+    assert Numbering(service, log, settings="/nonexistent").run() == 78
     with Numbering(service, log):
         assert client.ask(b"two") == b"2 two"
 
@@ -236,20 +263,31 @@ def test_without_a_store_a_restart_is_a_stop(service: Service, log: Path) -> Non
     assert "for the next process" not in log.read_text()
 
 
-def test_lower_limit_is_told_and_costs_nothing(service: Service, log: Path) -> None:
-    with Numbering(service, log):
+@pytest.mark.usefixtures("small_limit")
+def test_lower_limit_is_told_and_costs_waiting_connections_nothing(
+    service: Service, log: Path
+) -> None:
+    """They are in flight, so that none can be added to them: new ones are served, but end with the
+    process."""
+    with Numbering(service, log, wrapper=limited(1000)):
         clients = [service.connect() for _ in range(100)]
         for client in clients:
             assert client.ask(b"one") == b"1 one"
-    with Numbering(service, log, "limit=96"):
+    with Numbering(service, log, wrapper=limited(96)) as daemon:
         service.manager.wait("STATUS=numbering lines; connections of the previous process wait.*")
         new = service.connect()
         assert new.ask(b"one") == b"1 one"
-    with Numbering(service, log):
-        for client in (*clients, new):
+        daemon.process.send_signal(signal.SIGUSR2)
+        daemon.ended_by = signal.SIGCONT  # nothing else has to end it
+        assert new.read_to_end() == b""
+        new.close()
+    assert "not everything can be left for the next process: " in log.read_text()
+    with Numbering(service, log, wrapper=limited(1000)):
+        for client in clients:
             assert client.ask(b"two") == b"2 two"
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_waiting_connections_are_served_once_there_is_room(service: Service, log: Path) -> None:
     """They are left in two messages, of which only one fits into the next process."""
     with Numbering(service, log, "limit=160"):
@@ -275,6 +313,7 @@ def _close_served(clients: set[Client]) -> set[Client]:
     return clients
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_full_process_lets_new_clients_wait(service: Service, log: Path) -> None:
     with Numbering(service, log, "limit=96") as daemon:
         clients = [service.connect() for _ in range(80)]

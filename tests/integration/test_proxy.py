@@ -287,6 +287,7 @@ def test_each_of_many_clients_is_known_by_its_own_address() -> None:
 
 
 @pytest.mark.parametrize("framing", ["line", "none"])
+@pytest.mark.usefixtures("many_in_flight")
 def test_header_and_client_outlive_restarts(service: Service, framing: str) -> None:
     service.name = "proxy"
     headers = [*HEADERS, binary(addresses(CLIENT_6, SERVER_6), TCP6, tlvs=[tlv(NOOP, bytes(999))])]

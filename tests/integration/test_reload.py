@@ -264,6 +264,7 @@ def test_reload_can_name_the_service_of_an_address(address: str) -> None:
         until(lambda: daemon.addresses == [where])
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_who_waits_at_an_address_that_a_reload_drops_is_served() -> None:
     with Daemon(listen=["127.0.0.1:0", f"{LOCAL}-old"]) as daemon:
         with stopped(*daemon.workers()):

@@ -187,6 +187,7 @@ def test_connections_outlive_an_exception_in_the_supervisor(
         assert [client.ask(b"line") for client in clients] == [b"HALF A LINE"] * 20
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_many_connections_outlive_two_restarts_in_a_row(service: Service) -> None:
     with service.daemon() as daemon:
         clients = [service.connect() for _ in range(MANY)]

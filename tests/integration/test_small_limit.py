@@ -1,12 +1,6 @@
-"""A small limit of descriptors: no connection is accepted that a restart could not hand over.
+"""A small limit of descriptors: no connection is accepted that a restart could not hand over."""
 
-The kernel counts descriptors in flight for each user, and exempts root. So the daemon has a user
-of its own here, whom file permissions do not concern.
-"""
-
-import os
 import select
-import shutil
 import signal
 import socket
 
@@ -14,11 +8,14 @@ import pytest
 
 from integration.client import Client
 from integration.daemon import Daemon
-from integration.processes import cannot, is_running, stopped
+from integration.descriptor_limit import limited
+from integration.processes import is_running, stopped
 from integration.service import Service
 from tcpupperd.processes.worker import SETTLE_INTERVAL
 from tcpupperd.serving.acceptor import PRIVILEGED_EXTRA
 from waiting import DEADLINE, until
+
+pytestmark = pytest.mark.usefixtures("small_limit")
 
 LIMIT = 256
 WORKERS = 4
@@ -28,22 +25,9 @@ WORKERS = 4
 TOTAL = (LIMIT - LIMIT // 16 - WORKERS * (1 + PRIVILEGED_EXTRA)) // WORKERS * WORKERS
 
 
-def limited(limit: int = LIMIT) -> list[str]:
-    """A command that runs another with the limit."""
-    wrapper = ["prlimit", f"--nofile={limit}:{limit}"]
-    if os.geteuid() == 0:
-        user = 100_000 + os.getpid() % 100_000
-        wrapper += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        wrapper += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    for program in {"prlimit", "setpriv"}.intersection(wrapper):
-        if not shutil.which(program):
-            cannot(f"there is no {program}")
-    return wrapper
-
-
 def small(service: Service) -> Daemon:
     """A daemon with the limit."""
-    return service.daemon(wrapper=limited(), workers=WORKERS)
+    return service.daemon(wrapper=limited(LIMIT), workers=WORKERS)
 
 
 def fill(service: Service, daemon: Daemon) -> list[Client]:
@@ -145,7 +129,7 @@ def test_restarts_in_a_row_keep_no_new_client_waiting(service: Service) -> None:
 
 def test_a_reload_without_a_store_loses_no_connection() -> None:
     """Nor may there be more than the new workers have room for: the old ones would wait."""
-    with Daemon(wrapper=limited(), workers=WORKERS) as daemon:
+    with Daemon(wrapper=limited(LIMIT), workers=WORKERS) as daemon:
         clients = [daemon.connect() for _ in range(3 * LIMIT)]
         for client in clients:
             client.send(b"x\n")

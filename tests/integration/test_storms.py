@@ -7,6 +7,8 @@ import signal
 import statistics
 import time
 
+import pytest
+
 from integration.daemon import Daemon
 from integration.measures import anonymous_kib, scaled
 from integration.processes import descriptors
@@ -52,6 +54,7 @@ def test_workers_killed_one_after_another() -> None:
         assert anonymous_kib(daemon.pid) <= before[1] + SOME_KIB
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_killed_worker_is_replaced_immediately() -> None:
     times = []
     with Daemon(workers=1) as daemon:

@@ -78,6 +78,7 @@ def test_killed_worker_is_replaced_and_ends_no_connection() -> None:
         assert daemon.connect().ask(b"hello") == b"HELLO"
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_no_connection_is_refused_while_workers_die() -> None:
     with Daemon() as daemon:
         for _ in range(5):

@@ -173,7 +173,10 @@ def test_package_needs_the_repository(clone: Path) -> None:
 
 def as_somebody(script: str) -> str:
     """The shell command that runs a script as an ordinary user, to whom the clone then belongs."""
-    become = "{ id -u somebody >/dev/null 2>&1 || useradd --create-home somebody; }"
+    # The kernel counts descriptors in flight by user ID: see tests/in_flight.py.
+    user = 10_000 + os.getpid() % 50_000
+    add = f"useradd --create-home --uid={user} somebody"
+    become = f"{{ id -u somebody >/dev/null 2>&1 || {add}; }}"
     return f"{become} && chown -R somebody: . && su somebody -c {shlex.quote('set -e;' + script)}"
 
 

@@ -2,24 +2,12 @@
 
 import gc
 import os
-import resource
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 from outlive.channel import Channel, open_channel
 from unit.channels import NOBODY
-
-# By default an example may take 200 ms, which a busy machine does not always give it.
-settings.register_profile("bounded by examples, not by time", deadline=None)
-settings.load_profile("bounded by examples, not by time")
-# For builds of packages: --hypothesis-profile=reproducible.
-settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
-
-# The usual limit is 1024, which is less than the connections that a test opens.
-_, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard_limit), hard_limit))
 
 
 def open_descriptors() -> set[int]:

@@ -37,6 +37,7 @@ def put(channel: Channel, form: Format = FORM, state: bytes = b"state") -> socke
     return client
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_message_has_as_many_connections_as_fit(channel: Channel) -> None:
     pairs = [socket.socketpair() for _ in range(BATCH)]
     send(channel.send_end, FORM, [ours for _, ours in pairs], lambda file: file.write(b"state"))

@@ -144,6 +144,7 @@ def test_channel_without_a_writer_has_ended(channel: Channel) -> None:
         receive_from(channel)
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
     pairs = tcp_pairs(1000)
     given = [
@@ -170,6 +171,7 @@ def test_a_thousand_connections_travel_in_batches(channel: Channel) -> None:
     close(connection.socket for connection in taken)
 
 
+@pytest.mark.usefixtures("many_in_flight")
 def test_channel_that_is_full_takes_no_more_and_loses_nothing(channel: Channel) -> None:
     client, server = socket.socketpair()
     given = 0
