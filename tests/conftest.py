@@ -1,7 +1,6 @@
 """What all tests share: limits, and a report of the tests that a run has skipped."""
 
 import fcntl
-import gc
 import os
 import re
 import resource
@@ -50,12 +49,6 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
         if not re.fullmatch(os.environ["MAY_SKIP"], reason):
             report.outcome = "failed"
             report.longrepr = f"skipped, which MAY_SKIP does not allow: {reason}"
-
-
-def pytest_collection_finish() -> None:
-    """What has been imported stays: the tests that have garbage collected need not wait until the
-    collector has looked at all of it."""
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

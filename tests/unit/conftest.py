@@ -1,6 +1,5 @@
 """What the unit tests share."""
 
-import gc
 import os
 from collections.abc import Iterator
 
@@ -19,10 +18,9 @@ def open_descriptors() -> set[int]:
 @pytest.fixture
 def no_leak() -> Iterator[None]:
     """Fails the test if it leaves more descriptors open than it found."""
-    gc.collect()  # what an earlier test has left may be closed meanwhile
     before = open_descriptors()
     yield
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # what an earlier test left may be closed meanwhile
 
 
 @pytest.fixture
