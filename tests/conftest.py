@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import resource
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -21,6 +22,12 @@ settings.register_profile("reproducible", deadline=None, derandomize=True, datab
 # The usual limit is 1024, which is less than the connections that a test opens.
 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard_limit), hard_limit))
+
+# What a shell runs in the background ignores signals, as does what nohup(1) runs, and the programs
+# that the tests start would inherit this. They do not inherit a handler that does nothing.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ from tcpupperd.output import write_output
 
 PROMPT = "> "
 
+#: How often to look for a signal that came while readline(3) handled a key, in seconds: input()
+#: looks only if one interrupts its wait for the next key.
+LOOK = 0.2
+
 
 class Conversation(Exchange):
     """While a line is being typed, nothing is received; if the connection ends, this is noticed
@@ -51,6 +55,8 @@ def interruptible() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
     try:
         yield
     except KeyboardInterrupt:
@@ -58,4 +64,5 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, before)

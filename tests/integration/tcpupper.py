@@ -137,8 +137,7 @@ def run(
 
 @contextlib.contextmanager
 def started(*arguments: str, stdout: int = PIPE) -> Iterator["subprocess.Popen[bytes]"]:
-    # Tests that a shell runs in the background inherit that SIGINT is ignored.
-    command = ["env", "--default-signal=INT", *CLIENT, *arguments]
+    command = [*CLIENT, *arguments]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=PIPE, stdout=stdout, stderr=PIPE, bufsize=0
     ) as process:

@@ -59,8 +59,7 @@ class Terminal:
         """Run a command whose standard streams are this terminal, unless others are given; as one
         that has no escape sequences. Ctrl-C interrupts it if it reads from here."""
         environment = {**os.environ, "TERM": "dumb", "LC_ALL": "C.UTF-8"}
-        # Tests that a shell runs in the background inherit that SIGINT is ignored.
-        words = ["env", "--default-signal=INT", *command]
+        words = [*command]
         if "stdin" not in streams:  # by which setsid(1) finds the terminal
             words = ["setsid", "--ctty", *words]
         with subprocess.Popen(

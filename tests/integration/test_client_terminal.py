@@ -13,7 +13,7 @@ import pytest
 
 from integration.tcpupper import CLIENT, PIPE, serving, upper_all
 from integration.terminal import Terminal
-from waiting import DEADLINE
+from waiting import DEADLINE, until
 
 LONGER = 1.2  # seconds, more than those after which an input is long
 
@@ -58,6 +58,17 @@ def test_interrupt_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
         assert process.wait(DEADLINE) == -signal.SIGINT
     assert terminal.settings_now() == terminal.settings
     assert "Traceback" not in terminal.text
+
+
+def test_interrupt_while_keys_are_handled(terminal: Terminal) -> None:
+    with serving(upper_all) as server, terminal.running([*CLIENT, *server]) as process:
+        terminal.shows("> $")
+        terminal.type("x" * 90 + "\x01\x05" * 2000)  # to the beginning and to the end
+        terminal.shows("x")
+        process.send_signal(signal.SIGINT)  # typed, it would discard the keys
+        until(lambda: terminal.text and process.poll() is not None)
+        assert process.wait() == -signal.SIGINT
+    assert terminal.settings_now() == terminal.settings
 
 
 def test_interrupt_while_the_server_is_silent(terminal: Terminal) -> None:
