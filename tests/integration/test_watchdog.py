@@ -117,7 +117,7 @@ def test_worker_that_anyone_else_aborts_dies(interval: float) -> None:
         client = daemon.connect()
         assert client.ask(b"one") == b"ONE"
         (worker,) = daemon.workers()
-        subprocess.run(["kill", "-ABRT", str(worker)], check=True)
+        subprocess.run(["sh", "-c", f"kill -ABRT {worker}"], check=True)
         daemon.wait_for_workers(1, without=worker)
         assert f"worker {worker} was killed by signal 6 (Aborted)" in daemon.log
         assert client.ask(b"two") == b"TWO"

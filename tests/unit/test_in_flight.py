@@ -142,8 +142,9 @@ def connection() -> socket.socket:
 
 
 def strangers(files: set[int]) -> Remainder:
-    """What was received but not noted: the state and the connections."""
-    states = [fd for fd in files if stat.S_ISREG(os.fstat(fd).st_mode)]
+    """What was received but not noted: the state and the connections. The other memfd that the
+    sender may have opened meanwhile is empty."""
+    states = [fd for fd in files if stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_size]
     connections = tuple(sorted(fd for fd in files if stat.S_ISSOCK(os.fstat(fd).st_mode)))
     if not states:
         assert not connections
