@@ -43,16 +43,17 @@ _INTRODUCTION_MAX = 2**16 - 1  # bytes
 _TIME_MAX = 1e9  # three decades; deadlines cannot be computed from NaN or 1e308
 
 
-class Limits(NamedTuple):
-    """The largest sizes in the record of a connection, in bytes, and the format of the record."""
+class RecordFormat(NamedTuple):
+    """The format of the record of a connection: its fixed part, and the largest sizes of the
+    others, in bytes."""
 
-    form: struct.Struct
+    fixed: struct.Struct
     held: int
     unsent: int
 
     @classmethod
-    def of(cls, version: int, max_line: int) -> Limits:
-        """The limits that follow from the largest `max_line` with which a connection may have been
+    def of(cls, version: int, max_line: int) -> RecordFormat:
+        """The sizes that follow from the largest `max_line` with which a connection may have been
         served. Anything other than a line is short: an HTTP request, or a PROXY header."""
         held = max_line + 2**16
         # An answer of that size, an answer to what was buffered, and a few chunks or a metrics
@@ -60,9 +61,9 @@ class Limits(NamedTuple):
         return cls(_RECORDS[version], held, 2 * held + 2**20)
 
     @property
-    def record(self) -> int:
+    def longest(self) -> int:
         """The length of the longest record."""
-        return self.form.size + _HOST_MAX + self.held + self.unsent + 2 * 255 + _INTRODUCTION_MAX
+        return self.fixed.size + _HOST_MAX + self.held + self.unsent + 2 * 255 + _INTRODUCTION_MAX
 
 
 class Connection(NamedTuple):
@@ -102,7 +103,7 @@ def receive(
         message = channel.receive(end, FORMAT, notes)
     except channel.Withdrawn:
         return []
-    return _connections(message, partial(_read_all, Limits.of(message.version, max_line)))
+    return _connections(message, partial(_read_all, RecordFormat.of(message.version, max_line)))
 
 
 def recover(state: int, descriptors: Sequence[int], max_line: int) -> list[Connection]:
@@ -126,10 +127,10 @@ def _connections(
 def _read_any(max_line: int, file: BinaryIO, size: int, count: int) -> list[Record]:
     """The records of the connections in a message of unknown version."""
     try:
-        return _read_all(Limits.of(VERSION, max_line), file, size, count)
+        return _read_all(RecordFormat.of(VERSION, max_line), file, size, count)
     except ValueError:
         file.seek(0)
-        return _read_all(Limits.of(1, max_line), file, size, count)
+        return _read_all(RecordFormat.of(1, max_line), file, size, count)
 
 
 def _pack(file: BinaryIO, connection: Connection) -> None:
@@ -150,30 +151,29 @@ def _pack(file: BinaryIO, connection: Connection) -> None:
     file.writelines((name, state.held, state.unsent, service, reason, introduction))
 
 
-def _read_all(limits: Limits, file: BinaryIO, size: int, count: int) -> list[Record]:
+def _read_all(form: RecordFormat, file: BinaryIO, size: int, count: int) -> list[Record]:
     """The records of the connections in a message.
 
     They are read one by one, and each size is checked before that much is read.
     """
-    if size > count * limits.record:
+    if size > count * form.longest:
         raise ValueError(f"{size} bytes are too many for {count} connections")
     left, records = size, []
     for _ in range(count):
-        record, left = _read(limits, file, left)
+        record, left = _read(form, file, left)
         records.append(record)
     if left:
         raise ValueError(f"{left} unexpected bytes at the end")
     return records
 
 
-def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
+def _read(form: RecordFormat, file: BinaryIO, left: int) -> tuple[Record, int]:
     """The next record in a file with `left` bytes to read, and the number of bytes left after
     it."""
-    form = limits.form
-    head = file.read(form.size)
-    if len(head) < form.size:
+    head = file.read(form.fixed.size)
+    if len(head) < form.fixed.size:
         raise ValueError("the state is truncated")
-    family, port, flags, lines, *rest = form.unpack(head)
+    family, port, flags, lines, *rest = form.fixed.unpack(head)
     times, (name_size, held_size, unsent_size, *later) = rest[:3], rest[3:]
     service_size, open_for, reason_size, introduction_size = later or (0, 0.0, 0, 0)
     if family not in _FAMILIES or flags & ~_FLAGS_ALL or lines > _LINES_MAX:
@@ -182,10 +182,10 @@ def _read(limits: Limits, file: BinaryIO, left: int) -> tuple[Record, int]:
         )
     if not all(abs(time) < _TIME_MAX for time in (*times, open_for)):
         raise ValueError("a time is out of range")
-    if name_size > _HOST_MAX or held_size > limits.held or unsent_size > limits.unsent:
+    if name_size > _HOST_MAX or held_size > form.held or unsent_size > form.unsent:
         sizes = f"host {name_size}, line {held_size}, answer {unsent_size} bytes"
         raise ValueError(f"{sizes}: at least one of these is too long")
-    left -= form.size + name_size + held_size + unsent_size + service_size + reason_size
+    left -= form.fixed.size + name_size + held_size + unsent_size + service_size + reason_size
     left -= introduction_size
     if left < 0:
         raise ValueError("the state is truncated")

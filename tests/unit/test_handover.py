@@ -12,7 +12,7 @@ from outlive.channel import BATCH, Channel
 from tcpupperd.processes.connection_format import (
     VERSION,
     Connection,
-    Limits,
+    RecordFormat,
     _pack,
     _read_all,
     send,
@@ -62,7 +62,7 @@ def test_record_is_the_same_on_every_machine() -> None:
         file.seek(0)
         assert file.read().hex() == RECORD
         file.seek(0)
-        [record] = _read_all(Limits.of(VERSION, 65536), file, size, 1)
+        [record] = _read_all(RecordFormat.of(VERSION, 65536), file, size, 1)
     assert record[1:] == (("192.0.2.7", 41234), state)
 
 
