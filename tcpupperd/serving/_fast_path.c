@@ -264,11 +264,14 @@ static PyObject *share(PyObject *module, PyObject *memory)
     return Py_NewRef(Py_None);
 }
 
-/* Note whether a fatal signal was sent by another process, or is the fault of this one; then die. */
+static pid_t worker;
+
+/* Note whether a fatal signal was sent by another process, or is the fault of this one; then die.
+ * Keepers, whose death says nothing about the worker, get here, too. */
 static void die(int number, siginfo_t *info, void *context)
 {
     (void)context;
-    if (ledger && info->si_code <= 0 && info->si_pid != getpid())
+    if (ledger && getpid() == worker && info->si_code <= 0 && info->si_pid != worker)
         ledger->sent = 1;
     if (info->si_code <= 0)
         raise(number); /* otherwise, the instruction that failed is executed again */
@@ -278,6 +281,7 @@ static void note_signals(void)
 {
     static const int numbers[] = {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
     struct sigaction action = {.sa_sigaction = die, .sa_flags = SA_SIGINFO | (int)SA_RESETHAND};
+    worker = getpid();
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         sigaction(numbers[i], &action, NULL);
 }

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -326,9 +326,9 @@ def test_keeper_that_hands_over_after_a_stop() -> None:
 
 
 def has_new_keepers(daemon: Daemon, before: Sequence[int]) -> bool:
-    """Whether both workers have other keepers. A worker has the name of its keeper while it starts
+    """Whether all workers have other keepers. A worker has the name of its keeper while it starts
     it, so that the keeper never has another."""
-    return len(daemon.workers()) == 2 == len(set(daemon.keepers()) - set(before))
+    return len(daemon.workers()) == len(before) == len(set(daemon.keepers()) - set(before))
 
 
 @once
@@ -463,9 +463,13 @@ def test_each_process_says_what_it_is() -> None:
 
 
 @contextmanager
-def poisoned(line: bytes) -> Iterator[tuple[Daemon, Client]]:
-    """A daemon, and a client that sends it this line; others are served before and after that."""
+def poisoned(
+    line: bytes, before: Callable[[Daemon], object] = Daemon.all_workers
+) -> Iterator[tuple[Daemon, Client]]:
+    """A daemon, and a client that sends it this line, after something has happened `before`;
+    others are served before and after that."""
     with Faulty("poison", workers=1) as daemon:
+        before(daemon)
         clients = [daemon.connect() for _ in range(20)]
         assert [client.ask(b"one") for client in clients] == [b"ONE"] * 20
         bad = daemon.connect()
@@ -480,6 +484,21 @@ def test_input_that_kills_its_worker_costs_its_own_connection() -> None:
     with poisoned(b"POISON\n") as (daemon, bad):
         bad.wait_for_end()
         settled(daemon, workers_died_signal=1)
+
+
+def test_signal_to_a_keeper_does_not_excuse_its_worker() -> None:
+    """Both share the ledger, which says whether another process has sent a signal."""
+    with poisoned(b"POISON\n", before=replace_keepers) as (daemon, _):
+        settled(daemon, workers_died_signal=1)
+
+
+def replace_keepers(daemon: Daemon) -> None:
+    """Kill the keeper as if by a fault, and then the next one, which was started later than the
+    ledger."""
+    for _ in range(2):
+        before = daemon.keepers()
+        os.kill(before[0], signal.SIGSEGV)
+        until(partial(has_new_keepers, daemon, before))
 
 
 def test_input_that_makes_its_worker_hang_costs_its_own_connection() -> None:
