@@ -49,6 +49,13 @@ class Listener(outlive.listener.Listener):
         super().__init__(listening, name)
         self.number = number  # tells it apart from all others that the process has had
 
+    def set_options(self, keepalive: float) -> None:
+        """Set the options that connections inherit. Urgent data is received with the rest, as
+        RFC 6093 recommends; otherwise, the kernel would count bytes that nobody receives."""
+        super().set_options(keepalive)
+        if self.socket.family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
     def __str__(self) -> str:
         """In the syntax of `listen`."""
         address = written(self.socket.getsockname())

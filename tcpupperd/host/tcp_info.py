@@ -92,8 +92,8 @@ def counts(one: socket.socket) -> Counts:
     # tcp_input.c, called by tcp_queue_rcv and tcp_ofo_queue). Unread (SIOCINQ, the same as
     # FIONREAD) is rcv_nxt - copied_seq without a FIN (tcp_ioctl in tcp.c, tcp_inq in
     # include/net/tcp.h); the FIN has also set the state (tcp_fin in tcp_input.c), and reading it
-    # advances copied_seq (found_fin_ok in tcp_recvmsg_locked, tcp.c). With urgent data, unread
-    # ends before it (tcp_inq), and the counts do not agree.
+    # advances copied_seq (found_fin_ok in tcp_recvmsg_locked, tcp.c). Without SO_OOBINLINE,
+    # unread ends before urgent data (tcp_inq), which is skipped, and the counts do not agree.
     # Acknowledged is by how much snd_una has advanced (tcp_snd_una_update in tcp_input.c), and
     # SIOCOUTQ is write_seq - snd_una (tcp_ioctl in tcp.c): together, all that was written.
     consumed = received - unread - (state != ESTABLISHED)

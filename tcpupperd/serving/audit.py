@@ -71,7 +71,7 @@ class Audit:
             if found:
                 noted = noted._replace(idle_for=found.idle)
                 address = address if entry.description else one.getpeername()
-            return Audited(one, address, self._state(fd, entry, noted, address, found))
+            return Audited(one, address, self._state(one, entry, noted, address, found))
         except ValueError as error:
             raise UnknownError(str(error)) from None
 
@@ -105,7 +105,12 @@ class Audit:
         return state, address
 
     def _state(
-        self, fd: int, entry: Entry, noted: State, address: object, found: Counts | None
+        self,
+        one: socket.socket,
+        entry: Entry,
+        noted: State,
+        address: object,
+        found: Counts | None,
     ) -> State:
         """The state as of the worker's death. Raises UnknownError and ValueError."""
         if found and found.state not in (ESTABLISHED, CLOSE_WAIT) and noted.lingers_for is None:
@@ -115,13 +120,7 @@ class Audit:
         owed = _owed(found, entry)
         if noted.finished:
             return noted._replace(unsent=_rest(noted.unsent, b"", owed))
-        data: bytes | None = b""
-        if self._ledger.in_progress(fd):
-            if owed is None:
-                raise UnknownError("a Unix socket does not say what was sent")
-            data = self._ledger.received(owed - len(noted.unsent) - len(noted.held))
-        if noted.service == LAB and self._ledger.in_progress(fd):
-            raise UnknownError("an order was being carried out")
+        data = self._received(one, noted, owed)
         if noted.service != "upper":
             held = noted.held + (data or b"")
             unsent = _rest(noted.unsent, held, owed)
@@ -129,6 +128,20 @@ class Audit:
         if entry.flags & RAW:
             noted, data = noted._replace(held=b""), noted.held + (data or b"")
         return _replayed(noted, data, self._protocol(noted.service, address), owed)
+
+    def _received(self, one: socket.socket, noted: State, owed: int | None) -> bytes | None:
+        """What the pass in progress, if any, has received; None for the end of file. Raises
+        UnknownError and ValueError."""
+        if not self._ledger.in_progress(one.fileno()):
+            return b""
+        if owed is None:
+            raise UnknownError("a Unix socket does not say what was sent")
+        if noted.service == LAB:
+            raise UnknownError("an order was being carried out")
+        left: int | None = owed - len(noted.unsent) - len(noted.held)
+        if left and not one.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE):
+            left = None  # urgent data is counted, too, but not received
+        return self._ledger.received(left)
 
 
 def _counts(one: socket.socket) -> Counts | None:

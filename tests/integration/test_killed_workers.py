@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -183,6 +184,20 @@ def test_header_of_a_load_balancer() -> None:
         assert begun.ask(b"three") == b"THREE"
         whole.close()
         until(lambda: " after 2 lines in " in daemon.log)
+
+
+def test_urgent_data_is_answered_like_the_rest() -> None:
+    """So that the counts of the kernel include nothing else."""
+    with Daemon() as daemon:
+        client = daemon.connect()
+        for _ in range(2):
+            client.send(b"one ")
+            client.socket.send(b"two ", socket.MSG_OOB)
+            assert client.ask(b"three") == b"ONE TWO THREE"
+            client.send(b"ha")
+            kill(daemon)
+            assert client.ask(b"lf") == b"HALF"
+        settled(daemon, worker_died=0)
 
 
 def test_local_clients(tmp_path: Path) -> None:
