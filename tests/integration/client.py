@@ -3,10 +3,14 @@
 import contextlib
 import functools
 import os
+import secrets
 import socket
 from collections.abc import Callable
 
 from waiting import DEADLINE, until
+
+#: Begins the names of abstract sockets, which all that runs on a machine shares.
+OWN = f"@tcpupperd-{secrets.token_hex(8)}"
 
 
 class Client:

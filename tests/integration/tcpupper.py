@@ -74,6 +74,16 @@ def serving(*behaviours: Behaviour, listener: socket.socket | None = None) -> It
 
 
 @contextlib.contextmanager
+def nobody(host: str = "127.0.0.1") -> Iterator[list[str]]:
+    """A port at which nothing listens, nor can come to listen in another test; yield the client's
+    options for it."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a daemon may listen there
+        bound.bind((host, 0))
+        yield options_for(bound)
+
+
+@contextlib.contextmanager
 def full_queue() -> Iterator[list[str]]:
     """A server that takes no connection; yield the client's options for it."""
     with socket.socket() as listener:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from integration.client import OWN
 from integration.tcpupper import (
     CLIENT,
     PIPE,
     ROOT,
     full_queue,
-    options_for,
+    nobody,
     read_from,
     run,
     serving,
@@ -127,7 +128,7 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 def test_abstract_unix_socket() -> None:
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"\0tcpupper-test-{os.getpid()}")
+    listener.bind(OWN.replace("@", "\0"))
     listener.listen()
     with serving(upper_all, listener=listener) as server:
         assert run(*server, "hello").stdout == b"HELLO\n"
@@ -188,9 +189,8 @@ def test_address_that_is_not_local(use: str, status: int) -> None:
 
 
 def test_refused_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        server = options_for(unused)
-    done = run(*server, "hello")
+    with nobody() as server:
+        done = run(*server, "hello")
     assert done.returncode == 1
     name = f"127.0.0.1:{server[3]}"
     assert done.stderr.decode() == f"tcpupper: cannot connect to {name}: Connection refused\n"

@@ -14,6 +14,7 @@ from integration.tcpupper import (
     ROOT,
     Behaviour,
     full_queue,
+    nobody,
     reset_at_close,
     run,
     serving,
@@ -41,10 +42,8 @@ def talking_to(behaviour: Behaviour) -> str:
 
 
 def refused() -> str:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = str(unused.getsockname()[1])
-        return run("--host", "127.0.0.1", "--port", port, "hello").stderr.decode()
+    with nobody() as server:
+        return run(*server, "hello").stderr.decode()
 
 
 def foreign_address() -> str:
@@ -64,7 +63,7 @@ def silent() -> str:
         left.wait()
 
     with serving(stay_silent) as server:
-        done = run(*server, "--timeout", "0.3", "hello")
+        done = run(*server, "--timeout", "1", "hello")
         left.set()
     return done.stderr.decode()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.client import OWN
 from integration.daemon import COMMAND, ROOT, Daemon
 from tcpupperd import __version__
 from tcpupperd.cli import parse
@@ -85,11 +86,11 @@ def test_command_line_over_file_over_default() -> None:
 
 
 def test_an_option_that_takes_several_replaces_those_of_the_file() -> None:
-    with Daemon("--listen", "127.0.0.1:0", "--listen", "@tcpupperd-option") as daemon:
+    with Daemon("--listen", "127.0.0.1:0", "--listen", f"{OWN}-option") as daemon:
         assert len(daemon.addresses) == 2
-        daemon.reload(listen=["@tcpupperd-file"])
+        daemon.reload(listen=[f"{OWN}-file"])
         assert len(daemon.addresses) == 2
-        assert daemon.connect("@tcpupperd-option").ask(b"hello") == b"HELLO"
+        assert daemon.connect(f"{OWN}-option").ask(b"hello") == b"HELLO"
 
 
 def test_auto_is_a_worker_for_each_usable_cpu() -> None:

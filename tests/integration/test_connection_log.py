@@ -1,6 +1,5 @@
 """The journal's entries about connections that have ended."""
 
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from entries import Entries, Entry, LiveEntries
-from integration.client import Client
+from integration.client import OWN, Client
 from integration.daemon import Daemon
 from integration.journal import BUG, Journal
 from integration.service import Service
@@ -225,10 +224,12 @@ def test_reason_is_told(
 
 
 def test_reason_is_told_of_those_who_read_no_answer(journal: Journal, ended: Ended) -> None:
-    with Daemon(wrapper=journal.wrapper, log_connections=True, write_timeout=0.1) as daemon:
+    with Daemon(wrapper=journal.wrapper, log_connections=True) as daemon:
         client = daemon.connect(receive_buffer=4096)
         port = client.port
         daemon.clog(client)
+        daemon.configure(write_timeout=0.1)
+        daemon.send_signal(signal.SIGHUP)
         entry = ended.the(port)
     assert entry["TCPUPPERD_REASON"] == "write timeout"
 
@@ -285,8 +286,8 @@ def test_client_behind_a_proxy_is_the_one_that_was_introduced(
 
 def test_client_cannot_write_lines_into_the_log() -> None:
     """The name of a client's Unix socket is the client's choice."""
-    where = f"tcpupperd-{os.getpid()}-lines"
-    with Daemon(listen=[f"@{where}"], log_connections=True) as daemon:
+    where = OWN.removeprefix("@")
+    with Daemon(listen=[OWN], log_connections=True) as daemon:
         with socket.socket(socket.AF_UNIX) as client:
             client.bind(f"\0{where}\nforged".encode())
             client.connect(f"\0{where}".encode())
@@ -295,7 +296,7 @@ def test_client_cannot_write_lines_into_the_log() -> None:
 
 
 def test_connection_through_a_unix_socket_has_the_fields_that_there_are(journal: Journal) -> None:
-    address = f"@tcpupperd-{os.getpid()}-ended"
+    address = f"{OWN}-ended"
     with LiveEntries(journal.socket) as entries:
         with Daemon(wrapper=journal.wrapper, listen=[address], log_connections=True) as daemon:
             client = daemon.connect()

@@ -3,7 +3,7 @@
 import os
 import socket
 
-from integration.client import Client
+from integration.client import OWN, Client
 from integration.daemon import Daemon
 from integration.service import Service
 from waiting import until
@@ -73,7 +73,7 @@ def test_greeting_names_the_file_of_the_configuration() -> None:
 
 
 def test_local_client_is_greeted_too() -> None:
-    address = f"@tcpupperd-{os.getpid()}-greeting"
+    address = f"{OWN}-greeting"
     with Daemon(listen=[address], greeting="{client}") as daemon:
         client = Client(daemon.addresses[0])
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from integration.client import Client, make_socket, name_of, where
+from integration.client import OWN, Client, make_socket, name_of, where
 from integration.daemon import COMMAND, ROOT, Daemon
 from integration.manager import Manager
 from integration.processes import cannot, children, descriptors, flags
@@ -51,7 +52,7 @@ def test_listens_on_all_addresses_of_a_name() -> None:
 
 
 def test_listens_on_several_addresses() -> None:
-    with Daemon(listen=[LOCALHOST, LOCALHOST, "[::1]:0", "@tcpupperd-test"]) as daemon:
+    with Daemon(listen=[LOCALHOST, LOCALHOST, "[::1]:0", f"{OWN}-test"]) as daemon:
         # One that is given twice counts once.
         assert [one.rpartition(":")[0] for one in daemon.addresses] == ["127.0.0.1", "[::1]", ""]
         for address in daemon.addresses:
@@ -228,21 +229,21 @@ def listening(address: str, backlog: int = 16) -> Iterator[socket.socket]:
 
 
 def test_serves_passed_sockets_and_nothing_else(tmp_path: Path) -> None:
-    addresses = (LOCALHOST, "[::1]:0", "[::]:0", str(tmp_path / "socket"), "@tcpupperd-passed")
+    addresses = (LOCALHOST, "[::1]:0", "[::]:0", str(tmp_path / "socket"), f"{OWN}-passed")
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(listening(address)) for address in addresses]
         passed = [(f"name {number}", one) for number, one in enumerate(sockets)]
-        with Daemon(listen=["@tcpupperd-ignored"], passed=passed) as daemon:
+        with Daemon(listen=[f"{OWN}-ignored"], passed=passed) as daemon:
             assert daemon.addresses == [name_of(one) for one in sockets]
             for address in daemon.addresses:
                 reachable = address.replace("[::]", "127.0.0.1")
                 assert daemon.connect(reachable).ask(b"hello") == b"HELLO"
             with pytest.raises(ConnectionRefusedError):
-                daemon.connect("@tcpupperd-ignored")
+                daemon.connect(f"{OWN}-ignored")
         assert (tmp_path / "socket").exists()
 
 
-@pytest.mark.parametrize("address", [LOCALHOST, "@tcpupperd-passed"])
+@pytest.mark.parametrize("address", [LOCALHOST, f"{OWN}-passed"], ids=["TCP", "Unix"])
 def test_passed_socket_stays_as_it_was(address: str) -> None:
     with listening(address, backlog=7) as one:
         with Daemon(passed=[("name", one)]) as daemon:
@@ -487,7 +488,7 @@ def connected(address: str) -> Iterator[tuple[Client, socket.socket]]:
             yield client, request
 
 
-@pytest.mark.parametrize("address", [LOCALHOST, "@tcpupperd-connected"])
+@pytest.mark.parametrize("address", [LOCALHOST, f"{OWN}-connected"], ids=["TCP", "Unix"])
 def test_serves_a_connection_passed_in_and_ends(address: str) -> None:
     with (
         connected(address) as (client, request),
@@ -526,11 +527,17 @@ def activate(*options: str) -> tuple[str, ...]:
 
 
 def free_port() -> int:
-    with listening("[::]:0") as one:
-        return int(one.getsockname()[1])
+    """One that the kernel will not choose for others in the meantime."""
+    theirs = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    while True:
+        port = random.randrange(1024, max(2048, int(theirs[0])))
+        with contextlib.suppress(OSError), listening(f"[::]:{port}"):
+            return port
 
 
-@pytest.mark.parametrize("forms", [["[::]:PORT"], ["DIRECTORY/socket", "@tcpupperd-activated"]])
+@pytest.mark.parametrize(
+    "forms", [["[::]:PORT"], ["DIRECTORY/socket", f"{OWN}-activated"]], ids=["TCP", "Unix"]
+)
 def test_socket_activation(forms: list[str], tmp_path: Path) -> None:
     port = str(free_port())
     addresses = [form.replace("PORT", port).replace("DIRECTORY", str(tmp_path)) for form in forms]

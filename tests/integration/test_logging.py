@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from entries import Entries, LiveEntries
+from integration.client import OWN
 from integration.daemon import Daemon
 from integration.journal import BUG, Journal
 from integration.processes import stopped
@@ -53,7 +54,7 @@ def test_nothing_that_clients_send_is_logged() -> None:
 
 
 def test_clients_are_named_as_people_write_addresses() -> None:
-    local = f"@tcpupperd-{os.getpid()}-logged"
+    local = f"{OWN}-logged"
     with Daemon(log_level="debug", listen=["0", local]) as daemon:
         port = daemon.addresses[0].rpartition(":")[2]
         over_ipv4 = daemon.connect(f"127.0.0.1:{port}")

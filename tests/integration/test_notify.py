@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.client import OWN
 from integration.daemon import Daemon
 from integration.manager import Manager
 from integration.service import Service
@@ -41,7 +42,7 @@ def test_life_of_a_daemon(tmp_path: Path) -> None:
 
 
 def test_status_line_summarises_the_state() -> None:
-    local = f"@tcpupperd-{os.getpid()}-status"
+    local = f"{OWN}-status"
     with Daemon(listen=["127.0.0.1:0", local], workers=3) as daemon:
         address = daemon.addresses[0]
         until(lambda: daemon.manager.status)
@@ -112,7 +113,7 @@ def test_status_is_one_line(tmp_path: Path) -> None:
 
 
 def test_manager_at_an_abstract_address() -> None:
-    address = f"@tcpupperd-{os.getpid()}-manager"
+    address = f"{OWN}-manager"
     with Manager(address) as manager, Daemon(manager=manager) as daemon:
         daemon.stop()
         manager.wait("STOPPING=1")
@@ -193,7 +194,7 @@ def empty(one: socket.socket) -> list[bytes]:
 
 def test_status_fits_into_what_the_service_manager_reads() -> None:
     """systemd drops a message longer than 4096 bytes, with all that is in it."""
-    names = [f"@tcpupperd-{os.getpid()}-{'x' * 60}-{number}" for number in range(80)]
+    names = [f"{OWN}-{'x' * 60}-{number}" for number in range(80)]
     with Daemon(listen=names) as daemon:
         daemon.configure("nonsense")
         daemon.send_signal(signal.SIGHUP)

@@ -11,14 +11,11 @@ from time import CLOCK_MONOTONIC, clock_gettime
 
 import pytest
 
-from integration.client import Client, is_refused, make_socket
+from integration.client import OWN, Client, is_refused, make_socket
 from integration.daemon import Daemon
 from integration.processes import stopped
 from integration.service import Service
 from waiting import until
-
-#: Addresses that another run of the tests does not use begin with this.
-LOCAL = f"@tcpupperd-{os.getpid()}"
 
 #: Seconds that a new worker may take on a busy machine.
 LATENESS = 2.0
@@ -74,14 +71,14 @@ def test_reload_that_cannot_listen_changes_nothing() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        daemon.configure(listen=["127.0.0.1:0", f"{LOCAL}-reload", address])
+        daemon.configure(listen=["127.0.0.1:0", f"{OWN}-reload", address])
         daemon.send_signal(signal.SIGHUP)
         daemon.manager.wait("RELOADING=1")
         daemon.manager.wait("READY=1")
         assert f"cannot listen on {address}: Address already in use" in daemon.log
         assert daemon.connect().ask(b"hello") == b"HELLO"
         with pytest.raises(ConnectionRefusedError):
-            daemon.connect(f"{LOCAL}-reload")
+            daemon.connect(f"{OWN}-reload")
 
 
 def test_reload_whose_workers_cannot_start_leaves_nothing_behind(service: Service) -> None:
@@ -201,17 +198,17 @@ def test_reload_changes_the_number_of_workers() -> None:
 
 
 def test_reload_changes_the_addresses() -> None:
-    with Daemon(listen=["127.0.0.1:0", f"{LOCAL}-old"]) as daemon:
-        old = daemon.connect(f"{LOCAL}-old")
+    with Daemon(listen=["127.0.0.1:0", f"{OWN}-old"]) as daemon:
+        old = daemon.connect(f"{OWN}-old")
         kept = daemon.addresses[0]
 
-        daemon.reload(listen=[f"{LOCAL}-new", "127.0.0.1:0"])
-        until(lambda: f"{LOCAL}-new" in daemon.manager.status)
+        daemon.reload(listen=[f"{OWN}-new", "127.0.0.1:0"])
+        until(lambda: f"{OWN}-new" in daemon.manager.status)
 
         assert daemon.connect(kept).ask(b"kept") == b"KEPT"
-        assert daemon.connect(f"{LOCAL}-new").ask(b"new") == b"NEW"
+        assert daemon.connect(f"{OWN}-new").ask(b"new") == b"NEW"
         assert old.ask(b"old") == b"OLD"
-        until(lambda: is_refused(f"{LOCAL}-old"))
+        until(lambda: is_refused(f"{OWN}-old"))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +247,7 @@ def test_another_program_that_is_in_the_way_of_a_reload_is_told_from_us() -> Non
         until(lambda: "another program is listening there" in daemon.log)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", f"{LOCAL}-named"], ids=["TCP", "Unix"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", f"{OWN}-named"], ids=["TCP", "Unix"])
 def test_reload_can_name_the_service_of_an_address(address: str) -> None:
     with Daemon() as daemon:
         # A port that is free again once the daemon has left it.
@@ -266,9 +263,9 @@ def test_reload_can_name_the_service_of_an_address(address: str) -> None:
 
 @pytest.mark.usefixtures("many_in_flight")
 def test_who_waits_at_an_address_that_a_reload_drops_is_served() -> None:
-    with Daemon(listen=["127.0.0.1:0", f"{LOCAL}-old"]) as daemon:
+    with Daemon(listen=["127.0.0.1:0", f"{OWN}-old"]) as daemon:
         with stopped(*daemon.workers()):
-            waiting = [daemon.connect(f"{LOCAL}-old") for _ in range(40)]
+            waiting = [daemon.connect(f"{OWN}-old") for _ in range(40)]
             daemon.reload(listen=["127.0.0.1:0"])
         assert [client.ask(b"hello") for client in waiting] == [b"HELLO"] * 40
 

@@ -24,7 +24,7 @@ from waiting import DEADLINE, until
 UPPER, METRICS = 19999, 19998
 
 #: Seconds: more than two health checks.
-DELAY = 3
+DELAY = 5
 
 FRONTEND = """
 global
@@ -34,6 +34,7 @@ defaults
   timeout connect 10s
   timeout client 60s
   timeout server 60s
+  timeout check 60s
   retries 3
   option redispatch
 listen tcpupperd
@@ -59,8 +60,8 @@ class Servers:
     """Three servers at addresses of their own."""
 
     def __init__(self) -> None:
-        network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
-        self.hosts = {name: f"{network}.{at}" for at, name in enumerate(HAProxy.SERVERS, 11)}
+        self.network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+        self.hosts = {name: f"{self.network}.{at}" for at, name in enumerate(HAProxy.SERVERS, 11)}
         self.daemons: dict[str, Daemon] = {}
         self._stack = contextlib.ExitStack()
 
@@ -133,8 +134,7 @@ def test_haproxy_that_asks_whether_servers_are_ready(tmp_path: Path, servers: Se
 
 def test_nginx_whose_administrator_marks_servers_down(tmp_path: Path, servers: Servers) -> None:
     """nginx has no health checks, so the administrator tells it."""
-    with listening("127.0.0.1") as free:
-        where = free.getsockname()
+    where = f"{servers.network}.10", UPPER
     file = tmp_path / "nginx.conf"
 
     def write(down: str = "") -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from integration.client import OWN
 from integration.daemon import Daemon
 from integration.test_metrics import page
 from tools import need
@@ -85,7 +86,7 @@ def run(*command: str) -> str:
 @pytest.mark.parametrize("width", [1000, 390])
 def test_page_fits_and_can_be_read(width: int, dark: bool, tmp_path: Path) -> None:
     need("chromium")
-    listen = ["metrics=127.0.0.1:0", "127.0.0.1:0", f"@tcpupperd-{os.getpid()}-{'x' * 60}"]
+    listen = ["metrics=127.0.0.1:0", "127.0.0.1:0", f"{OWN}-{'x' * 60}"]
     with Daemon(listen=listen, workers=1, max_connections=2) as daemon:
         upper = next(one for one in daemon.addresses if "=" not in one)
         clients = [daemon.connect(upper) for _ in range(5)]
