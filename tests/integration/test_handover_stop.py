@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections import Counter
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -16,7 +17,7 @@ from integration.client import make_socket, where
 from integration.daemon import Daemon
 from integration.measures import scaled
 from integration.processes import stopped
-from tcpupperd.serving.connection import LINGER_TIME
+from tcpupperd.serving.connection import LINGER_TIME, NEW_CLIENT_TIME
 from waiting import DEADLINE, until
 
 STOPS = scaled(3, 40)
@@ -115,16 +116,28 @@ def test_handshake_under_way_ends_well() -> None:
 
 
 def test_newcomer_is_heard() -> None:
-    """One who has connected and says something only when the daemon accepts no more."""
+    """One who has connected and says something only when the daemon accepts no more. On a busy
+    machine, it may take several attempts to say it in time."""
+    until(newcomer_is_in_time)
+
+
+def newcomer_is_in_time() -> bool:
+    """Whether it was; if so, it was heard."""
     with Daemon() as daemon:
         with stopped(*daemon.workers()):
             client = daemon.connect()
             daemon.send_signal(signal.SIGTERM)
             until(lambda: "stopping" in daemon.log)
+            began = monotonic()
         until(lambda: is_free(client.peer_port))
-        client.send(b"hello\n")
-        assert client.read_to_end() == b"HELLO\n"
+        with contextlib.suppress(ConnectionError):
+            client.send(b"hello\n")
+        in_time = monotonic() - began < NEW_CLIENT_TIME
+        if in_time:
+            assert client.read_to_end() == b"HELLO\n"
+        client.close()
         assert daemon.wait() == 0
+        return in_time
 
 
 def is_free(port: int) -> bool:

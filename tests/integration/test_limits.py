@@ -6,7 +6,7 @@ from pathlib import Path
 
 from integration.client import endpoint
 from integration.daemon import Daemon
-from integration.measures import percentile, scaled
+from integration.measures import scaled
 from integration.processes import stopped
 from waiting import DEADLINE, until
 
@@ -36,16 +36,12 @@ def test_one_above_the_limit_of_its_source_is_refused() -> None:
     with Daemon(workers=1, max_connections_per_source=5) as daemon:
         served = [daemon.connect() for _ in range(5)]
         assert [client.ask(b"one") for client in served] == [b"ONE"] * 5
-        times = []
-        for _ in range(scaled(100, 5000)):
-            began = time.monotonic()
+        refused = scaled(100, 5000)
+        for _ in range(refused):
             assert daemon.connect().read_to_end() == b""
-            times.append(time.monotonic() - began)
-        print(f"refused within {max(times):.4f} s")
-        assert percentile(sorted(times), 50) < 0.1
         assert [client.ask(b"more") for client in served] == [b"MORE"] * 5
         counters = daemon.counters()
-        assert counters["source_limit"] == len(times)
+        assert counters["source_limit"] == refused
         assert counters["open"] == 5
 
         # A place that comes free is the source's to use.

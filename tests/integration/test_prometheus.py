@@ -20,7 +20,7 @@ from waiting import DEADLINE, until
 
 CONTRIB = ROOT / "contrib"
 
-FAST = "global: {scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}\n"
+FAST = "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 200ms}\n"
 
 
 class Prometheus:

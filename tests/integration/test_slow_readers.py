@@ -48,7 +48,7 @@ def test_client_that_does_not_read_is_not_read_from(clogged: Clogged) -> None:
     (handler,) = list(server.connections)
     assert len(handler.unsent) <= RECEIVE_SIZE
     assert len(sent) > len(handler.unsent)
-    assert server.turns_in(0.3) <= 3
+    server.comes_to_rest()
     with connected(server) as other:
         assert other.ask(b"hello") == b"HELLO"
     client.end()
@@ -58,7 +58,7 @@ def test_client_that_does_not_read_is_not_read_from(clogged: Clogged) -> None:
 def test_half_closed_client_that_does_not_read_costs_nothing(clogged: Clogged) -> None:
     server, client, sent = clogged
     client.end()
-    assert server.turns_in(0.3) <= 3
+    server.comes_to_rest()
     assert client.read_to_end() == sent.upper()
 
 

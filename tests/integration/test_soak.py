@@ -64,7 +64,7 @@ KINDS = [pipeline, go_away, be_slow, never_read, write_no_newline]
 
 
 def test_memory_and_descriptors_stay_flat() -> None:
-    timeouts: dict[str, Any] = {"line_timeout": 1, "idle_timeout": 2, "write_timeout": 1}
+    timeouts: dict[str, Any] = {"line_timeout": 1, "idle_timeout": 60, "write_timeout": 1}
     with Daemon(workers=2, **timeouts) as daemon, ExitStack() as stack:
         processes = [daemon.pid, *daemon.workers()]
         before = {pid: len(descriptors(pid)) for pid in processes}

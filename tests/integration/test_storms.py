@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import statistics
 import time
 
 import pytest
@@ -45,9 +44,9 @@ def test_workers_killed_one_after_another() -> None:
                 before = len(descriptors(daemon.pid)), anonymous_kib(daemon.pid)
             # The pace of deaths, which is part of the test: one each 100 ms.
             time.sleep(max(0.0, began + 0.1 - time.monotonic()))
+        until(lambda: talkers.answers > deaths)
         talkers.stop()
         print(f"{talkers.answers} answers, longest wait {talkers.longest:.3f} s")
-        assert talkers.answers > deaths
         assert not talkers.failures
         until(lambda: daemon.counters()["open"] == 0)
         until(lambda: len(descriptors(daemon.pid)) <= before[0])
@@ -56,18 +55,17 @@ def test_workers_killed_one_after_another() -> None:
 
 @pytest.mark.usefixtures("many_in_flight")
 def test_killed_worker_is_replaced_immediately() -> None:
-    times = []
+    """Without a pause, however many have died before: all have served a client."""
+    deaths = scaled(20, 300)
     with Daemon(workers=1) as daemon:
-        for _ in range(scaled(20, 300)):
+        for _ in range(deaths):
             assert daemon.connect().ask(b"hello") == b"HELLO"
             (worker,) = daemon.workers()
-            began = time.monotonic()
             os.kill(worker, signal.SIGKILL)
             daemon.wait_for_workers(1, without=worker)
-            times.append(time.monotonic() - began)
             assert daemon.connect().ask(b"hello") == b"HELLO"
-    print(f"replaced within {statistics.median(times):.3f} s, {max(times):.3f} s at the most")
-    assert statistics.median(times) < 0.1
+        assert daemon.log.count(" left to its keeper, starting a replacement\n") == deaths
+        assert "before it had served" not in daemon.log
 
 
 def test_reloads_one_after_another() -> None:
@@ -109,7 +107,7 @@ def test_random_signals() -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    with Daemon(workers=2, wrapper=("env", "WATCHDOG_USEC=2000000")) as daemon:
+    with Daemon(workers=2, wrapper=("env", "WATCHDOG_USEC=20000000")) as daemon:
         with Talkers(daemon.addresses[0], TALKERS) as talkers:
             for _ in range(scaled(1000, 10_000)):
                 target = chance.choice([daemon.pid, *daemon.workers()])

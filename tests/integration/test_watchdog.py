@@ -18,13 +18,18 @@ from integration.processes import stopped
 from waiting import until
 
 
-@pytest.mark.parametrize("interval", [0.1, 0.5, 2.0])
-def test_pings_come_in_time(interval: float) -> None:
+def test_pings_come_in_time() -> None:
+    """At least from time to time: a machine may be too busy for that always."""
+    interval = 2.0
     with Daemon(wrapper=watched(interval)) as daemon:
-        pings = [daemon.manager.wait("WATCHDOG=1").when for _ in range(6)]
-    gaps = [later - earlier for earlier, later in pairwise(pings)]
-    # The median, because a machine may be too busy to be in time always.
-    assert interval / 8 <= statistics.median(gaps) <= interval / 2, gaps
+        pings: list[float] = []
+
+        def are_in_time() -> bool:
+            pings.append(daemon.manager.wait("WATCHDOG=1").when)
+            gaps = [later - earlier for earlier, later in pairwise(pings[-6:])]
+            return len(gaps) == 5 and interval / 8 <= statistics.median(gaps) <= interval / 2
+
+        until(are_in_time)
 
 
 def test_start_is_no_ping_late() -> None:
@@ -52,12 +57,12 @@ def test_no_pings_unless_asked_for(variables: tuple[str, ...]) -> None:
 
 
 def test_pings_stop_with_the_supervisor() -> None:
-    with Daemon(wrapper=watched(0.1)) as daemon:
+    with Daemon(wrapper=watched(2)) as daemon:
         with stopped(daemon.pid):
             pings = daemon.manager.count("WATCHDOG=1")
             # The workers, which continue, do not ping in its place.
             client = daemon.connect()
-            end = monotonic() + 0.3
+            end = monotonic() + 1.5  # in which two would be due
             while monotonic() < end:
                 assert client.ask(b"hello") == b"HELLO"
             assert daemon.manager.count("WATCHDOG=1") <= pings + 1  # one may have been on its way
@@ -65,7 +70,7 @@ def test_pings_stop_with_the_supervisor() -> None:
 
 
 def test_stuck_worker_is_replaced() -> None:
-    with Daemon(wrapper=watched(2)) as daemon:
+    with Daemon(wrapper=watched(5)) as daemon:
         stuck, other = daemon.workers()
         os.kill(stuck, signal.SIGSTOP)
         daemon.wait_for_workers(2, without=stuck)
@@ -79,11 +84,11 @@ def test_stuck_worker_is_replaced() -> None:
 
 
 def test_service_that_was_suspended_as_a_whole_continues() -> None:
-    with Daemon(wrapper=watched(0.5)) as daemon:
+    with Daemon(wrapper=watched(2)) as daemon:
         workers = daemon.workers()
-        for _ in range(3):
+        for _ in range(2):
             with stopped(daemon.pid, *workers):  # they continue in this order
-                sleep(1)
+                sleep(3)
             for _ in range(4):
                 daemon.manager.wait("WATCHDOG=1")
         assert daemon.workers() == workers
@@ -91,10 +96,10 @@ def test_service_that_was_suspended_as_a_whole_continues() -> None:
 
 
 def test_idle_and_busy_workers_both_live() -> None:
-    with Daemon(wrapper=watched(0.5)) as daemon:
+    with Daemon(wrapper=watched(2)) as daemon:
         workers = daemon.workers()
         client = daemon.connect()
-        while daemon.manager.count("WATCHDOG=1") < 10:
+        while daemon.manager.count("WATCHDOG=1") < 6:
             assert client.ask(b"hello") == b"HELLO"
         assert daemon.workers() == workers
         assert "is not responding" not in daemon.log
@@ -102,7 +107,7 @@ def test_idle_and_busy_workers_both_live() -> None:
 
 def test_worker_outlives_the_abort_of_the_watchdog() -> None:
     """The service manager, here this process, sends it to all processes of the service."""
-    with Daemon(wrapper=watched(0.5)) as daemon:
+    with Daemon(wrapper=watched(2)) as daemon:
         workers = daemon.workers()
         for worker in workers:
             os.kill(worker, signal.SIGABRT)
@@ -111,7 +116,7 @@ def test_worker_outlives_the_abort_of_the_watchdog() -> None:
         assert daemon.workers() == workers
 
 
-@pytest.mark.parametrize("interval", [0, 0.5])
+@pytest.mark.parametrize("interval", [0, 2])
 def test_worker_that_anyone_else_aborts_dies(interval: float) -> None:
     with Daemon(wrapper=watched(interval), workers=1) as daemon:
         client = daemon.connect()

@@ -141,7 +141,8 @@ def test_functions_called_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
             while len(server.connections):
                 server.handle_request()
     print(calls.total() / count, calls.most_common())
-    assert calls.total() <= (82 if fast_path is python_fast_path else 71) * count
+    # Less than one more each: as time passes, deadlines are checked in between.
+    assert calls.total() // count <= (82 if fast_path is python_fast_path else 71)
 
 
 def test_end_by_reset_costs_no_more_than_an_end_of_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +150,13 @@ def test_end_by_reset_costs_no_more_than_an_end_of_file(monkeypatch: pytest.Monk
     monkeypatch.setattr(Sharing, "possible", False)  # another test may have forked this process
     by_end_of_file, by_reset = fewest_calls(Client.end), fewest_calls(Client.reset)
     print(by_end_of_file.most_common(), by_reset.most_common())
-    assert by_reset.total() <= by_end_of_file.total()
+    # Less than one more each, as above.
+    assert by_reset.total() < by_end_of_file.total() + ENDS
     assert "Connections._failed" not in by_reset  # which handles exceptions
+
+
+#: Connections that end.
+ENDS = 32
 
 
 def fewest_calls(end: Callable[[Client], None]) -> Counter[str]:
@@ -161,7 +167,7 @@ def fewest_calls(end: Callable[[Client], None]) -> Counter[str]:
 def calls_for_ends(end: Callable[[Client], None]) -> Counter[str]:
     """The functions that are called when many clients end, after one line each."""
     with UpperServer(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connected(server)) for _ in range(32)]
+        clients = [stack.enter_context(connected(server)) for _ in range(ENDS)]
         for client in clients:
             client.send(LINE)
         while server.tally.counts[ANSWERED] < len(clients):

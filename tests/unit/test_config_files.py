@@ -18,6 +18,7 @@ from tcpupperd.config import SETTINGS
 from tcpupperd.config_file import FILE_SIZE_MAX, ConfigError, explain, load
 from tcpupperd.processes.source import file_identity
 from unit.configurations import NAMES, complaint, write
+from waiting import DEADLINE
 
 # Files
 
@@ -92,7 +93,7 @@ def test_named_pipe_is_rejected_immediately(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: found.append(complaint(tmp_path / "fifo")))
     reader.daemon = True  # where it waits for a writer, the run must not
     reader.start()
-    reader.join(10)
+    reader.join(DEADLINE)
     assert found == [" not a regular file; specify a TOML file"]
 
 

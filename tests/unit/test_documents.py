@@ -29,6 +29,7 @@ from documents import (
 from outlive import Order, Service, aio, items
 from outlive.testing import Manager
 from unit.test_lint import check, need_module
+from waiting import DEADLINE
 
 ALL = documents.documents()
 LANGUAGES = {"", "console", "debcontrol", "diff", "ini", "make", "python", "sh", "text", "toml"}
@@ -94,7 +95,7 @@ def test_output_is_compared(shown: str | None, command: str, matches: bool) -> N
     session = [Step(command, shown), Step("echo last", "last\n")]
     text = documents.script(session)
     printed = subprocess.run(
-        ["bash"], input=text, check=True, capture_output=True, text=True, timeout=30
+        ["bash"], input=text, check=True, capture_output=True, text=True, timeout=DEADLINE
     ).stdout
     if matches:
         documents.check(session, printed)

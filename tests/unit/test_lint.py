@@ -23,7 +23,6 @@ def run(*command: str | Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
     )
     return done.returncode, done.stdout
 

@@ -11,6 +11,7 @@ import pytest
 
 from tcpupperd.host import messages
 from tcpupperd.host.messages import LINE_MAX, StreamHandler, is_journal
+from waiting import DEADLINE
 
 
 class Pipe:
@@ -65,7 +66,7 @@ def emit_all(handler: logging.Handler, *records: logging.LogRecord) -> None:
 
     thread = threading.Thread(target=emit, daemon=True)  # where it hangs, the run must not
     thread.start()
-    thread.join(10)
+    thread.join(DEADLINE)
     assert not thread.is_alive(), "a log message waits"
 
 

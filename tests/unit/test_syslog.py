@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tcpupperd.host.messages import SyslogHandler
+from waiting import DEADLINE
 
 
 def message(text: str, level: int = logging.INFO) -> logging.LogRecord:
@@ -51,7 +52,7 @@ def test_daemon_that_does_not_read_is_not_waited_for(
         messages = [message(f"message {number}") for number in range(1000)]
         thread = threading.Thread(target=lambda: [*map(handler.handle, messages)], daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
         assert b"message 0" in daemon.recv(1000)
         handler.handle(message("after all"))
