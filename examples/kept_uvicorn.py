@@ -4,9 +4,10 @@
 
 HTTP clients that reuse their connections, such as the upstream pool of a reverse proxy, do not see
 the restart. A connection between two requests is handed over with what has arrived of the next
-request. A request in progress is answered first, for up to `grace` seconds. WebSockets, HTTP
-upgrades and TLS are left out, and so is uvicorn's parser in C, httptools, which does not tell what
-it holds of an incomplete request.
+request. A request in progress is received and answered first, and so are those that have been
+pipelined behind it, for up to `grace` seconds altogether. WebSockets, HTTP upgrades and TLS are
+left out, and so is uvicorn's parser in C, httptools, which does not tell what it holds of an
+incomplete request.
 
 uvicorn has no public interface for this. The example uses attributes that are not documented, so
 it needs the version with which it is tested: uvicorn 0.54.0 with h11 0.16.0.

@@ -125,8 +125,10 @@ async def serve_protocol(
 ) -> None:
     """The same with an asyncio protocol for each client, which `factory` makes.
 
-    `client.state` is what `state` of the protocol returned in the previous process. After it has
-    returned bytes, the protocol receives nothing more than `connection_lost(None)`.
+    `client.state` is what `state` of the protocol returned in the previous process. A protocol
+    that is busy when an order comes receives what it needs to finish. After `state` has returned
+    bytes, it receives no more data, and finally `connection_lost(None)`: what its client has sent
+    meanwhile is what the protocol in the next process receives first.
     """
     await _serve(
         service, lambda server, client: _Callbacks(server, client, factory), reload, grace
@@ -165,7 +167,7 @@ class Phase(Enum):
 
     OPEN = auto()
     LEAVING = auto()  #: an order has come; what is unsent is handed over
-    TAKEN = auto()  #: away from the transport
+    SETTLED = auto()  #: nothing that the protocol still does has an effect
 
 
 class Transport:
@@ -186,7 +188,7 @@ class Transport:
         return getattr(self._transport, name)
 
     def write(self, data: Data) -> None:
-        if self._phase is Phase.TAKEN:  # from a handler that still has something to say
+        if self._phase is Phase.SETTLED:  # from a handler that still has something to say
             return
         self._transport.write(data)
         self._tail.wrote(data, self._transport.get_write_buffer_size)
@@ -198,7 +200,7 @@ class Transport:
         self.write(b"".join(data))
 
     def write_eof(self) -> None:
-        if self._phase is not Phase.TAKEN:
+        if self._phase is not Phase.SETTLED:
             self._flags |= _ENDED
             self._transport.write_eof()
 
@@ -211,7 +213,7 @@ class Transport:
         return bool(self._flags & _CLOSING) or self._transport.is_closing()
 
     def resume_reading(self) -> None:
-        if self._phase is Phase.OPEN:
+        if self._phase is not Phase.SETTLED:  # a request may be incomplete when an order comes
             self._transport.resume_reading()
 
     def set_protocol(self, protocol: Any) -> None:
@@ -238,8 +240,7 @@ class Transport:
         self._transport.set_write_buffer_limits(high=self._unsent_max)
 
     def arrived(self) -> bytes:
-        """Stop reading, and return what has arrived by now."""
-        self._transport.pause_reading()
+        """What has arrived by now, even if the protocol does not read."""
         data = bytearray()
         with self._duplicate() as sock, suppress(OSError):
             while len(data) < ARRIVED_MAX and (more := sock.recv(2**16)):
@@ -251,10 +252,14 @@ class Transport:
         """What is to be done once everything has been sent."""
         return self._flags | _CLOSING * self.is_closing()
 
+    def settle(self) -> None:
+        """Let the protocol have no more part in the connection."""
+        self._phase = Phase.SETTLED
+        self._transport.pause_reading()
+
     def take(self) -> socket.socket:
         """Take the connection away. The transport closes only its own descriptor."""
         sock = self._duplicate()
-        self._phase = Phase.TAKEN
         self._unsent = self._last()
         self._transport.abort()
         if self._transport.get_write_buffer_size():
@@ -426,7 +431,8 @@ class _Link(asyncio.Protocol):
     def __init__(self, server: _Server, client: Client) -> None:
         self._server = server
         self._paused = False
-        self._taken: tuple[socket.socket, int, bytes, bytes] | None = None
+        self._left: _Saved | None = None  # what is handed over, as soon as this is known
+        self._socket: socket.socket | None = None  # once it is taken from the transport
         self.is_lost = False
         self.protocol: Any = asyncio.Protocol()  # none yet
         self.client = client
@@ -441,11 +447,13 @@ class _Link(asyncio.Protocol):
             return
         try:
             self.protocol = self.begin()
+            if self._paused:  # because of what is unsent
+                self.protocol.pause_writing()
+            if self.saved.unread:
+                self.data_received(self.saved.unread)
         except Exception:
             self.transport.abort()
             raise
-        if self._paused:  # because of what is unsent
-            self.protocol.pause_writing()
 
     def data_received(self, data: bytes) -> None:
         if isinstance(self.protocol, asyncio.BufferedProtocol):
@@ -482,14 +490,20 @@ class _Link(asyncio.Protocol):
     def take(self) -> None:
         """Take the connection away from the protocol. The loop closes its own descriptor soon."""
         self._server.links.discard(self)
+        if self._left is None:
+            self.settle()
+        self._socket = self.transport.take()
+
+    def settle(self, data: bytes = b"") -> None:
+        """Let the next process do all that follows, beginning with these data."""
         state = unread = b""
         if not self.transport.is_closing():
             try:
                 state, unread = self.save()
             except Exception:
                 self.close()
-        flags = self.transport.flags
-        self._taken = (self.transport.take(), flags, state, unread)
+        self._left = _Saved(self.transport.flags, state, b"", unread + data)
+        self.transport.settle()
 
     def close(self) -> None:
         """Close the connection, because of the exception that is being handled."""
@@ -499,16 +513,16 @@ class _Link(asyncio.Protocol):
     @property
     def left(self) -> Client:
         """The connection as it is left for the next process; once it `is_lost` to the loop."""
-        assert self._taken
-        sock, flags, state, unread = self._taken
-        saved = _Saved(flags, state, self.transport.unsent, unread)
-        return self.client._replace(socket=sock, state=saved.pack())
+        assert self._left
+        assert self._socket
+        saved = self._left._replace(unsent=self.transport.unsent)
+        return self.client._replace(socket=self._socket, state=saved.pack())
 
     @property
     def ended(self) -> tuple[socket.socket, bytes]:
         """The connection and what is unsent, to end it here."""
-        assert self._taken
-        return self._taken[0], self.transport.unsent
+        assert self._socket
+        return self._socket, self.transport.unsent
 
     # The two kinds
 
@@ -535,6 +549,7 @@ class _Callbacks(_Link):
         super().__init__(server, client)
         self._factory = factory
         self._state: Callable[[], bytes | None] = lambda: b""
+        self._is_leaving = False
 
     def begin(self) -> Any:
         state = None if self.client.state is None else self.saved.state
@@ -548,11 +563,21 @@ class _Callbacks(_Link):
         ends = order is Order.END and not self.transport.is_closing()
         if ends and (data := self.transport.arrived()):
             self.data_received(data)
+        self._is_leaving = True
+
+    def data_received(self, data: bytes) -> None:
+        """Once an order has come, the protocol may complete what it is doing, and begin nothing:
+        with a busy client, it might not be found between two requests in time."""
+        if self._is_leaving and self.is_ready:
+            self.settle(data)
+        else:
+            super().data_received(data)
 
     @property
     def is_ready(self) -> bool:
         try:
-            return self.transport.is_closing() or self._state() is not None
+            is_settled = self._left is not None or self.transport.is_closing()
+            return is_settled or self._state() is not None
         except Exception:
             self.close()
             return True
@@ -579,8 +604,6 @@ class _Streams(_Link):
         protocol.connection_made(cast(asyncio.Transport, self.transport))
         self._writer = Writer(self.transport, protocol, self._reader, self._users)
         self._writer.state, self._writer.listener = self.saved.state, self.client.listener
-        if self.saved.unread:
-            protocol.data_received(self.saved.unread)
         self._task = self._server.start(self._run())
         return protocol
 
@@ -594,18 +617,24 @@ class _Streams(_Link):
             asyncio.get_running_loop().call_exception_handler(context)
         finally:
             self._writer.close()
+            with suppress(OSError):  # which is logged if nobody asks for it
+                await self._writer.wait_closed()
 
     def leave(self, order: Order) -> None:
         super().leave(order)
         if self._task is None or self.transport.is_closing():
             return
-        self._order = order
         if order is Order.KEEP:
             self._reader.stop()
         else:
             if data := self.transport.arrived():
-                self.protocol.data_received(data)
+                self.data_received(data)
             self._reader.feed_eof()
+        self._order = order
+
+    def data_received(self, data: bytes) -> None:
+        if self._order is not Order.END:  # what comes now is too late
+            super().data_received(data)
 
     @property
     def is_ready(self) -> bool:

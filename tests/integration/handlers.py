@@ -199,6 +199,22 @@ class Lines(asyncio.Protocol):
         return None if self.work else b"%d %s" % (self.number, self.held)
 
 
+class Pairs(Lines):
+    """The same, but what waits for the gate also needs the line that follows."""
+
+    async def later(self, line: bytes) -> None:
+        self.transport.pause_reading()
+        say("at the gate")
+        await gate()
+        self.transport.resume_reading()
+        while b"\n" not in self.held:
+            await asyncio.sleep(0.01)
+        following, _, self.held = self.held.partition(b"\n")
+        self.work = None
+        self.reply(line + b" " + following)
+        self.answer()
+
+
 class Buffered(asyncio.BufferedProtocol):
     """The same, with a buffer of its own."""
 
@@ -254,6 +270,7 @@ HANDLERS += (closes, half_closes, tells, upgrades, named, strings)  # type: igno
 PROTOCOLS: dict[str, Any] = {
     "protocol": Lines,
     "buffered": Buffered,
+    "pairs": Pairs,
     "broken": Broken,
     "silent": Silent,
 }
@@ -271,9 +288,9 @@ async def main() -> None:
     service = Service("handlers")
     if NAME in PROTOCOLS:
         await serve_protocol(service, PROTOCOLS[NAME], reload=reload, grace=float(GRACE))
-        return
-    handlers = {handler.__name__: handler for handler in HANDLERS}
-    await serve(service, handlers[NAME], reload=reload, grace=float(GRACE))
+    else:
+        handlers = {handler.__name__: handler for handler in HANDLERS}
+        await serve(service, handlers[NAME], reload=reload, grace=float(GRACE))
     say("served")
 
 

@@ -98,6 +98,45 @@ def test_work_is_finished_before_a_restart(run: Run, name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["lines", "protocol", "buffered"])
+def test_nothing_new_is_begun_before_a_restart(run: Run, name: str, tmp_path: Path) -> None:
+    """What a busy client has already sent is left to the next process; it may be more than a loop
+    reads in one iteration."""
+    count = 10000
+    with run(name) as manager, client(manager) as one:
+        one.sendall(b"gate\n")
+        says(manager, "at the gate")
+        lines = b"gate\n" + b"%100d\n" % 0 * count
+        sending = Thread(target=one.sendall, args=(lines,))
+        sending.start()
+        restart_at_the_gate(manager, tmp_path / "gate")
+        answers = b"".join(b"%d %100d\n" % (i + 3, 0) for i in range(count))
+        expected = b"1 gate\n2 gate\n" + answers
+        assert read(one, len(expected)) == expected
+        sending.join()
+        assert manager.output == "at the gate\nserved\nat the gate\n"
+
+
+@pytest.mark.parametrize("order", [signal.SIGUSR2, signal.SIGTERM])
+def test_protocol_may_read_what_it_needs_to_finish(
+    run: Run, order: signal.Signals, tmp_path: Path
+) -> None:
+    """It has not been reading when the order came."""
+    with run("pairs") as manager, client(manager) as one:
+        one.sendall(b"gate\nre")
+        says(manager, "at the gate")
+        manager.send(order)
+        until(lambda: manager.is_stopping)
+        one.sendall(b"st")
+        (tmp_path / "gate").touch()
+        assert ask(one, b"\n") == b"1 gate rest\n"
+        assert manager.wait() == 0
+        if order == signal.SIGUSR2:
+            manager.start()
+            assert ask(one, b"a\n") == b"2 a\n"
+        assert "closing" not in manager.output
+
+
+@pytest.mark.parametrize("name", ["lines", "protocol", "buffered"])
 def test_all_that_has_arrived_is_answered_before_a_stop(
     run: Run, name: str, tmp_path: Path
 ) -> None:

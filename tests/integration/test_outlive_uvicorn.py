@@ -83,6 +83,44 @@ def test_request_in_progress_is_answered_first(manager: Manager, tmp_path: Path)
         assert [line for line in manager.output.splitlines(True) if line in words] == [*words]
 
 
+@pytest.mark.parametrize("order", [signal.SIGUSR2, signal.SIGTERM])
+def test_request_that_waits_behind_another_is_received_to_its_end(
+    manager: Manager, order: signal.Signals, tmp_path: Path
+) -> None:
+    """uvicorn stops reading because of its beginning, and needs the rest of it after the order."""
+    with manager.connect() as one:
+        one.sendall(request(b"/gate"))
+        until(lambda: "at the gate" in manager.output)
+        text = request(b"/next", b"abc")
+        one.sendall(text[:-1])
+        manager.send(order)
+        until(lambda: manager.is_stopping)
+        (tmp_path / "gate").touch()
+        assert answer(one) == b"/gate 0"
+        one.sendall(text[-1:])
+        assert answer(one) == b"/next 294"
+        assert manager.wait() == 0
+        manager.start()
+
+
+def test_busy_client_does_not_delay_a_restart(manager: Manager, tmp_path: Path) -> None:
+    """It sends its next request as soon as it has the answer; the next process begins it."""
+    with manager.connect() as one:
+        one.sendall(request(b"/gate"))
+        until(lambda: "at the gate" in manager.output)
+        manager.send(signal.SIGUSR2)
+        until(lambda: manager.is_stopping)
+        (tmp_path / "gate").touch()
+        assert answer(one) == b"/gate 0"
+        one.sendall(request(b"/gate"))
+        assert manager.wait() == 0
+        manager.start()
+        assert answer(one) == b"/gate 0"
+        words = ("startup\n", "at the gate\n", "shutdown\n")
+        lines = [line for line in manager.output.splitlines(True) if line in words]
+        assert lines == [*words, *words[:2]]
+
+
 def test_unread_answers_arrive(manager: Manager) -> None:
     with manager.connect() as one:
         one.sendall(request(b"/long") + request(b"/after"))
