@@ -6,22 +6,32 @@ import re
 import resource
 import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from in_flight import locked
 
-# By default an example may take 200 ms, which a busy machine does not always give it.
-settings.register_profile("bounded by examples, not by time", deadline=None)
+# By default, an example may take 200 ms, and the making of ten of them a second, which a busy
+# machine does not always give them. Fixtures that are the same for all examples are meant so.
+settings.register_profile(
+    "bounded by examples, not by time",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("bounded by examples, not by time")
 # For builds of packages: --hypothesis-profile=reproducible.
-settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
+settings.register_profile("reproducible", settings(), derandomize=True, database=None)
 
 # The usual limit is 1024, which is less than the connections that a test opens.
 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard_limit), hard_limit))
+
+# The checkout may belong to another user, so that nothing can be kept there from run to run.
+if not os.access(Path(__file__).parent, os.W_OK):
+    os.environ |= {"RUFF_NO_CACHE": "true", "MYPY_CACHE_DIR": os.devnull}
 
 # What a shell runs in the background ignores signals, as does what nohup(1) runs, and the programs
 # that the tests start would inherit this. They do not inherit a handler that does nothing.

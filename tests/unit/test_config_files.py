@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpupperd.config import SETTINGS
@@ -213,13 +213,11 @@ def check_load(folder: Path, content: str | bytes) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), values, max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_values_are_taken_or_refused(tmp_path: Path, document: dict[str, Any]) -> None:
     check_load(tmp_path, "".join(f"{name} = {as_toml(v)}\n" for name, v in document.items()))
 
 
 @given(st.binary() | st.text("ax_=[]{}\"'\\#.\n\r\t 01-:TZ\0é").map(str.encode))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_taken_or_refused(tmp_path: Path, content: bytes) -> None:
     check_load(tmp_path, content)
     check_load(tmp_path, b"workers = " + content)

@@ -12,7 +12,7 @@ from itertools import chain, count, islice
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from outlive.channel import BATCH, GREETING, Channel, HandoverError
@@ -144,7 +144,6 @@ def test_state_is_refused_at_any_other_length(damage: Damage) -> None:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bits_never_lose_a_connection(damage: Damage, data: st.DataObject) -> None:
     state = bytearray(damage.state)
     bits = st.integers(0, 8 * len(state) - 1)
@@ -161,7 +160,6 @@ def test_every_single_flipped_bit_leaves_both_connections(damage: Damage) -> Non
 
 
 @given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(b"")
 def test_any_state_leaves_both_connections(damage: Damage, state: bytes) -> None:
     damage.survived(state)
@@ -340,7 +338,6 @@ LIKELY = {
 
 @given(st.sampled_from(connection_format._FAMILIES), st.fixed_dictionaries(LIKELY))
 @example(socket.AF_INET6, {"host": b"::1", "lines": 2**63 - 1})
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_connection_taken_over_can_be_handed_over_again(
     channel: Channel, family: socket.AddressFamily, changed: dict[str, Any]
 ) -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from integration.measures import scaled
@@ -180,9 +180,7 @@ IN_ORDER = ["sender", "sender", "receiver", "receiver"]
 
 
 @given(plan=PLANS, turns=st.permutations(IN_ORDER))
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=scaled(40, 2000)
-)
+@settings(max_examples=scaled(40, 2000))
 @example(plan={"sender": (1, False), "receiver": (1, False)}, turns=IN_ORDER)
 def test_each_connection_has_one_owner(channel: Channel, plan: Plan, turns: list[str]) -> None:
     """The sender and the receiver start and stop at a line, and then are killed or continue, in
