@@ -34,7 +34,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     def run(name: str, grace: float = FOREVER) -> Manager:
         command = (sys.executable, str(PROGRAM), name, request.param, str(tmp_path / "gate"))
         environ = os.environ | {"PYTHONPATH": str(ROOT)}
-        return Manager(*command, str(grace), environ=environ)
+        return Manager(*command, str(grace), environ=environ, timeout=DEADLINE)
 
     return run
 

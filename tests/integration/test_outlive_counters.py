@@ -48,7 +48,8 @@ def run(request: pytest.FixtureRequest, settings: Path) -> Run:
 def manage(name: str, settings: Path, **options: Any) -> Manager:
     program = str(ROOT / "examples" / f"{name}.py")
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    return Manager(sys.executable, program, str(settings), environ=environ, **options)
+    command = (sys.executable, program, str(settings))
+    return Manager(*command, environ=environ, timeout=DEADLINE, **options)
 
 
 @pytest.fixture

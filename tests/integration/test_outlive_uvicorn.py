@@ -30,7 +30,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     path = f"{ROOT}:{Path(__file__).parent}"
     environ = os.environ | {"PYTHONPATH": path, "GATE": str(tmp_path / "gate")}
     command = (sys.executable, program, "test", "application:application")
-    with Manager(*command, environ=environ) as manager:
+    with Manager(*command, environ=environ, timeout=DEADLINE) as manager:
         yield manager
 
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from waiting import until
+from waiting import DEADLINE, until
 
 CLIENTS = 8  # of each kind
 PACE = 0.03  # seconds between two lines of a client
-TIMEOUT = 30.0  # seconds until a client gives up
+TIMEOUT = DEADLINE  # seconds until a client gives up
 
 
 class Report(NamedTuple):

@@ -29,11 +29,11 @@ from typing import NamedTuple, Self
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from waiting import until
+from waiting import DEADLINE, until
 
 ROUND = 2.0  # seconds between two requests of a client, on average
 PAUSE = 0.3  # seconds between the pieces of a request
-TIMEOUT = 60.0  # seconds until a client gives up
+TIMEOUT = DEADLINE  # seconds until a client gives up
 BRIEF = 10  # clients that connect again and again
 SLOW = 100  # one in so many clients reads slowly
 MUCH = 2**22  # bytes that it sends
