@@ -74,15 +74,17 @@ static void received(ssize_t size)
         ledger->received = size;
 }
 
-/* Note the end of a pass that left this much of an incomplete line, if that is simple; ledger.py
- * does the rest. */
+/* Note the end of a pass that left this much of an incomplete line, if that is simple: not if the
+ * line began earlier. ledger.py does the rest. */
 static void note(int fd, const uint8_t *held, size_t size, uint64_t lines)
 {
     struct record *records = (struct record *)(ledger->rows + rows), *record;
     struct row *row = &ledger->rows[fd < 0 ? 0 : fd];
     if (fd < 0 || (size_t)fd >= rows)
         return;
-    if (size ? row->number & FACTS || size > sizeof record->body : row->number & OWES)
+    if (size > 0 && (row->number & FACTS || size > sizeof record->body))
+        return;
+    if (row->number & OWES && (size == 0 || lines == 0))
         return;
     uint64_t number = ledger->pass >> 32, simple = KNOWN | RECORD | OWES | FAST;
     uint64_t second = ~row->number & SECOND;
@@ -213,7 +215,7 @@ static PyObject *take(int fd, char *counts, const char *held, Py_ssize_t held_si
         pass.sent = 0;
     if (!add(counts + sizeof(uint64_t), (uint64_t)pass.sent))
         return NULL;
-    if (ledger && pass.end == pass.sent && (pass.end > 0 || held_size == 0))
+    if (ledger && pass.end == pass.sent)
         note(fd, data + pass.end, (size_t)(pass.held + pass.received - pass.end), pass.lines);
     return rest(data, &pass);
 }

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 
 import pytest
@@ -282,6 +283,16 @@ def test_lines_are_counted_that_nobody_had_to_note(use: Use) -> None:
         state = served.audit()
         assert (state.lines, state.held, state.unsent) == (2 * number + 2, b"", b"")
     assert served.finish() == b"ONE\nTWO\n" * 3
+
+
+def test_line_that_is_answered_in_pieces_began_with_the_first(use: Use) -> None:
+    served = Served(use, line_service(0, 60, b""))
+    for size in (100, 10):
+        served.client.send(b"x" * size)
+        served.handle()
+    began = served.connection.line_began
+    assert served.audit().line_open_for == pytest.approx(monotonic() - began, abs=1)
+    assert served.finish() == b"X" * 110
 
 
 def test_connection_that_was_being_served_is_under_suspicion(use: Use) -> None:
