@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     class Shared(Protocol):
         """What a ledger does for the fast path; see there."""
 
-        @property
-        def shared(self) -> memoryview: ...
+        memory: memoryview
+
         def receive(self, fd: int, size: int) -> bytes: ...
         def left_nothing(self, fd: int, lines: int) -> None: ...
 
@@ -107,7 +107,7 @@ def share(ledger: Shared | None) -> None:
     if fast_path is not python_fast_path:
         from tcpupperd.serving import _fast_path
 
-        _fast_path.share(ledger and ledger.shared)
+        _fast_path.share(ledger and ledger.memory)
 
 
 def receive(fd: int, size: int = RECEIVE_SIZE) -> bytes:

@@ -151,11 +151,6 @@ class Ledger(NoLedger):
 
     # In the worker
 
-    @property
-    def shared(self) -> memoryview:
-        """What the fast path uses."""
-        return self.memory
-
     def use_channel(self, fd: int) -> None:
         self._head[_CHANNEL] = fd
 
@@ -190,8 +185,12 @@ class Ledger(NoLedger):
         at = _ROW * fd + 1
         if self._rows[at - 1] & _OWES:  # `note` will follow
             return
-        lines += self._rows[at]
-        self._rows[at] = (self._head[_PASS] >> 32) << _LINES_BITS & 2**64 - 1 | lines & _LINES
+        self._end(fd, lines + self._rows[at])
+
+    def _end(self, fd: int, lines: int) -> None:
+        """The pass is complete, and the connection has had so many lines."""
+        number = self._head[_PASS] >> 32
+        self._rows[_ROW * fd + 1] = number << _LINES_BITS & 2**64 - 1 | lines & _LINES
 
     def add(self, connection: Any) -> None:
         protocol = connection.protocol
@@ -238,7 +237,7 @@ class Ledger(NoLedger):
             self._record(connection, unsent, held, 0)
             return
         self._settle(connection)
-        self._rows[_ROW * fd + 1] = number << _LINES_BITS & 2**64 - 1 | protocol.lines & _LINES
+        self._end(fd, protocol.lines)
 
     def _settle(self, connection: Any) -> None:
         """Nothing is owed any more. Only the lines, which follow, make the pass complete: until
@@ -285,7 +284,7 @@ class Ledger(NoLedger):
         number = self._head[_PASS] >> 32
         facts = _FACTS if fd in self._facts else 0
         self._rows[_ROW * fd] = _KNOWN | _RECORD | _OWES | facts | second | number
-        self._rows[_ROW * fd + 1] = number << _LINES_BITS & 2**64 - 1 | protocol.lines & _LINES
+        self._end(fd, protocol.lines)
 
     def _record_at(self, fd: int, number: int) -> int:
         return self._records + (2 * fd + bool(number & _SECOND)) * _RECORD_SIZE

@@ -76,7 +76,7 @@ def use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     def use_ledger(ledger: Ledger | None) -> None:
         Receiving.ledger = ledger
         if module:
-            module.share(ledger and ledger.shared)
+            module.share(ledger and ledger.memory)
 
     yield use_ledger
     use_ledger(None)
