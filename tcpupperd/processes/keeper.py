@@ -129,7 +129,7 @@ class Keeper:
         # incomplete answer would look like a complete one.
         ours = [*left.received, *map(socket.socket.fileno, rest)]
         _linger(ours, RESET_AT_CLOSE)
-        self._end = _socket(self._ledger.channel)
+        self._end = socket.socket(fileno=self._ledger.channel)
         verdict = self._verdict()
         if verdict is Verdict.NOTHING:
             _linger(ours, NO_LINGER)
@@ -163,7 +163,7 @@ class Keeper:
                 self._numbers = memoryview(bytearray(self._numbers.nbytes)).cast("Q")
                 return Verdict.HAND_OVER
             if message == CHANNEL:
-                self._end = _socket(files[0])
+                self._end = socket.socket(fileno=files[0])
             if message in {verdict.value for verdict in Verdict}:
                 return Verdict(message)
 
@@ -176,7 +176,7 @@ class Keeper:
         if not left.is_complete:
             left = self._unnoted(connections)
         others = left.copies.union(left.received)
-        return left, [_socket(fd) for fd in connections if fd not in others]
+        return left, [socket.socket(fileno=fd) for fd in connections if fd not in others]
 
     def _may_be_ours(self, fd: int) -> bool:
         """Whether this is not what the worker had when the keeper was prepared: the number of a
@@ -319,10 +319,6 @@ def _name(fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return ""
-
-
-def _socket(fd: int) -> socket.socket:
-    return socket.socket(fileno=fd)
 
 
 def _linger(fds: Iterable[int], how: bytes) -> None:
