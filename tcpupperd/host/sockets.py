@@ -53,7 +53,7 @@ class Listener(outlive.listener.Listener):
         """Set the options that connections inherit. Urgent data is received with the rest, as
         RFC 6093 recommends; otherwise, the kernel would count bytes that nobody receives."""
         super().set_options(keepalive)
-        if self.socket.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):  # Multipath TCP has no urgent data
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
     def __str__(self) -> str:

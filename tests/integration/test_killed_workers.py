@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from integration.client import Client
+from integration.client import Client, name_of
 from integration.daemon import Daemon
 from integration.measures import scaled
-from integration.processes import descriptors, is_running, state, stopped
+from integration.processes import cannot, descriptors, is_running, state, stopped
 from integration.service import Service
 from proxy_headers import binary
 from tcpupperd.serving.fast_path import SWITCH
@@ -198,6 +198,25 @@ def test_urgent_data_is_answered_like_the_rest() -> None:
             kill(daemon)
             assert client.ask(b"lf") == b"HALF"
         settled(daemon, worker_died=0)
+
+
+@once
+def test_multipath_tcp() -> None:
+    """Such sockets have no option for urgent data."""
+    try:
+        listening = socket.socket(proto=socket.IPPROTO_MPTCP)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
+    except OSError as error:
+        cannot(f"the kernel has no Multipath TCP, or an early version: {error}")
+    with listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        with Daemon(passed=[("tcpupperd.socket", listening)]) as daemon:
+            client = daemon.connect(name_of(listening))
+            assert client.ask(b"one") == b"ONE"
+            client.send(b"ha")
+            kill(daemon)
+            assert client.ask(b"lf") == b"HALF"
 
 
 def test_local_clients(tmp_path: Path) -> None:
