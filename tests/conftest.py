@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ settings.register_profile("reproducible", settings(), derandomize=True, database
 # The usual limit is 1024, which is less than the connections that a test opens.
 _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard_limit), hard_limit))
+
+# The path of a Unix socket, which may be 107 bytes long, has no room for a longer one.
+if len(tempfile.gettempdir()) > 20 and os.access("/tmp", os.W_OK):
+    tempfile.tempdir = os.environ["TMPDIR"] = "/tmp"
 
 # The checkout may belong to another user, so that nothing can be kept there from run to run.
 if not os.access(Path(__file__).parent, os.W_OK):
