@@ -67,7 +67,7 @@ def test_clients_are_named_as_people_write_addresses() -> None:
 
 
 def test_connections_are_not_logged_otherwise() -> None:
-    with Daemon() as daemon:
+    with Daemon(max_connections=50) as daemon:
         client = daemon.connect()
         assert client.ask(b"hello") == b"HELLO"
         client.close()
@@ -252,7 +252,7 @@ def priority_of(message: str, lines: list[str]) -> int:
 
 def test_lines_elsewhere_are_for_people() -> None:
     """JOURNAL_STREAM is inherited by programs whose output was redirected."""
-    with Daemon(wrapper=("env", "JOURNAL_STREAM=8:1")) as daemon:
+    with Daemon(wrapper=("env", "JOURNAL_STREAM=8:1"), max_connections=50) as daemon:
         daemon.reload()
         daemon.stop()
         lines = daemon.log.splitlines()

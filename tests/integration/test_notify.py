@@ -43,19 +43,17 @@ def test_life_of_a_daemon(tmp_path: Path) -> None:
 
 def test_status_line_summarises_the_state() -> None:
     local = f"{OWN}-status"
-    with Daemon(listen=["127.0.0.1:0", local], workers=3) as daemon:
+    with Daemon(listen=["127.0.0.1:0", local], workers=3, max_connections=50) as daemon:
         address = daemon.addresses[0]
         until(lambda: daemon.manager.status)
         assert daemon.manager.status == (
-            f"Listening on {address}, {local}; 3 workers, 0 of 30000 connections; 0 lines answered"
+            f"Listening on {address}, {local}; 3 workers, 0 of 150 connections; 0 lines answered"
         )
         client = daemon.connect()
         assert client.ask(b"hello") == b"HELLO"
         assert client.ask(b"hello") == b"HELLO"
         until(lambda: daemon.counters()["lines"] == 2)
-        until(
-            lambda: "3 workers, 1 of 30000 connections; 2 lines answered" in daemon.manager.status
-        )
+        until(lambda: "3 workers, 1 of 150 connections; 2 lines answered" in daemon.manager.status)
         client.close()
         daemon.stop()
         until(lambda: daemon.manager.status.startswith("Stopping; "))
@@ -195,9 +193,9 @@ def empty(one: socket.socket) -> list[bytes]:
 def test_status_fits_into_what_the_service_manager_reads() -> None:
     """systemd drops a message longer than 4096 bytes, with all that is in it."""
     names = [f"{OWN}-{'x' * 60}-{number}" for number in range(80)]
-    with Daemon(listen=names) as daemon:
+    with Daemon(listen=names, max_connections=50) as daemon:
         daemon.configure("nonsense")
         daemon.send_signal(signal.SIGHUP)
         message = daemon.manager.wait("STATUS=.*the last reload failed; see the log")
         assert 4000 < len(message.text.encode()) <= 4096
-        assert "; 2 workers, 0 of 20000 connections; " in message.text
+        assert "; 2 workers, 0 of 100 connections; " in message.text

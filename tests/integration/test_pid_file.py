@@ -26,13 +26,12 @@ def test_pid_file_names_the_daemon_while_it_runs(python: str, tmp_path: Path) ->
     assert not pid_file.exists()
 
 
-def test_pid_file_with_relative_path(python: str) -> None:
-    name = Path(f"test-{os.getpid()}.pid")
-    with running(python, name) as daemon:
-        assert (ROOT / name).exists()
+def test_pid_file_with_relative_path(python: str, tmp_path: Path) -> None:
+    with running(python, Path(os.path.relpath(tmp_path / "pid", ROOT))) as daemon:
+        assert (tmp_path / "pid").exists()
         daemon.tell("stop")
         daemon.wait()
-    assert not (ROOT / name).exists()
+    assert not (tmp_path / "pid").exists()
 
 
 def test_pid_file_stays_when_a_fork_of_the_daemon_ends(python: str, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_killed_supervisor_loses_no_connection_either(service: Service) -> None:
         assert all(client.ask(b"y") == b"Y" for client in served)
 
 
-@pytest.mark.parametrize(("before", "after", "count"), [(300, 120, 187), (4096, 1024, 1500)])
+@pytest.mark.parametrize(("before", "after", "count"), [(300, 120, 187), (2048, 512, 750)])
 def test_limit_that_was_lowered_costs_no_more_than_it_must(
     service: Service, before: int, after: int, count: int
 ) -> None:
