@@ -25,9 +25,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 #: Of HAProxy.
 NAMES = ("haproxy.cfg", "tls.cfg", "send-proxy.cfg", "sticky.cfg")
 
-#: The balancer's ports, and its servers': those of the examples, which may be in use, and 10000.
-LINES, TLS, INTRODUCED, STICKY = 19999, 19993, 19994, 19995
-UPPER, METRICS, PROXY, AGENT = 19999, 19998, 19997, 19996
+#: The balancer's ports, and its servers': those of the examples, which may be in use, and 20000.
+LINES, TLS, INTRODUCED, STICKY = 29999, 29993, 29994, 29995
+UPPER, METRICS, PROXY, AGENT = 29999, 29998, 29997, 29996
 
 
 #: How the greetings of the servers begin.
@@ -200,7 +200,7 @@ def changed(folder: Path, name: str, changes: dict[str, str]) -> Path:
     for old, new in changes.items():
         text = text.replace(old, new)
     assert "192.0.2." not in text
-    text = re.sub(r"\b999(\d)\b", r"1999\1", text)
+    text = re.sub(r"\b999(\d)\b", r"2999\1", text)
     file = folder / Path(name).name
     file.write_text(text)
     return file

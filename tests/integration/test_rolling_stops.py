@@ -21,7 +21,7 @@ from load.exchanges import CLIENTS, Exchanges
 from tools import need
 from waiting import DEADLINE, until
 
-UPPER, METRICS = 19999, 19998
+UPPER, METRICS = 29999, 29998
 
 #: Seconds: more than two health checks.
 DELAY = 5
