@@ -25,6 +25,7 @@ from tcpupperd.processes.capacity import Capacity
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import wake_supervisor
 from tcpupperd.serving.connection import Connection, State
+from tcpupperd.serving.connections import NO_LINGER
 from tcpupperd.serving.counters import (
     EXPECTED,
     HANDED_OVER_IN,
@@ -377,6 +378,8 @@ class Receiver:
         server, (sock, client_address, state) = self._server, travelled
         connection = server.new_connection(sock, client_address, server.services[state.service])
         try:
+            if state.owes:  # a keeper has it reset in case nothing takes it over
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             server.connections.add(connection)
         except OSError as error:
             connection.record_error(error)

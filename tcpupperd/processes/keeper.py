@@ -32,7 +32,7 @@ from tcpupperd.processes.orders import CHANNEL, Verdict
 from tcpupperd.processes.process_name import shown_as
 from tcpupperd.serving import fast_path
 from tcpupperd.serving.audit import Audit, GoneError, UnknownError
-from tcpupperd.serving.connections import RESET_AT_CLOSE
+from tcpupperd.serving.connections import NO_LINGER, RESET_AT_CLOSE
 from tcpupperd.serving.counters import EXITING, HANDED_OVER_OUT, KEEPER, OPEN, RESET, STATE
 from tcpupperd.serving.ledger import Ledger
 from tcpupperd.serving.services import Service
@@ -45,9 +45,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds until a keeper gives up handing over a connection for lack of room or memory.
 GIVE_UP_TIME = 10.0
-
-#: For SO_LINGER of socket(7): closing a socket does not reset the connection.
-NO_LINGER = struct.pack("ii", False, 0)
 
 #: Flags of clone(2), from linux/sched.h, and the number of this system call, by machine.
 CLONE_FILES, CLONE_PARENT = 0x400, 0x8000
@@ -249,8 +246,8 @@ class Keeper:
 
     def _send(self, batch: Sequence[Connection]) -> None:
         """Put connections into the channel. Wait until it has room, and for memory, but not for
-        ever."""
-        fds = [connection.socket.fileno() for connection in batch]
+        ever. Those that are owed something are reset if nothing takes them out: see `Receiver`."""
+        fds = [one.socket.fileno() for one in batch if not one.state.owes]
         until = monotonic() + GIVE_UP_TIME
         while True:
             _linger(fds, NO_LINGER)

@@ -109,6 +109,11 @@ class State(NamedTuple):
     reason: str = ""  # why it ends, if it lingers
     introduction: Introduction = NOBODY
 
+    @property
+    def owes(self) -> bool:
+        """Whether the client does not have the whole answer to what was received."""
+        return bool(self.unsent or self.held)
+
 
 class Connection:
     """Answers one client.

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 #: queued data for many minutes.
 RESET_AT_CLOSE = struct.pack("ii", True, 0)
 
+#: The default: what is queued is sent after the close.
+NO_LINGER = struct.pack("ii", False, 0)
+
 
 class Callbacks(NamedTuple):
     """Callbacks to the owner of the connections."""

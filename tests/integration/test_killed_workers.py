@@ -277,6 +277,31 @@ def test_supervisor_and_worker_killed_together(service: Service) -> None:
         assert [client.ask(b"two") for client in clients] == [b"TWO"] * 20
 
 
+def test_incomplete_answer_does_not_look_complete_if_the_supervisor_is_killed_too() -> None:
+    """Without a service manager, nothing takes the connection out of the channel."""
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect(receive_buffer=4096)
+        daemon.clog(client)
+        (worker,) = daemon.workers()
+        with stopped(worker):
+            daemon.send_signal(signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
+        with pytest.raises(ConnectionResetError):
+            client.read_to_end()
+
+
+def test_connection_that_was_owed_something_is_closed_like_any_other() -> None:
+    with Daemon(workers=1) as daemon:
+        client = daemon.connect()
+        client.send(b"ha")
+        settled(daemon, received_bytes=2)
+        kill(daemon)
+        client.send(b"lf\nmore")
+        client.end()
+        assert client.read_to_end() == b"HALF\nMORE"
+        settled(daemon, client_closed=1, open=0)
+
+
 @contextmanager
 def dead_before_it_is_told(daemon: Daemon, order: int) -> Iterator[None]:
     """What is done here happens before a worker is killed and the supervisor receives an order;
