@@ -78,25 +78,24 @@ static void received(ssize_t size)
  * line began earlier. ledger.py does the rest. */
 static void note(int fd, const uint8_t *held, size_t size, uint64_t lines)
 {
-    struct record *records = (struct record *)(ledger->rows + rows), *record;
-    struct row *row = &ledger->rows[fd < 0 ? 0 : fd];
     if (fd < 0 || (size_t)fd >= rows)
         return;
-    if (size > 0 && (row->number & FACTS || size > sizeof record->body))
+    struct row *row = &ledger->rows[fd];
+    struct record *records = (struct record *)(ledger->rows + rows);
+    if (size > 0 && (row->number & FACTS || size > sizeof records->body))
         return;
     if (row->number & OWES && (size == 0 || lines == 0))
         return;
-    uint64_t number = ledger->pass >> 32, simple = KNOWN | RECORD | OWES | FAST;
-    uint64_t second = ~row->number & SECOND;
+    uint64_t number = ledger->pass >> 32, second = ~row->number & SECOND;
     lines = (row->lines + lines) & LINES;
     if (size > 0) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
-        record = &records[2 * fd + (second ? 1 : 0)];
+        struct record *record = &records[2 * fd + (second ? 1 : 0)];
         *record = (struct record){.line_began = (double)now.tv_sec + (double)now.tv_nsec * 1e-9,
                                   .lines = lines, .held = (uint32_t)size, .flags = MID_LINE};
         memcpy(record->body, held, size);
-        row->number = simple | second | number;
+        row->number = KNOWN | RECORD | OWES | FAST | second | number;
     }
     row->lines = number << LINES_BITS | lines;
 }
