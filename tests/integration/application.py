@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 LONG = 2**23
+SLOW = 0.5  # seconds
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -25,6 +26,8 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
         print("at the gate", file=sys.stderr, flush=True)
         while not Path(os.environ["GATE"]).exists():
             await asyncio.sleep(0.01)
+    if scope["path"].startswith("/slow"):
+        await asyncio.sleep(SLOW)
     answer = b"x" * LONG if scope["path"] == "/long" else b"%s %d" % (scope["raw_path"], sum(body))
     headers = [(b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

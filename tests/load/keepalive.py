@@ -1,9 +1,11 @@
 """Clients of an HTTP service that reuse their connections.
 
 As a program: HOST PORT CONNECTIONS. The service answers a POST request with its path and the sum
-of its body, and /long with a known number of x. Most clients stay connected, and send requests
-whole, in pieces or pipelined; one in a hundred asks for what is long and reads slowly. A few more
-connect, ask once and leave, again and again. Every byte of every body is compared.
+of the body, /slow... after a while, and /long with a known number of x. Most clients stay
+connected, and send requests whole, in pieces or pipelined; the first of those in pieces is slow.
+One in ten asks for what is slow without a pause, and one in a hundred asks for what is long and
+reads slowly. A few more connect, ask once and leave, again and again. Every byte of every body is
+compared.
 
 Reports are those of numbered.py, and so is the way to ask for them.
 """
@@ -16,6 +18,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -54,6 +57,14 @@ class Client:
     def is_brief(self) -> bool:
         return self.number < 0
 
+    @property
+    def is_busy(self) -> bool:
+        return self.number % 10 == 8 and not self.is_brief
+
+    @property
+    def sends_pieces(self) -> bool:
+        return self.number % 10 in (3, 4, 5, 6) and not self.is_brief
+
     async def run(self) -> None:
         """Be a client until the load finishes or, if it stays connected, until its first fault."""
         while not self.load.finishing:
@@ -89,29 +100,32 @@ class Client:
                 return
             self.load.open += not self.is_served
             self.is_served = True
-            await asyncio.sleep(2 * ROUND * self.random.random())
+            if not self.is_busy:
+                await asyncio.sleep(2 * ROUND * self.random.random())
 
     async def ask(self) -> None:
         """Send some requests, and compare the answers."""
         self.asked = time.monotonic()
         # Two long answers are more than can be handed over: the second would wait for the client.
-        count = 1 if self.is_brief or self.is_slow else self.random.randrange(1, 4)
-        asked = [self.question() for _ in range(count)]
+        is_single = self.is_brief or self.is_slow or self.is_busy
+        count = 1 if is_single else self.random.randrange(1, 4)
+        asked = [self.question(number == 0) for number in range(count)]
         data = b"".join(request for request, _ in asked)
-        if self.number % 10 in (3, 4, 5, 6) and not self.is_brief:  # in pieces
-            middle = self.random.randrange(len(data))
-            self.writer.write(data[:middle])
-            await asyncio.sleep(PAUSE * self.random.random())
-            data = data[middle:]
-        self.writer.write(data)
+        ends = sorted(self.random.randrange(len(data)) for _ in range(2 * self.sends_pieces))
+        for start, end in pairwise([0, *ends, len(data)]):
+            self.writer.write(data[start:end])
+            if end < len(data):
+                await asyncio.sleep(PAUSE * self.random.random())
         for _, expected in asked:
             await self.answer(expected)
         self.asked = 0
 
-    def question(self) -> tuple[bytes, bytes]:
+    def question(self, is_first: bool) -> tuple[bytes, bytes]:
         """A request, and the body of its answer."""
         body = self.random.randbytes(self.random.randrange(1000))
-        path = b"/long" if self.is_slow else b"/%d" % self.random.randrange(10**9)
+        takes_time = self.is_busy or (is_first and self.sends_pieces)
+        name = (b"/slow%d" if takes_time else b"/%d") % self.random.randrange(10**9)
+        path = b"/long" if self.is_slow else name
         head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path, len(body))
         return head + body, b"x" * LONG if self.is_slow else b"%s %d" % (path, sum(body))
 
