@@ -77,9 +77,14 @@ def test_commands_show_the_cause(machine: Container) -> None:
     only_local_addresses(machine)
     too_many_connections(machine)
     no_header(machine)
+    header_on_the_plain_socket(machine)
     timed_out(machine)
+    answers_not_read(machine)
     invalid_file(machine)
+    killed(machine)
     no_store(machine)
+    frozen(machine)
+    no_usable_socket(machine)
 
 
 def configure(machine: Container, text: str) -> None:
@@ -137,6 +142,22 @@ def no_header(machine: Container) -> None:
     assert quoted(symptom) in log(machine)
 
 
+def header_on_the_plain_socket(machine: Container) -> None:
+    configure(machine, "log_connections = true\n")
+    symptom = "the log names the load balancer, not its clients"
+    until(lambda: "127.0.0.1:9997" in look(machine, symptom))
+    send_header(machine, 9999)
+    until(lambda: "\n127.0.0.1:" in log(machine, "--output=cat"))
+    assert "192.0.2.7:4000" not in log(machine)
+    send_header(machine, 9997)
+    until(lambda: "192.0.2.7:4000: " in log(machine))
+
+
+def send_header(machine: Container, port: int) -> None:
+    header = r"PROXY TCP4 192.0.2.7 192.0.2.1 4000 9997\r\n"
+    machine.run("bash", "-c", f"printf '{header}' >/dev/tcp/127.0.0.1/{port}")
+
+
 def timed_out(machine: Container) -> None:
     configure(machine, "idle_timeout = 0.1\nlog_connections = true\n")
     with Conversation(machine) as conversation:
@@ -147,6 +168,40 @@ def timed_out(machine: Container) -> None:
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", SERVICE)
     until(lambda: " idle_timeout=1 " in log(machine))
     assert "`idle_timeout`" in row_of("a connection is closed after some minutes")[2]
+
+
+def answers_not_read(machine: Container) -> None:
+    symptom = "a client sees its connection reset"
+    configure(machine, "write_timeout = 0.2\n")
+    sends_only = ("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9999; yes >&3")
+    assert "reset by peer" in machine.try_run(*sends_only).stdout
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", SERVICE)
+    assert row_of(symptom)[2].startswith("the counter `write_timeout`")
+    until(lambda: " write_timeout=1 " in log(machine))
+
+
+def killed(machine: Container) -> None:
+    """Only the kernel's log says whether it was for lack of memory; a container has none."""
+    machine.run("kill", "-KILL", str(min(workers(machine))))
+    until(lambda: "was killed by SIGKILL (out of memory?)" in log(machine))
+    assert row_of('"was killed by SIGKILL (out of memory?)"')[2] == "`journalctl -k`"
+
+
+def frozen(machine: Container) -> None:
+    symptom = "all connections are reset while or after the service is frozen"
+    drop_in(machine, SERVICE, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n")
+    machine.run("systemctl", "restart", SERVICE)
+    machine.run("systemctl", "kill", "--kill-whom=all", "--signal=STOP", SERVICE)
+    until(lambda: "Watchdog timeout" in look(machine, symptom))
+    until(lambda: is_active(machine))
+
+
+def no_usable_socket(machine: Container) -> None:
+    symptom = "the service does not start, status 71"
+    machine.run("systemctl", "stop", SOCKET, SERVICE)
+    drop_in(machine, SOCKET, "[Socket]\nListenStream=\nListenDatagram=127.0.0.1:9999\n")
+    machine.try_run("systemctl", "start", SERVICE)
+    until(lambda: "status=71/OSERR" in look(machine, symptom))
 
 
 def invalid_file(machine: Container) -> None:
