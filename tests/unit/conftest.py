@@ -1,5 +1,6 @@
 """What the unit tests share."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -18,9 +19,13 @@ def open_descriptors() -> set[int]:
 @pytest.fixture
 def no_leak() -> Iterator[None]:
     """Fails the test if it leaves more descriptors open than it found."""
-    before = open_descriptors()
-    yield
-    assert open_descriptors() <= before  # what an earlier test left may be closed meanwhile
+    gc.disable()  # otherwise, what an earlier test left could be closed meanwhile
+    try:
+        before = open_descriptors()
+        yield
+        assert open_descriptors() <= before
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
