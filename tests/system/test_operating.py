@@ -198,7 +198,7 @@ def frozen(machine: Container) -> None:
 
 def no_usable_socket(machine: Container) -> None:
     symptom = "the service does not start, status 71"
-    machine.run("systemctl", "stop", SOCKET, SERVICE)
+    machine.run("systemctl", "disable", "--now", "tcpupperd-proxy.socket", SOCKET, SERVICE)
     drop_in(machine, SOCKET, "[Socket]\nListenStream=\nListenDatagram=127.0.0.1:9999\n")
     machine.try_run("systemctl", "start", SERVICE)
     until(lambda: "status=71/OSERR" in look(machine, symptom))
