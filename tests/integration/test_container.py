@@ -121,6 +121,8 @@ def running() -> Iterator[Container]:
             try:
                 yield Container(folder, outer, *first_process(outer))
             finally:
+                for pid in children(outer.pid):  # --kill-child kills none of another user
+                    os.kill(pid, signal.SIGKILL)
                 outer.kill()
 
 
