@@ -13,7 +13,6 @@ Reports are those of numbered.py, and so is the way to ask for them.
 import asyncio
 import json
 import os
-import random
 import socket
 import sys
 import time
@@ -25,7 +24,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from integration.application import LONG
-from load.numbered import BRIEF, PAUSE, ROUND, SIP, SLOW, TIMEOUT, Report
+from load.numbered import BRIEF, PAUSE, ROUND, SIP, TIMEOUT, Habits, Report
 
 SIPS = 0.04  # seconds between two sips of a slow client
 
@@ -39,23 +38,13 @@ FAULTS: dict[type[Exception], str] = {
 }
 
 
-class Client:
+class Client(Habits):
     """A connection, or one after the other if it is brief."""
 
     def __init__(self, load: "Load", number: int) -> None:
+        super().__init__(number)
         self.load = load
-        self.number = number
-        self.random = random.Random(number)
         self.asked = 0.0  # when; 0 if nothing is due
-        self.is_served = False  # until then, it may wait in the accept queue
-
-    @property
-    def is_slow(self) -> bool:
-        return self.number % SLOW == SLOW - 1 and not self.is_brief
-
-    @property
-    def is_brief(self) -> bool:
-        return self.number < 0
 
     @property
     def is_busy(self) -> bool:

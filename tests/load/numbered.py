@@ -117,19 +117,13 @@ class Numbered:
         return Report(**json.loads(line))
 
 
-class Client:
-    """A connection, and what is still to be sent and to be received on it."""
+class Habits:
+    """What a client does, which its number decides. It is brief if that is negative."""
 
-    def __init__(self, load: "Load", number: int) -> None:
-        self.load = load
+    def __init__(self, number: int) -> None:
         self.number = number
         self.random = random.Random(number)
-        self.lines = 0
-        self.outgoing = b""
-        self.due = bytearray()
-        self.progress = 0.0  # when something was sent or received
         self.is_served = False  # until then, it may wait in the accept queue
-        self.socket: socket.socket | None = None
 
     @property
     def is_slow(self) -> bool:
@@ -138,6 +132,19 @@ class Client:
     @property
     def is_brief(self) -> bool:
         return self.number < 0
+
+
+class Client(Habits):
+    """A connection, and what is still to be sent and to be received on it."""
+
+    def __init__(self, load: "Load", number: int) -> None:
+        super().__init__(number)
+        self.load = load
+        self.lines = 0
+        self.outgoing = b""
+        self.due = bytearray()
+        self.progress = 0.0  # when something was sent or received
+        self.socket: socket.socket | None = None
 
     def connect(self) -> None:
         sock = socket.socket()

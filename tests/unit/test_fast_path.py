@@ -29,11 +29,11 @@ from integration.processes import cannot
 from tcpupperd.serving.fast_path import RECEIVE_SIZE, SWITCH, python_fast_path
 from tcpupperd.serving.protocol import HELD_MAX
 from tools import need
+from waiting import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 FUZZ_CASES = scaled(2_000, 1_000_000)
 CALLS = scaled(100_000, 1_000_000)
-DEADLINE = 120.0
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -19,7 +19,7 @@ from tcpupperd.processes import connection_format, keepers
 from tcpupperd.processes.connection_format import Connection
 from tcpupperd.processes.generation import Generation
 from tcpupperd.processes.keeper import Estate, Keeper
-from tcpupperd.processes.keepers import DEATHS, WAIT_MAX, Keepers, verdict_on
+from tcpupperd.processes.keepers import DEATHS, KEEPER_TIME, WAIT_MAX, Keepers, verdict_on
 from tcpupperd.processes.orders import Order, Verdict
 from tcpupperd.processes.scoreboard import Scoreboard
 from tcpupperd.processes.signals import FAULTS
@@ -27,6 +27,7 @@ from tcpupperd.processes.worker_process import WorkerProcess
 from tcpupperd.serving.counters import KEEPER, OPEN, WORKER_DIED
 from tcpupperd.serving.ledger import Ledger
 from unit.channels import tcp_pairs
+from waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,6 +220,27 @@ def test_what_is_not_handed_over_is_lost(scoreboard: Scoreboard, die: Die, child
     assert scoreboard.daemon[WORKER_DIED] == 2
     assert not them
     assert them.next_wake == math.inf
+
+
+def test_keeper_that_takes_too_long_is_killed(
+    scoreboard: Scoreboard, die: Die, child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(keepers, "monotonic", lambda: now)
+    dead, them = die(), Keepers(scoreboard)
+    claims(them, dead, child)
+    assert them.leave(dead.process, KILLED)
+    assert them.next_wake == now + KEEPER_TIME
+    os.kill(child, signal.SIGSTOP)
+    now += KEEPER_TIME - 0.1
+    them.act()
+    assert not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    now = them.next_wake
+    them.act()
+    ended = until(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    assert ended.si_status == signal.SIGKILL
+    assert them.reaped(child)
+    assert scoreboard.daemon[WORKER_DIED] == 3
 
 
 def test_deaths_in_a_row_slow_the_keepers_down(
